@@ -1,0 +1,73 @@
+"""What passes between scheduler and engine: numpy only, so that the scheduler can be tested with a list and a clock.
+
+A request is cut into pieces; a piece is one prompt with some of its completions, all that the engine must know to
+score them. Pieces of many requests share a batch, in any mix of temperatures, normalizers and extras.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from grpo_client.protocol import Extra, FloatArray, IntArray, Normalizer, ReferenceInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One prompt (P,) with completions (C,) each; token_ids as in `grpo_client.protocol.Group`."""
+
+    prompt: IntArray
+    completions: tuple[IntArray, ...]
+    temperature: float
+    normalizer: Normalizer = "softmax"
+    extras: frozenset[Extra] = frozenset()
+    top_k: int = 0
+    token_ids: tuple[IntArray, ...] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to run through the model: the prompt once, and every completion."""
+        return len(self.prompt) + sum(len(c) for c in self.completions)
+
+
+@dataclass(frozen=True, slots=True)
+class PieceScores:
+    """Flat over the piece's completion tokens, in order: logprobs (N,), extras as EXTRA_ARRAYS, status (S,) uint8."""
+
+    logprobs: FloatArray
+    status: npt.NDArray[np.uint8]
+    extras: dict[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchScores:
+    """Scores of each piece in the order given, and the tokens that really ran (shared prompts counted once)."""
+
+    pieces: list[PieceScores]
+    computed_tokens: int
+    splits: int = 0  # how often the batch was halved because memory ran out
+
+
+class Engine(Protocol):
+    """What the scheduler needs of an engine. `prepare` may run beside `compute`; `compute` runs on one thread only.
+
+    `compute` raises `OutOfMemory` when even a single piece cannot be scored; nothing else is expected of it.
+    """
+
+    @property
+    def info(self) -> ReferenceInfo: ...
+
+    def prepare(self, pieces: Sequence[Piece]) -> Any: ...
+
+    def compute(self, batch: Any) -> BatchScores: ...
+
+    def bytes_of(self, piece: Piece) -> int:
+        """Peak bytes above the loaded weights that scoring this piece alone would take: known before it runs."""
+        ...
+
+
+class OutOfMemory(RuntimeError):
+    """One piece alone does not fit into memory."""
