@@ -1,0 +1,21 @@
+"""The packed stream: many groups in one batch without padding, each prompt once.
+
+`layout` says where every token is, `schedule` which attention calls that takes, `kernels` is one call, `attention` runs
+and merges them with gradient, `hook` is the door for transformers' models.
+"""
+
+from .attention import packed_attention
+from .hook import NAME, attention_forward, packed_stream, stream_inputs
+from .layout import PackedLayout, Segment
+from .schedule import Schedule
+
+__all__ = [
+    "NAME",
+    "PackedLayout",
+    "Schedule",
+    "Segment",
+    "attention_forward",
+    "packed_attention",
+    "packed_stream",
+    "stream_inputs",
+]

@@ -1,0 +1,96 @@
+"""The packed attention in the signature that transformers' `AttentionInterface` calls, without importing transformers.
+
+    AttentionInterface.register(NAME, attention_forward); model.set_attn_implementation(NAME)
+    with packed_stream(schedule) as calls:
+        hidden = backbone(input_ids=ids[None], position_ids=positions[None], use_cache=False).last_hidden_state
+
+No mask function goes with it: the model then prepares no mask. Whoever uses it must check `calls`: a model may take the
+name and never call the function, and be wrong without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attention import packed_attention
+from .layout import PackedLayout
+from .schedule import Schedule
+
+NAME = "grpo_packed"
+
+
+@dataclass
+class Calls:
+    """How often attention was asked for in one forward: it must come to one call per attention layer."""
+
+    schedule: Schedule
+    count: int = 0
+
+
+_current: ContextVar[Calls | None] = ContextVar("grpo_packed_stream", default=None)
+
+
+@contextmanager
+def packed_stream(schedule: Schedule) -> Iterator[Calls]:
+    """Inside, attention layers of a model that was switched to `NAME` read the stream by `schedule`."""
+    calls = Calls(schedule)
+    token = _current.set(calls)
+    try:
+        yield calls
+    finally:
+        _current.reset(token)
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """query (1, H, T, D), key and value (1, H_kv, T, D) -> ((1, T, H, D), None). Raises RuntimeError outside a stream."""
+    calls = _current.get()
+    if calls is None:
+        raise RuntimeError("the packed attention was called outside `packed_stream`")
+    if attention_mask is not None or dropout:
+        raise RuntimeError(
+            "the packed attention takes neither a mask nor dropout: call model.eval() and pass no mask"
+        )
+    calls.count += 1
+    out = packed_attention(
+        query[0],
+        key[0],
+        value[0],
+        calls.schedule,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        softcap=softcap,
+        window=sliding_window,
+        sinks=s_aux,
+    )
+    return out[None], None
+
+
+def stream_inputs(schedule: Schedule) -> dict[str, Tensor]:
+    """`input_ids` and `position_ids`, (1, T) int64 each, padded to `schedule.padded_tokens` with token 0 from position 0."""
+    layout: PackedLayout = schedule.layout
+    padding = schedule.padded_tokens - layout.tokens
+    ids = torch.zeros(1, schedule.padded_tokens, dtype=torch.int64)
+    positions = torch.zeros(1, schedule.padded_tokens, dtype=torch.int64)
+    ids[0, : layout.tokens] = torch.from_numpy(layout.token_ids)
+    positions[0, : layout.tokens] = torch.from_numpy(layout.positions)
+    positions[0, layout.tokens :] = torch.arange(padding)
+    return {"input_ids": ids.to(schedule.device), "position_ids": positions.to(schedule.device)}

@@ -1,0 +1,128 @@
+"""Which attention calls a packed stream needs: worked out once per batch, run once per layer.
+
+Two kinds of call. A *causal* call takes segments of one length as a batch, each attending to itself. A *cross* call takes
+all rows below a segment as queries over that segment's keys. A sliding window turns a call that it cuts into a masked one;
+calls it does not cut stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .layout import PackedLayout, Segment
+
+# A masked call holds a (queries, keys) mask: queries are taken this many at a time.
+_MASK_ROWS = 1024
+# Segments of unlike length share a call while padding stays below this share of it.
+_MAX_PADDING = 0.15
+# The CPU kernel works on 32 or more queries at a time; a last block of fewer than four gives other bits.
+QUERY_BLOCK = 32
+
+
+@dataclass(frozen=True)
+class CausalCall:
+    """`index` (n, L): rows of n segments, padded by repeating the last row; `valid` (n * L,) the real ones, None if all."""
+
+    index: Tensor
+    valid: Tensor | None
+    start: int | None  # the rows are start .. start + n * L in order: a view does, nothing is gathered
+    mask: Tensor | None  # (L, L), True where a key is seen; None: plain causal
+
+
+@dataclass(frozen=True, slots=True)
+class CrossCall:
+    """Rows [start, stop) over keys [key_start, key_stop); `rows` of them are wanted, the rest is padding."""
+
+    start: int
+    stop: int
+    rows: int
+    key_start: int
+    key_stop: int
+    mask: Tensor | None  # (stop - start, key_stop - key_start), True where a key is seen
+
+
+@dataclass
+class Schedule:
+    """The calls of one layout on one device.
+
+    exact: only segments of equal length share a call, and queries come in whole blocks, so that the bits of a row do not
+    depend on what else is in the batch. The stream must then end in QUERY_BLOCK rows of padding (`padded_tokens`).
+    """
+
+    layout: PackedLayout
+    device: torch.device
+    exact: bool = False
+    _calls: dict[int | None, tuple[list[CausalCall], list[CrossCall]]] = field(
+        default_factory=lambda: {}, repr=False
+    )
+
+    @property
+    def padded_tokens(self) -> int:
+        """Rows of the stream as it goes through the model."""
+        if not self.exact:
+            return self.layout.tokens
+        return -(-self.layout.tokens // QUERY_BLOCK) * QUERY_BLOCK + QUERY_BLOCK
+
+    def calls(self, window: int | None) -> tuple[list[CausalCall], list[CrossCall]]:
+        """Causal calls, then cross calls with parents before children. window: sliding window in tokens, or None."""
+        if window is not None and window > self.layout.positions.max(initial=0):
+            window = None  # it cuts nothing here
+        if window not in self._calls:
+            self._calls[window] = (list(self._causal(window)), list(self._cross(window)))
+        return self._calls[window]
+
+    def _causal(self, window: int | None) -> Iterator[CausalCall]:
+        segments = [*self.layout.prompts, *self.layout.completions]
+        if self.exact and self.padded_tokens > self.layout.tokens:
+            segments.append(Segment(self.layout.tokens, self.padded_tokens, self.padded_tokens, 0))
+        for bucket in _buckets(segments, 0.0 if self.exact else _MAX_PADDING):
+            length = max(s.length for s in bucket)
+            starts = torch.tensor([s.start for s in bucket], device=self.device)
+            lengths = torch.tensor([s.length for s in bucket], device=self.device)
+            step = torch.arange(length, device=self.device)
+            index = starts[:, None] + torch.minimum(step[None, :], lengths[:, None] - 1)
+            ragged = any(s.length != length for s in bucket)
+            in_order = not ragged and all(b.start == a.end for a, b in zip(bucket, bucket[1:], strict=False))
+            mask = None
+            if window is not None and length > window:
+                back = step[:, None] - step[None, :]
+                mask = (back >= 0) & (back < window)
+            valid = torch.nonzero((step[None, :] < lengths[:, None]).flatten()).flatten() if ragged else None
+            yield CausalCall(index, valid, bucket[0].start if in_order else None, mask)
+
+    def _cross(self, window: int | None) -> Iterator[CrossCall]:
+        positions = torch.from_numpy(self.layout.positions).to(self.device) if window is not None else None
+        for parent in self.layout.prompts:
+            rows = parent.reach - parent.end
+            if rows == 0:
+                continue
+            if positions is None or window is None:
+                stop = parent.end + (-(-rows // QUERY_BLOCK) * QUERY_BLOCK if self.exact else rows)
+                yield CrossCall(parent.end, stop, rows, parent.start, parent.end, None)
+                continue
+            keys = positions[parent.start : parent.end]
+            for start in range(parent.end, parent.reach, _MASK_ROWS):
+                wanted = min(_MASK_ROWS, parent.reach - start)
+                stop = start + (-(-wanted // QUERY_BLOCK) * QUERY_BLOCK if self.exact else wanted)
+                seen = torch.zeros(stop - start, len(keys), dtype=torch.bool, device=self.device)
+                seen[:wanted] = positions[start : start + wanted, None] - keys[None, :] < window
+                yield CrossCall(start, stop, wanted, parent.start, parent.end, seen)
+
+
+def _buckets(segments: Sequence[Segment], max_padding: float) -> Iterator[list[Segment]]:
+    """Segments that go into one causal call: of like length, with at most `max_padding` of the call wasted."""
+    bucket: list[Segment] = []
+    real = 0
+    for segment in sorted((s for s in segments if s.length), key=lambda s: (s.length, s.start)):
+        # the newest is the longest: with it in, the call has len * length rows
+        if bucket and 1 - (real + segment.length) / ((len(bucket) + 1) * segment.length) > max_padding:
+            yield bucket
+            bucket, real = [], 0
+        bucket.append(segment)
+        real += segment.length
+    if bucket:
+        yield bucket
