@@ -42,13 +42,11 @@ def packed_attention(
     further back than window - 1 are not seen; sinks: (H,) an extra logit a head that takes weight and gives nothing.
     Returns (T, H, D) in q's dtype.
     """
-    kernel: Kernel = (
-        Plain(scale, softcap) if softcap or sinks is not None or not Flash.takes(q, k, v) else Flash(scale)
-    )
+    kernel: Kernel = Plain(scale, softcap) if softcap or sinks is not None or not Flash.takes(q, k, v) else Flash(scale)
     if not torch.is_grad_enabled() or not (q.requires_grad or k.requires_grad or v.requires_grad):
         out, lse = _forward(q, k, v, schedule, kernel, window)
     else:
-        out, lse = _PackedAttention.apply(q, k, v, schedule, kernel, window)  # pyright: ignore[reportGeneralTypeIssues]
+        out, lse = _PackedAttention.apply(q, k, v, schedule, kernel, window)  # pyright: ignore[reportCallIssue]
     if sinks is not None:  # joins the denominator only
         out = out * torch.sigmoid(lse - sinks.float()).to(out.dtype)[..., None]
     return out
@@ -63,14 +61,12 @@ def _forward(
     out = q.new_empty(tokens, heads, v.shape[-1])
     lse = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
     for call in causal_calls:
-        part, part_lse = kernel.forward(*(_take(t, call) for t in (q, k, v)), True, call.mask)
+        part, part_lse = kernel.forward(_take(q, call), _take(k, call), _take(v, call), True, call.mask)
         _put(out, part.transpose(1, 2), call)
         _put(lse, part_lse.transpose(1, 2), call)
     for call in cross_calls:
         rows, keys = slice(call.start, call.stop), slice(call.key_start, call.key_stop)
-        part, part_lse = kernel.forward(
-            q[None, :, rows], k[None, :, keys], v[None, :, keys], False, call.mask
-        )
+        part, part_lse = kernel.forward(q[None, :, rows], k[None, :, keys], v[None, :, keys], False, call.mask)
         mine = slice(call.start, call.start + call.rows)
         out[mine], lse[mine] = _merge(
             out[mine],
@@ -109,7 +105,9 @@ class _PackedAttention(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, d_out: Tensor | None, d_lse: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         schedule, kernel, window = ctx.plan
         causal_calls, cross_calls = schedule.calls(window)
@@ -117,20 +115,19 @@ class _PackedAttention(torch.autograd.Function):
         dq, dk, dv = (torch.zeros_like(t) for t in (q, k, v))
         by_head = [None if t is None else t.transpose(0, 1) for t in (d_out, d_lse, out, lse)]
         for call in causal_calls:
-            d_o, d_l, o, l = (None if t is None else _take(t, call) for t in by_head)
+            d_o, d_l, o, l_ = (None if t is None else _take(t, call) for t in by_head)
             if call.valid is not None:  # padding repeats a real row: its gradient must not be counted again
+                assert d_o is not None
                 d_o = _only_valid(d_o, call)
                 d_l = None if d_l is None else _only_valid(d_l, call)
-            grads = kernel.backward(d_o, d_l, *(_take(t, call) for t in (q, k, v)), o, l, True, call.mask)
+            grads = kernel.backward(d_o, d_l, *(_take(t, call) for t in (q, k, v)), o, l_, True, call.mask)
             for total, part in zip((dq, dk, dv), grads, strict=True):
                 total.index_add_(1, call.index.flatten(), part.transpose(0, 1).flatten(1, 2))
         for call in cross_calls:
             rows, keys = slice(call.start, call.start + call.rows), slice(call.key_start, call.key_stop)
-            d_o, d_l, o, l = (None if t is None else t[None, :, rows] for t in by_head)
+            d_o, d_l, o, l_ = (None if t is None else t[None, :, rows] for t in by_head)
             mask = None if call.mask is None else call.mask[: call.rows]
-            grads = kernel.backward(
-                d_o, d_l, q[None, :, rows], k[None, :, keys], v[None, :, keys], o, l, False, mask
-            )
+            grads = kernel.backward(d_o, d_l, q[None, :, rows], k[None, :, keys], v[None, :, keys], o, l_, False, mask)
             for total, part, where in zip((dq, dk, dv), grads, (rows, keys, keys), strict=True):
                 total[:, where] += part[0]
         return dq, dk, dv, None, None, None

@@ -10,7 +10,7 @@ name and never call the function, and be wrong without a word.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ _current: ContextVar[Calls | None] = ContextVar("grpo_packed_stream", default=No
 
 
 @contextmanager
-def packed_stream(schedule: Schedule) -> Iterator[Calls]:
+def packed_stream(schedule: Schedule) -> Generator[Calls]:
     """Inside, attention layers of a model that was switched to `NAME` read the stream by `schedule`."""
     calls = Calls(schedule)
     token = _current.set(calls)
@@ -67,9 +67,7 @@ def attention_forward(
     if calls is None:
         raise RuntimeError("the packed attention was called outside `packed_stream`")
     if attention_mask is not None or dropout:
-        raise RuntimeError(
-            "the packed attention takes neither a mask nor dropout: call model.eval() and pass no mask"
-        )
+        raise RuntimeError("the packed attention takes neither a mask nor dropout: call model.eval() and pass no mask")
     calls.count += 1
     out = packed_attention(
         query[0],

@@ -27,9 +27,7 @@ _PLAIN_SCORES = 8 << 20
 class Kernel(Protocol):
     """What a call is computed with."""
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]: ...
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None) -> tuple[Tensor, Tensor]: ...
 
     def backward(
         self, d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
@@ -47,13 +45,9 @@ class Flash:
     def takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
         """Whether the kernel has these: on the CPU, one head size for keys and values, a floating type it knows."""
         known = q.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-        return (
-            q.device.type == "cpu" and known and q.shape[-1] == v.shape[-1] and q.dtype == k.dtype == v.dtype
-        )
+        return q.device.type == "cpu" and known and q.shape[-1] == v.shape[-1] and q.dtype == k.dtype == v.dtype
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         bias = _additive(mask, q.dtype)
         repeats = q.shape[1] // k.shape[1]
         if repeats == 1:
@@ -120,9 +114,7 @@ class Plain:
     scale: float
     softcap: float | None = None
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         repeats = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(repeats, 1).float(), v.repeat_interleave(repeats, 1).float()
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
@@ -182,6 +174,4 @@ def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """A (L, S) mask as the kernel wants it: 0 where seen, -inf elsewhere, broadcast over batch and heads."""
     if mask is None:
         return None
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)[
-        None, None
-    ]
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)[None, None]

@@ -84,9 +84,7 @@ class PackedLayout:
 class _Builder:
     """Grows the stream depth first. One use, one layout."""
 
-    def __init__(
-        self, prompts: Sequence[Tokens], completions: Sequence[Sequence[Tokens]], share: bool
-    ) -> None:
+    def __init__(self, prompts: Sequence[Tokens], completions: Sequence[Sequence[Tokens]], share: bool) -> None:
         self.groups: dict[bytes, list[int]] = {}  # equal prompts -> the groups that have them
         for k, prompt in enumerate(prompts):
             self.groups.setdefault(np.ascontiguousarray(prompt, dtype=">i4").tobytes(), []).append(k)
@@ -120,17 +118,13 @@ class _Builder:
             token_ids=np.concatenate(self.chunks).astype(np.int32, copy=False)
             if self.chunks
             else np.zeros(0, np.int32),
-            positions=np.concatenate(
-                [np.arange(o, o + len(c)) for o, c in zip(self.offsets, self.chunks, strict=True)]
-            )
+            positions=np.concatenate([np.arange(o, o + len(c)) for o, c in zip(self.offsets, self.chunks, strict=True)])
             if self.chunks
             else np.zeros(0, np.int64),
             prompts=tuple(self.prompts),
             completions=tuple(self.leaves),
             predict_rows=np.concatenate(rows) if rows else np.zeros(0, np.int64),
-            targets=np.concatenate(targets).astype(np.int32, copy=False)
-            if targets
-            else np.zeros(0, np.int32),
+            targets=np.concatenate(targets).astype(np.int32, copy=False) if targets else np.zeros(0, np.int32),
         )
 
     def _append(self, tokens: Tokens, position: int) -> int:

@@ -7,6 +7,7 @@ calls it does not cut stay as they are.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -56,9 +57,7 @@ class Schedule:
     layout: PackedLayout
     device: torch.device
     exact: bool = False
-    _calls: dict[int | None, tuple[list[CausalCall], list[CrossCall]]] = field(
-        default_factory=lambda: {}, repr=False
-    )
+    _calls: dict[int | None, tuple[list[CausalCall], list[CrossCall]]] = field(default_factory=lambda: {}, repr=False)
 
     @property
     def padded_tokens(self) -> int:
@@ -86,7 +85,7 @@ class Schedule:
             step = torch.arange(length, device=self.device)
             index = starts[:, None] + torch.minimum(step[None, :], lengths[:, None] - 1)
             ragged = any(s.length != length for s in bucket)
-            in_order = not ragged and all(b.start == a.end for a, b in zip(bucket, bucket[1:], strict=False))
+            in_order = not ragged and all(b.start == a.end for a, b in itertools.pairwise(bucket))
             mask = None
             if window is not None and length > window:
                 back = step[:, None] - step[None, :]

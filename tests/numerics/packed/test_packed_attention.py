@@ -10,12 +10,8 @@ from grpo_numerics.packed import PackedLayout, Schedule, packed_attention
 
 PROMPT_KINDS = {
     "one group": lambda rng: [[rng.randrange(99) for _ in range(21)]],
-    "nested": lambda rng: (lambda p: [p[:18], p[:40], p[:57], p + [1, 2]])(
-        [rng.randrange(99) for _ in range(80)]
-    ),
-    "shared": lambda rng: (lambda p: [p, p, p[:30] + [1], p[:30] + [2, 2]])(
-        [rng.randrange(99) for _ in range(30)]
-    ),
+    "nested": lambda rng: (lambda p: [p[:18], p[:40], p[:57], [*p, 1, 2]])([rng.randrange(99) for _ in range(80)]),
+    "shared": lambda rng: (lambda p: [p, p, [*p[:30], 1], [*p[:30], 2, 2]])([rng.randrange(99) for _ in range(30)]),
     "apart": lambda rng: [[rng.randrange(99) for _ in range(n)] for n in (1, 7, 33)],
 }
 
@@ -24,10 +20,7 @@ def layout_of(kind, seed, share=True):
     rng = random.Random(seed)
     prompts = [np.array(p, np.int32) for p in PROMPT_KINDS[kind](rng)]
     completions = [
-        [
-            np.array([rng.randrange(99) for _ in range(rng.choice([0, 1, 2, 5, 5, 9, 20]))], np.int32)
-            for _ in range(4)
-        ]
+        [np.array([rng.randrange(99) for _ in range(rng.choice([0, 1, 2, 5, 5, 9, 20]))], np.int32) for _ in range(4)]
         for _ in prompts
     ]
     return PackedLayout.build(prompts, completions, share_prefixes=share)
@@ -89,9 +82,7 @@ def test_forward_and_gradient_equal_dense_attention(kind, heads, kv_heads, softc
     exact_leaves = [t.detach().double().requires_grad_() for t in leaves]
     qd, kd, vd = exact_leaves[:3]
     seen = seen_by(layout, tokens, window)
-    seen[layout.tokens :, layout.tokens :] = (
-        torch.ones(tokens - layout.tokens, tokens - layout.tokens).tril().bool()
-    )
+    seen[layout.tokens :, layout.tokens :] = torch.ones(tokens - layout.tokens, tokens - layout.tokens).tril().bool()
     expected = dense(qd, kd, vd, seen, 0.3, softcap, exact_leaves[3] if sink else None)
     expected_grads = torch.autograd.grad((expected * weight.double()).sum(), exact_leaves)
 
@@ -99,9 +90,7 @@ def test_forward_and_gradient_equal_dense_attention(kind, heads, kv_heads, softc
     # an fp32 attention over at most ~100 keys of size-1 values: a few dozen roundings of numbers of size 1
     torch.testing.assert_close(out[:n].double(), expected[:n], rtol=0, atol=100 * 2**-24)
     for grad, want in zip(grads, expected_grads, strict=True):
-        torch.testing.assert_close(
-            grad.double(), want, rtol=0, atol=400 * 2**-24 * max(1.0, want.abs().max().item())
-        )
+        torch.testing.assert_close(grad.double(), want, rtol=0, atol=400 * 2**-24 * max(1.0, want.abs().max().item()))
 
 
 def test_no_gradient_path_gives_the_same_bits():
@@ -118,10 +107,7 @@ def test_layout_lists_every_context_exactly():
         rng = random.Random(seed)
         prompts = [np.array(p, np.int32) for p in PROMPT_KINDS[kind](rng)]
         completions = [
-            [
-                np.array([rng.randrange(3) for _ in range(rng.choice([0, 1, 2, 3, 9]))], np.int32)
-                for _ in range(4)
-            ]
+            [np.array([rng.randrange(3) for _ in range(rng.choice([0, 1, 2, 3, 9]))], np.int32) for _ in range(4)]
             for _ in prompts
         ]
         layout = PackedLayout.build(prompts, completions, share_prefixes=share)
