@@ -203,7 +203,11 @@ class ScoreResult:
 
     def ragged(self) -> list[FloatArray]:
         """Log-probs as one (C,) view per completion, in the caller's order."""
-        return cast("list[FloatArray]", np.split(self.logprobs, np.cumsum(self.completion_lengths)[:-1])) if len(self) else []
+        return (
+            cast("list[FloatArray]", np.split(self.logprobs, np.cumsum(self.completion_lengths)[:-1]))
+            if len(self)
+            else []
+        )
 
     def padded(self, fill: float = 0.0, length: int | None = None) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
         """Log-probs right-padded to (S, length) with `fill`, and the (S, length) mask that is True on real tokens.

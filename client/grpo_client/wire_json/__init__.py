@@ -1,0 +1,13 @@
+"""The native message as JSON: for curl, for people, for languages without a tensor library, and for text prompts.
+
+Shapes are those of the API reference. What JSON cannot say and how it is said: a non-finite figure is `null` (read back
+as NaN; the completion's status tells), and an fp32 figure is written with as few digits as read back to the same bits.
+
+Strict, and meant for requests of 100,000 tokens and more: the parser is pydantic-core's, ids are checked and converted
+all at once, and only an error pays for finding out where it is.
+"""
+
+from grpo_client.wire_json.request import decode_request, encode_request
+from grpo_client.wire_json.result import decode_result, encode_result
+
+__all__ = ["decode_request", "decode_result", "encode_request", "encode_result"]

@@ -1,0 +1,215 @@
+"""`ScoreRequest` and `TextScoreRequest` to JSON and back. What holds in every encoding is checked in `validation`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, Final, cast
+
+from pydantic_core import from_json, to_json
+
+from grpo_client.errors import ProtocolError
+from grpo_client.protocol import EXTRAS, Group, ScoreRequest
+from grpo_client.text import ChatMessage, TextGroup, TextScoreRequest
+from grpo_client.validation import (
+    Limits,
+    as_list,
+    as_object,
+    check_body,
+    check_count,
+    check_structure,
+    describe,
+    read_extras,
+    read_fingerprint,
+    read_normalizer,
+    read_temperature,
+    read_top_k,
+)
+from grpo_client.wire_json.ids import id_arrays, read_token_ids
+
+_REQUEST_FIELDS: Final = ("groups", "temperature", "normalizer", "return", "top_k", "token_ids", "fingerprint")
+_GROUP_FIELDS: Final = ("prompt", "messages", "completions")
+
+
+def encode_request(req: ScoreRequest | TextScoreRequest) -> bytes:
+    """A request as JSON bytes."""
+    temperatures = [g.temperature for g in req.groups]
+    message: dict[str, Any] = {
+        "groups": [_group_out(g) for g in req.groups],
+        "temperature": temperatures[0] if len(set(temperatures)) == 1 else temperatures,
+        "normalizer": req.normalizer,
+        "return": [name for name in EXTRAS if name in req.extras],
+        "top_k": req.top_k,
+        "fingerprint": req.fingerprint,
+    }
+    if isinstance(req, ScoreRequest) and any(g.token_ids is not None for g in req.groups):
+        message["token_ids"] = [
+            None if g.token_ids is None else [ids.tolist() for ids in g.token_ids] for g in req.groups
+        ]
+    return to_json(message, inf_nan_mode="constants")
+
+
+def _group_out(group: Group | TextGroup) -> dict[str, Any]:
+    if isinstance(group, Group):
+        return {"prompt": group.prompt.tolist(), "completions": [c.tolist() for c in group.completions]}
+    prompt = {"prompt": group.prompt} if isinstance(group.prompt, str) else {"messages": group.prompt}
+    return {**prompt, "completions": group.completions}
+
+
+def decode_request(body: bytes, limits: Limits | None = None) -> ScoreRequest | TextScoreRequest:
+    """Read and check a request. Text prompts come back as `TextScoreRequest`, for the server's tokenizer.
+
+    Raises ProtocolError with the field's path. What only the model knows (vocabulary, context) is `check_request`'s.
+    """
+    limits = limits or Limits()
+    check_body(body, limits)
+    message = _parse_object(body)
+    _only_fields(message, _REQUEST_FIELDS, "")
+    groups = _groups(message)
+    check_count(sum(len(g["completions"]) for g in groups), limits)
+    temperatures = _temperatures(message.get("temperature", 1.0), len(groups))
+    common: dict[str, Any] = {
+        "normalizer": read_normalizer(message.get("normalizer", "softmax")),
+        "extras": read_extras(message.get("return", [])),
+        "top_k": read_top_k(message.get("top_k", 0)),
+        "fingerprint": read_fingerprint(message.get("fingerprint")),
+    }
+    token_ids = message.get("token_ids")
+    req: ScoreRequest | TextScoreRequest
+    if any(_is_text(g) for g in groups):
+        if token_ids is not None:
+            raise ProtocolError(
+                "token_ids needs completions given as ids, since positions of text are not known before tokenization; "
+                "tokenize first, or leave token_ids out",
+                "token_ids",
+                code="text_token_ids",
+            )
+        req = TextScoreRequest(
+            tuple(_text_group(g, k, t) for k, (g, t) in enumerate(zip(groups, temperatures, strict=True))), **common
+        )
+    else:
+        req = ScoreRequest(_id_groups(groups, temperatures, token_ids), **common)
+    check_structure(req)
+    return req
+
+
+def _parse_object(body: bytes) -> dict[str, Any]:
+    try:
+        parsed = from_json(body)
+    except ValueError as error:
+        raise ProtocolError(f"the body is not valid JSON ({error}); is it cut off?", code="malformed_json") from error
+    if (message := as_object(parsed)) is None:
+        raise ProtocolError(f"the body must be a JSON object, got {describe(parsed)}", code="wrong_type")
+    return message
+
+
+def _only_fields(message: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for name in message:
+        if name not in known:
+            raise ProtocolError(
+                f"{where}{name} is not a field; known here: {', '.join(known)}", f"{where}{name}", code="unknown_field"
+            )
+
+
+def _groups(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The groups, each an object with `completions` and either `prompt` or `messages`."""
+    if "groups" not in message:
+        raise ProtocolError(
+            'groups is missing; send {"groups": [{"prompt": [...], "completions": [[...]]}]}', "groups", "missing_field"
+        )
+    if (entries := as_list(message["groups"])) is None:
+        raise ProtocolError(
+            f"groups must be a list of objects, got {describe(message['groups'])}", "groups", "wrong_type"
+        )
+    groups: list[dict[str, Any]] = []
+    for k, entry in enumerate(entries):
+        where = f"groups[{k}]"
+        if (group := as_object(entry)) is None:
+            raise ProtocolError(f"{where} must be an object, got {describe(entry)}", where, "wrong_type")
+        _only_fields(group, _GROUP_FIELDS, f"{where}.")
+        if ("prompt" in group) == ("messages" in group):
+            raise ProtocolError(f"{where} must have either prompt or messages", f"{where}.prompt", "missing_field")
+        if as_list(group.get("completions")) is None:
+            raise ProtocolError(
+                f"{where}.completions must be a list with one entry per completion, "
+                f"got {describe(group.get('completions'))}",
+                f"{where}.completions",
+                "wrong_type" if "completions" in group else "missing_field",
+            )
+        groups.append(group)
+    return groups
+
+
+def _temperatures(value: object, groups: int) -> list[float]:
+    if not isinstance(value, list):
+        return [read_temperature(value, "temperature")] * groups
+    values = cast("list[object]", value)
+    if len(values) != groups:
+        raise ProtocolError(
+            f"temperature has {len(values)} entries for {groups} groups; give one number, or one per group",
+            "temperature",
+            code="length_mismatch",
+        )
+    return [read_temperature(t, f"temperature[{k}]") for k, t in enumerate(values)]
+
+
+def _is_text(group: Mapping[str, Any]) -> bool:
+    return (
+        "messages" in group or isinstance(group["prompt"], str) or any(isinstance(c, str) for c in group["completions"])
+    )
+
+
+def _text_group(group: Mapping[str, Any], k: int, temperature: float) -> TextGroup:
+    where = f"groups[{k}]"
+    for g, completion in enumerate(group["completions"]):
+        if not isinstance(completion, str):
+            raise ProtocolError(
+                f"{where}.completions[{g}] must be a string, got {describe(completion)}; a request is either all text "
+                "or all ids",
+                f"{where}.completions[{g}]",
+                code="mixed_text_and_ids",
+            )
+    completions = tuple(cast("list[str]", group["completions"]))
+    if "messages" in group:
+        return TextGroup(_messages(group["messages"], f"{where}.messages"), completions, temperature)
+    if not isinstance(prompt := group["prompt"], str):
+        raise ProtocolError(
+            f"{where}.prompt must be a string, got {describe(prompt)}; a request is either all text or all ids",
+            f"{where}.prompt",
+            code="mixed_text_and_ids",
+        )
+    return TextGroup(prompt, completions, temperature)
+
+
+def _messages(value: object, where: str) -> tuple[ChatMessage, ...]:
+    if not (messages := as_list(value)):
+        raise ProtocolError(
+            f'{where} must be a list of at least one {{"role": ..., "content": ...}}, got {describe(value)}',
+            where,
+            code="wrong_type",
+        )
+    for i, entry in enumerate(messages):
+        message = as_object(entry)
+        if message is None or not isinstance(message.get("role"), str) or "content" not in message:
+            raise ProtocolError(
+                f'{where}[{i}] must be an object with "role" (a string) and "content"', f"{where}[{i}]", "wrong_type"
+            )
+    return tuple(messages)
+
+
+def _id_groups(
+    groups: Sequence[Mapping[str, Any]], temperatures: Sequence[float], token_ids: object
+) -> tuple[Group, ...]:
+    owner = [(k, g) for k, group in enumerate(groups) for g in range(len(group["completions"]))]
+    prompts = iter(id_arrays([g["prompt"] for g in groups], lambda k: f"groups[{k}].prompt"))
+    completions = iter(
+        id_arrays(
+            list(chain.from_iterable(g["completions"] for g in groups)),
+            lambda i: f"groups[{owner[i][0]}].completions[{owner[i][1]}]",
+        )
+    )
+    wanted = read_token_ids(token_ids, groups) if token_ids is not None else [None] * len(groups)
+    return tuple(
+        Group(next(prompts), tuple(next(completions) for _ in group["completions"]), temperature, ids)
+        for group, temperature, ids in zip(groups, temperatures, wanted, strict=True)
+    )

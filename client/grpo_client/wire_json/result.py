@@ -1,0 +1,129 @@
+"""`ScoreResult` to JSON and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+from pydantic_core import from_json, to_json
+
+from grpo_client.errors import InvalidResponse
+from grpo_client.protocol import EXTRA_ARRAYS, IntArray, ReferenceInfo, ScoreResult, Status, Usage
+
+_STATUS_NAMES: Final = {status.name.lower(): status for status in Status}
+_PER_ID: Final = ("top_ids", "top_logprobs", "token_logprobs")
+
+
+def encode_result(result: ScoreResult) -> bytes:
+    """An answer as JSON bytes."""
+    temperatures = short_floats(result.temperature).tolist()
+    arrays = {"logprobs": result.logprobs, **result.extras}
+    columns = {name: _nested(values, result.completion_lengths) for name, values in arrays.items()}
+    names = {int(status): name for name, status in _STATUS_NAMES.items()}
+    status = [names[s] for s in result.status.tolist()]
+    groups: list[dict[str, Any]] = []
+    start = 0
+    for k, size in enumerate(result.group_sizes.tolist()):
+        part = slice(start, start + size)
+        group: dict[str, Any] = {name: column[part] for name, column in columns.items()}
+        group["status"] = status[part]
+        if result.prompt_ids is not None:
+            group["prompt"] = result.prompt_ids[k].tolist()
+        if result.completion_ids is not None:
+            group["completions"] = [ids.tolist() for ids in result.completion_ids[part]]
+        groups.append(group)
+        start += size
+    return to_json(
+        {
+            "reference": {**result.reference.model_dump(), "normalizer": result.normalizer},
+            "temperature": temperatures[0] if len(set(temperatures)) == 1 else temperatures,
+            "groups": groups,
+            "usage": result.usage.model_dump(),
+        },
+        inf_nan_mode="null",
+    )
+
+
+def _nested(values: npt.NDArray[np.generic], lengths: IntArray) -> list[list[Any]]:
+    """(N, ...) figures as one list per completion."""
+    flat = cast("list[Any]", (short_floats(values) if values.dtype == np.float32 else values).tolist())
+    ends = np.cumsum(lengths, dtype=np.int64).tolist()
+    return [flat[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
+
+
+def short_floats(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """fp32 figures as the doubles of fewest digits that round to the same fp32: 0.1 and not 0.10000000149011612.
+
+    Nine significant digits tell any two fp32 numbers apart; where rounding to them does not read back to the same bits
+    (it does, but for subnormals and the like, where the power of ten is inexact) the widened value itself is kept.
+    """
+    wide = values.astype(np.float64)
+    with np.errstate(all="ignore"):  # log10(0), infinities and NaN take the widened value below
+        scale = 10.0 ** (8 - np.floor(np.log10(np.abs(wide))))
+        short = np.rint(wide * scale) / scale
+        return np.where((short.astype(np.float32) == values) & (values != 0), short, wide)
+
+
+def decode_result(body: bytes) -> ScoreResult:
+    """Read an answer. Raises InvalidResponse when it is none."""
+    try:
+        return _result(from_json(body))
+    except InvalidResponse:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise InvalidResponse(f"this is not an answer of a grpo-server: {type(error).__name__}: {error}") from error
+
+
+def _result(message: dict[str, Any]) -> ScoreResult:
+    reference = ReferenceInfo.model_validate(message["reference"])
+    groups = cast("list[dict[str, Any]]", message["groups"])
+    sizes = np.array([len(g["logprobs"]) for g in groups], dtype=np.int32)
+    logprobs = [row for g in groups for row in g["logprobs"]]
+    lengths = np.array([len(row) for row in logprobs], dtype=np.int32)
+    status = [_STATUS_NAMES[name] for g in groups for name in g["status"]]
+    temperature = message["temperature"]
+    result = ScoreResult(
+        reference=reference,
+        normalizer=reference.normalizer,
+        temperature=np.broadcast_to(np.asarray(temperature, np.float32), len(groups)).copy(),
+        group_sizes=sizes,
+        completion_lengths=lengths,
+        logprobs=_column(logprobs, np.dtype(np.float32)),
+        status=np.array(status, dtype=np.uint8),
+        extras=dict(_extras(groups, lengths)),
+        usage=Usage.model_validate(message["usage"]),
+        prompt_ids=_ids(groups, "prompt", lambda g: [g["prompt"]]),
+        completion_ids=_ids(groups, "completions", lambda g: g["completions"]),
+    )
+    if len(result.status) != len(lengths):
+        raise InvalidResponse(f"{len(lengths)} completions came with {len(result.status)} statuses", "status")
+    return result
+
+
+def _extras(groups: Sequence[Mapping[str, Any]], lengths: IntArray) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    for name, dtype in EXTRA_ARRAYS.items():
+        if not groups or name not in groups[0]:
+            continue
+        rows = [row for g in groups for row in g[name]]
+        if [len(row) for row in rows] != lengths.tolist():
+            raise InvalidResponse(f"{name} does not have one figure for each log-prob", name)
+        column = _column(rows, np.dtype(dtype))
+        # No position, no width: JSON cannot tell how many ids were asked for when there is nothing to score.
+        yield name, column.reshape(0, 0) if name in _PER_ID and not len(column) else column
+
+
+def _column(rows: Sequence[Sequence[Any]], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Lists per completion to one flat array, `null` to NaN."""
+    flat = list(chain.from_iterable(rows))
+    return np.array(flat, dtype=np.float64 if dtype == np.float32 else dtype).astype(dtype)
+
+
+def _ids(
+    groups: Sequence[Mapping[str, Any]], field: str, rows: Callable[[Mapping[str, Any]], list[Any]]
+) -> tuple[IntArray, ...] | None:
+    if not groups or field not in groups[0]:
+        return None
+    return tuple(np.array(ids, dtype=np.int32) for g in groups for ids in rows(g))

@@ -1,0 +1,95 @@
+"""A safetensors body to named arrays and metadata. The library reads the tensors; the header is looked at first.
+
+Looked at first because the library neither returns the metadata of bytes in memory nor limits the header, and because
+its errors name no field.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+from pydantic_core import from_json
+from safetensors import SafetensorError
+from safetensors import deserialize as _deserialize  # pyright: ignore[reportUnknownVariableType]
+from safetensors.numpy import save
+
+from grpo_client.errors import ProtocolError
+from grpo_client.validation import as_list, as_object, describe
+
+Arrays = dict[str, npt.NDArray[Any]]
+_LENGTH_BYTES: Final = 8  # the header's length in front of it, little-endian
+_DTYPES: Final = {"I32": np.dtype("<i4"), "F32": np.dtype("<f4"), "U8": np.dtype("u1")}
+_WORDS: Final = {"I32": "int32", "F32": "float32", "U8": "uint8"}
+
+
+def write_container(arrays: Arrays, metadata: dict[str, str]) -> bytes:
+    """Arrays and metadata as safetensors bytes."""
+    return save({name: np.ascontiguousarray(values) for name, values in arrays.items()}, metadata)
+
+
+def read_container(
+    body: bytes, known: dict[str, tuple[str, int]], max_header_bytes: int
+) -> tuple[dict[str, str], Arrays]:
+    """Metadata and arrays of a body whose tensors may only be those in `known`: name -> (dtype, dimensions).
+
+    The arrays are the caller's own and writable. Raises ProtocolError for an unknown name, a wrong dtype or number of
+    dimensions, a header that is too long or no JSON, and data that does not match the header.
+    """
+    header = _header(body, max_header_bytes)
+    metadata = as_object(header.pop("__metadata__", {}))
+    if metadata is None or not all(isinstance(value, str) for value in metadata.values()):
+        raise ProtocolError("__metadata__ must be an object of strings", "__metadata__", "wrong_type")
+    for name, entry in header.items():
+        _check_entry(name, entry, known)
+    try:
+        tensors = cast("list[tuple[str, dict[str, Any]]]", _deserialize(body))
+    except SafetensorError as error:
+        raise ProtocolError(
+            f"the body does not hold the tensors that its header announces ({error}); is it cut off?",
+            code="malformed_tensors",
+        ) from error
+    arrays: Arrays = {}
+    for name, tensor in tensors:
+        data = np.frombuffer(bytearray(tensor["data"]), _DTYPES[tensor["dtype"]])
+        arrays[name] = data.reshape(tensor["shape"])
+    return metadata, arrays
+
+
+def _header(body: bytes, limit: int) -> dict[str, Any]:
+    length = int.from_bytes(body[:_LENGTH_BYTES], "little")
+    if len(body) < _LENGTH_BYTES or (length <= limit and len(body) < _LENGTH_BYTES + length):
+        raise ProtocolError("the body ends inside the safetensors header; is it cut off?", code="malformed_tensors")
+    if length > limit:
+        raise ProtocolError(
+            f"the safetensors header claims {length} bytes and the limit is {limit}; is the body safetensors at all?",
+            code="header_too_large",
+            status=413,
+        )
+    try:
+        header = as_object(from_json(body[_LENGTH_BYTES : _LENGTH_BYTES + length]))
+    except ValueError as error:
+        raise ProtocolError(f"the safetensors header is not valid JSON ({error})", code="malformed_tensors") from error
+    if header is None:
+        raise ProtocolError("the safetensors header must be a JSON object", code="malformed_tensors")
+    return header
+
+
+def _check_entry(name: str, entry: Any, known: dict[str, tuple[str, int]]) -> None:
+    if name not in known:
+        raise ProtocolError(f"{name} is not a tensor of this message; known: {', '.join(known)}", name, "unknown_field")
+    dtype, dimensions = known[name]
+    fields = as_object(entry) or {}
+    if (got := fields.get("dtype")) != dtype:
+        raise ProtocolError(f"{name} must have dtype {_WORDS[dtype]} ({dtype}), got {got}", name, "wrong_dtype")
+    sizes = as_list(fields.get("shape"))
+    if sizes is None or not all(type(n) is int and n >= 0 for n in sizes):
+        raise ProtocolError(f"{name} must have a shape of whole numbers, got {describe(sizes)}", name, "wrong_shape")
+    if len(sizes) != dimensions or math.prod(sizes) >= 2**40:
+        raise ProtocolError(
+            f"{name} must have {dimensions} dimension{'s' if dimensions > 1 else ''}, got shape {sizes}",
+            name,
+            code="wrong_shape",
+        )

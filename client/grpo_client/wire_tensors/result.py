@@ -1,0 +1,92 @@
+"""`ScoreResult` to safetensors and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from grpo_client.errors import InvalidResponse, ProtocolError
+from grpo_client.protocol import EXTRA_ARRAYS, IntArray, ReferenceInfo, ScoreResult, Usage
+from grpo_client.wire_tensors.container import Arrays, read_container, write_container
+
+_TWO_DIMENSIONS: Final = ("top_ids", "top_logprobs", "token_logprobs")
+_KNOWN: Final = {
+    "logprobs": ("F32", 1),
+    "status": ("U8", 1),
+    "temperature": ("F32", 1),
+    "group_sizes": ("I32", 1),
+    "completion_lengths": ("I32", 1),
+    "prompt_ids": ("I32", 1),
+    "prompt_lengths": ("I32", 1),
+    "completion_ids": ("I32", 1),
+    **{
+        name: ("I32" if dtype is np.int32 else "F32", 2 if name in _TWO_DIMENSIONS else 1)
+        for name, dtype in EXTRA_ARRAYS.items()
+    },
+}
+# An answer's header holds the reference's description beside some names; a longer one is no answer.
+_MAX_HEADER_BYTES: Final = 2**20
+
+
+def encode_result(result: ScoreResult) -> bytes:
+    """An answer as safetensors bytes."""
+    arrays: Arrays = {
+        "logprobs": result.logprobs,
+        "status": result.status,
+        "temperature": result.temperature,
+        "group_sizes": result.group_sizes,
+        "completion_lengths": result.completion_lengths,
+        **result.extras,
+    }
+    if result.prompt_ids is not None:
+        arrays["prompt_ids"] = np.concatenate([np.empty(0, np.int32), *result.prompt_ids])
+        arrays["prompt_lengths"] = np.array([len(ids) for ids in result.prompt_ids], dtype=np.int32)
+    if result.completion_ids is not None:
+        arrays["completion_ids"] = np.concatenate([np.empty(0, np.int32), *result.completion_ids])
+    reference = result.reference.model_copy(update={"normalizer": result.normalizer})
+    return write_container(arrays, {"reference": reference.model_dump_json(), "usage": result.usage.model_dump_json()})
+
+
+def decode_result(body: bytes) -> ScoreResult:
+    """Read an answer. Raises InvalidResponse when it is none."""
+    try:
+        metadata, arrays = read_container(body, _KNOWN, _MAX_HEADER_BYTES)
+        return _result(metadata, arrays)
+    except InvalidResponse:
+        raise
+    except (ProtocolError, ValueError, KeyError) as error:
+        raise InvalidResponse(f"this is not an answer of a grpo-server: {type(error).__name__}: {error}") from error
+
+
+def _result(metadata: Mapping[str, str], arrays: Arrays) -> ScoreResult:
+    reference = ReferenceInfo.model_validate_json(metadata["reference"])
+    lengths, sizes = arrays["completion_lengths"], arrays["group_sizes"]
+    extras = {name: arrays[name] for name in EXTRA_ARRAYS if name in arrays}
+    total = int(lengths.sum(dtype=np.int64))
+    for name, values in {"logprobs": arrays["logprobs"], **extras}.items():
+        if len(values) != total:
+            raise InvalidResponse(f"{name} has {len(values)} figures for {total} completion tokens", name)
+    if int(sizes.sum(dtype=np.int64)) != len(lengths) or len(arrays["status"]) != len(lengths):
+        raise InvalidResponse("group_sizes, completion_lengths and status do not add up", "group_sizes")
+    return ScoreResult(
+        reference=reference,
+        normalizer=reference.normalizer,
+        temperature=arrays["temperature"],
+        group_sizes=sizes,
+        completion_lengths=lengths,
+        logprobs=arrays["logprobs"],
+        status=arrays["status"],
+        extras=extras,
+        usage=Usage.model_validate_json(metadata["usage"]),
+        prompt_ids=_parts(arrays["prompt_ids"], arrays["prompt_lengths"]) if "prompt_ids" in arrays else None,
+        completion_ids=_parts(arrays["completion_ids"], lengths) if "completion_ids" in arrays else None,
+    )
+
+
+def _parts(flat: IntArray, lengths: IntArray) -> tuple[npt.NDArray[Any], ...]:
+    if not len(lengths):
+        return ()
+    return tuple(np.split(flat, np.cumsum(lengths, dtype=np.int64)[:-1]))
