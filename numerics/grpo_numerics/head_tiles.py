@@ -1,0 +1,267 @@
+"""Logits of an LM head, one (row block x vocabulary tile) at a time, in fp32 or better.
+
+The one place that knows how a tile of logits comes about, so that scoring, gradient and every device agree on it:
+GEMM, bias, logit scale, soft-cap, temperature, symlog. Nothing here normalises.
+
+A row's logits must not depend on the rows beside it. So vocabulary tiles are cut by the vocabulary alone, and row
+blocks are padded to a multiple of `ROW_MULTIPLE`: below four rows a BLAS takes other kernels, with other bits, even
+in MKL's reproducible mode (`MKL_CBWR=AVX2,STRICT`), which is what makes the rest independent of the block's height.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .transforms import Normalizer, check_normalizer, check_targets, check_temperature
+
+ROW_MULTIPLE = 16
+_VOCAB_MULTIPLE = 16  # rows of a tile begin on a cache line
+_DEFAULT_ROWS = 1024
+_DEFAULT_VOCAB = 2048
+_SLICE_FLOATS = 4 << 20  # an upcast weight slice takes at most 16 MiB in fp32
+_GATHER_FLOATS = 1 << 18  # weight rows gathered at a time for the targets' own logits
+
+
+class Tile(NamedTuple):
+    """How much of the (rows, vocabulary) logits exists at a time."""
+
+    rows: int
+    vocab: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSpec:
+    """What a model does between its last hidden state and its logits, beside the weight.
+
+    bias: (V,) or None. logit_scale: factor on the biased logits (Cohere, Granite's 1/scaling). softcap: c for
+    c tanh(z / c), applied after the scale (Gemma 2), or None.
+    """
+
+    bias: Tensor | None = None
+    logit_scale: float = 1.0
+    softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.softcap is not None and not self.softcap > 0:
+            raise ValueError(f"softcap must be > 0 or None, got {self.softcap}")
+
+
+def default_tile(dim: int) -> Tile:
+    """The tile for hidden size `dim`: large enough for the GEMM's full speed, about 8 MiB of logits."""
+    fitting = _SLICE_FLOATS // max(dim, 1) // _VOCAB_MULTIPLE * _VOCAB_MULTIPLE
+    return Tile(_DEFAULT_ROWS, max(256, min(_DEFAULT_VOCAB, fitting)))
+
+
+def scratch_bytes(dim: int, tile: Tile | None = None, dtype: torch.dtype = torch.float32) -> int:
+    """Upper bound of the memory that scoring takes beside its inputs and its (R,) outputs.
+
+    dim: hidden size. dtype: what is computed in. Counts two logit tiles, an upcast weight slice, an upcast row block
+    and the float64 copies behind the targets' logits.
+    """
+    tile = tile or default_tile(dim)
+    in_tiles = 2 * tile.rows * tile.vocab + (tile.vocab + tile.rows) * dim
+    return dtype.itemsize * in_tiles + 8 * 3 * max(ROW_MULTIPLE * dim, _GATHER_FLOATS)
+
+
+@dataclass(frozen=True, slots=True)
+class RowBlock:
+    """Rows [start, stop) of the input and what belongs to them, padded with zero rows to M, a multiple of 16.
+
+    hidden: (M, D) in its own dtype. targets: (M,) int64. temperature: (M, 1) in the compute dtype, or a number.
+    """
+
+    start: int
+    stop: int
+    hidden: Tensor
+    targets: Tensor
+    temperature: Tensor | float
+
+    @property
+    def rows(self) -> int:
+        """Rows without the padding."""
+        return self.stop - self.start
+
+    @property
+    def height(self) -> int:
+        """M, rows with the padding."""
+        return len(self.hidden)
+
+
+class LogitTiles:
+    """The (R, V) logits of a head, cut into tiles.
+
+    hidden: (R, D). weight: (V, D). targets: (R,) ids. temperature: a number or (R,). tile: None for the default.
+    Raises ValueError when shapes, ids, temperature or normalizer cannot be.
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        *,
+        spec: HeadSpec,
+        temperature: float | Tensor,
+        normalizer: Normalizer,
+        tile: Tile | tuple[int, int] | None,
+    ) -> None:
+        _check_shapes(hidden, weight, spec, temperature)
+        check_targets(targets, weight.shape[0], hidden.shape[:1])
+        check_temperature(temperature)
+        check_normalizer(normalizer)
+        self.weight = weight
+        self.spec = spec
+        self.normalizer: Normalizer = normalizer
+        self.tile = default_tile(weight.shape[1]) if tile is None else Tile(*tile)
+        if min(self.tile) < 1:
+            raise ValueError(f"tile must hold at least one row and one token, got {tuple(self.tile)}")
+        self.dtype = torch.float64 if torch.float64 in (hidden.dtype, weight.dtype) else torch.float32
+        self.bias = None if spec.bias is None else spec.bias.detach().to(self.dtype)
+        self._buffers: dict[str, Tensor] = {}
+        # CUDA multiplies halves exactly and sums in fp32 by itself: nothing to upcast there.
+        self._keep_half = weight.is_cuda and hidden.dtype == weight.dtype and weight.dtype.itemsize == 2
+        temperatures = self._temperatures(temperature)
+        self.blocks = [
+            self._block(hidden, targets.long(), temperatures, start)
+            for start in range(0, max(len(hidden), 1), self.tile.rows)
+        ]
+
+    @property
+    def vocab(self) -> int:
+        """V."""
+        return self.weight.shape[0]
+
+    def columns(self) -> Iterator[slice]:
+        """The vocabulary tiles, of even width: no sliver at the end, for which a GEMM is slow."""
+        tiles = -(-self.vocab // self.tile.vocab)
+        width = _round_up(-(-self.vocab // tiles), _VOCAB_MULTIPLE)
+        for start in range(0, self.vocab, width):
+            yield slice(start, min(start + width, self.vocab))
+
+    def weight_rows(self, columns: slice) -> Tensor:
+        """(v, D): the weight of these tokens, ready for `products`."""
+        rows = self.weight[columns]
+        return rows if self._keep_half else self.upcast("weight", rows)
+
+    def products(self, block: RowBlock, weight_rows: Tensor) -> Tensor:
+        """(M, v) hidden times weight in the compute dtype, in scratch that the next call overwrites."""
+        if self._keep_half:
+            return torch.mm(block.hidden, weight_rows.t(), out_dtype=torch.float32)
+        out = self.scratch("logits", block.height, len(weight_rows))
+        with exact_half_products(block.hidden, self.weight):
+            return torch.mm(self.upcast("hidden", block.hidden), weight_rows.t(), out=out)
+
+    def target_products(self, block: RowBlock) -> Tensor:
+        """(M, 1) hidden times the weight of each row's own target, summed in float64 and rounded once."""
+        rows = max(ROW_MULTIPLE, _GATHER_FLOATS // self.weight.shape[1] // ROW_MULTIPLE * ROW_MULTIPLE)
+        parts = [
+            (self.weight[targets].double() * hidden.double()).sum(-1, keepdim=True)
+            for targets, hidden in zip(block.targets.split(rows), block.hidden.split(rows), strict=True)
+        ]
+        return torch.cat(parts).to(self.dtype)
+
+    def transform_(self, products: Tensor, bias: Tensor | None, temperature: Tensor | float) -> Tensor:
+        """Products (M, v) to the logits whose softmax is wanted, in place. bias: whatever broadcasts to (M, v)."""
+        z = products
+        if bias is not None:
+            z.add_(bias)
+        if self.spec.logit_scale != 1.0:
+            z.mul_(self.spec.logit_scale)
+        if self.spec.softcap is not None:
+            z.div_(self.spec.softcap).tanh_().mul_(self.spec.softcap)
+        if isinstance(temperature, Tensor) or temperature != 1.0:
+            z.div_(temperature)
+        if self.normalizer == "stablemax":
+            magnitude = torch.abs(z, out=self.scratch("spare", *z.shape)).log1p_()
+            torch.copysign(magnitude, z, out=z)
+        return z
+
+    def logits(self, block: RowBlock, columns: slice, weight_rows: Tensor) -> Tensor:
+        """(M, v) logits of one tile, in scratch that the next call overwrites."""
+        bias = None if self.bias is None else self.bias[columns]
+        return self.transform_(self.products(block, weight_rows), bias, block.temperature)
+
+    def target_logits(self, block: RowBlock) -> Tensor:
+        """(M, 1) logit of each row's own target."""
+        bias = None if self.bias is None else self.bias[block.targets][:, None]
+        return self.transform_(self.target_products(block), bias, block.temperature)
+
+    def scratch(self, name: str, rows: int, columns: int) -> Tensor:
+        """A contiguous (rows, columns) view of the buffer of that name; what it held is lost."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < rows * columns:
+            buffer = torch.empty(rows * columns, dtype=self.dtype, device=self.weight.device)
+            self._buffers[name] = buffer
+        return buffer[: rows * columns].view(rows, columns)
+
+    def upcast(self, name: str, x: Tensor) -> Tensor:
+        """x (rows, D) in the compute dtype: itself where it is so stored, else a copy in scratch."""
+        return x if x.dtype == self.dtype else self.scratch(name, *x.shape).copy_(x)
+
+    def _temperatures(self, temperature: float | Tensor) -> Tensor | float:
+        if not isinstance(temperature, Tensor):
+            return float(temperature)
+        if bool((temperature == 1.0).all()):
+            return 1.0  # dividing by it would change no bit
+        return temperature.to(self.weight.device, self.dtype).reshape(-1, 1)
+
+    def _block(self, hidden: Tensor, targets: Tensor, temperatures: Tensor | float, start: int) -> RowBlock:
+        stop = min(start + self.tile.rows, len(hidden))
+        rows = slice(start, stop)
+        height = _round_up(max(stop - start, 1), ROW_MULTIPLE)
+        return RowBlock(
+            start,
+            stop,
+            padded(hidden[rows], height),
+            padded(targets[rows], height),
+            padded(temperatures[rows], height, 1.0) if isinstance(temperatures, Tensor) else temperatures,
+        )
+
+
+def padded(x: Tensor, height: int, value: float = 0.0) -> Tensor:
+    """x (rows, ...) with rows of `value` below it, (height, ...); x itself where it is that high."""
+    if len(x) == height:
+        return x
+    return torch.cat([x, x.new_full((height - len(x), *x.shape[1:]), value)])
+
+
+@contextlib.contextmanager
+def exact_half_products(hidden: Tensor, weight: Tensor) -> Iterator[None]:
+    """Let AMX multiply fp32 copies of bf16 values, at its bf16 speed.
+
+    A bf16 value survives the way to fp32 and back, and AMX sums in fp32: the products are those of the fp32 GEMM, only
+    faster. So the switch is thrown where both operands were bf16 and the CPU has AMX, and nowhere else. It is global to
+    the process while it is on: score on one thread.
+    """
+    exact = hidden.dtype == weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+    if not exact or not torch.cpu._is_amx_tile_supported():  # pyright: ignore[reportPrivateUsage]
+        yield
+        return
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def _check_shapes(hidden: Tensor, weight: Tensor, spec: HeadSpec, temperature: float | Tensor) -> None:
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or not weight.numel():
+        raise ValueError(f"hidden must be (R, D), weight (V, D): got {tuple(hidden.shape)} and {tuple(weight.shape)}")
+    if not hidden.is_floating_point() or not weight.is_floating_point():
+        raise ValueError(f"hidden and weight must be floating point, got {hidden.dtype} and {weight.dtype}")
+    if spec.bias is not None and spec.bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must have shape {tuple(weight.shape[:1])}, got {tuple(spec.bias.shape)}")
+    if isinstance(temperature, Tensor) and temperature.shape != hidden.shape[:1]:
+        raise ValueError(f"temperature must be a number or ({len(hidden)},), got {tuple(temperature.shape)}")
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

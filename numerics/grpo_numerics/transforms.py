@@ -1,0 +1,69 @@
+"""What happens to logits before they are normalised: upcast, temperature, symlog; and what may be asked.
+
+A distribution is named by a `Normalizer`; under each it is the softmax of transformed logits, so every function of
+this package transforms first and is a softmax from there on.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Normalizer = Literal["softmax", "stablemax"]
+
+
+def upcast(x: Tensor) -> Tensor:
+    """fp16, bf16 and integers to fp32; fp32 and fp64 stay. The dtype that this package computes in."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) log1p|x|, elementwise; fp32, or fp64 for fp64 input.
+
+    The derivative is 1 / (1 + |x|) everywhere, also at 0, +-1 and +-inf: each half sees only its own sign, so that no
+    branch that is not taken divides by zero, which `where(x >= 0, x + 1, 1 / (1 - x))` does at exactly x = 1.
+    """
+    x = upcast(x)
+    positive = torch.where(x >= 0, x, 0.0)
+    negative = torch.where(x < 0, -x, 0.0)
+    return torch.where(x.isnan(), x, torch.log1p(positive) - torch.log1p(negative))
+
+
+def normalized_logits(logits: Tensor, temperature: float | Tensor, normalizer: Normalizer) -> Tensor:
+    """The (..., V) logits whose *softmax* is the distribution asked for: over temperature, symlog under StableMax."""
+    z = upcast(logits)
+    check_temperature(temperature)
+    if isinstance(temperature, Tensor):
+        z = z / temperature.to(z.dtype).unsqueeze(-1)
+    elif temperature != 1.0:
+        z = z / temperature
+    check_normalizer(normalizer)
+    return symlog(z) if normalizer == "stablemax" else z
+
+
+def check_temperature(temperature: float | Tensor) -> None:
+    """ValueError unless every temperature is finite and > 0."""
+    values = temperature if isinstance(temperature, Tensor) else torch.tensor(float(temperature), dtype=torch.float64)
+    if not bool(((values > 0) & values.isfinite()).all()):
+        raise ValueError(f"temperature must be finite and > 0, got {temperature}: for greedy scores use rank or top_k")
+
+
+def check_normalizer(normalizer: str) -> None:
+    """ValueError unless the name is known."""
+    if normalizer not in ("softmax", "stablemax"):
+        raise ValueError(f"normalizer must be 'softmax' or 'stablemax', got {normalizer!r}")
+
+
+def check_targets(targets: Tensor, vocab: int, shape: torch.Size) -> None:
+    """ValueError unless `targets` are integer ids inside the vocabulary, in the shape given."""
+    if targets.shape != shape:
+        raise ValueError(f"targets must have shape {tuple(shape)}, got {tuple(targets.shape)}")
+    if targets.is_floating_point() or targets.dtype is torch.bool:
+        raise ValueError(f"targets must be integer ids, got {targets.dtype}")
+    if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < vocab:
+        raise ValueError(
+            f"targets must lie in [0, {vocab}), got {int(targets.min())} to {int(targets.max())}: "
+            "replace padding by any valid id and mask its score"
+        )
