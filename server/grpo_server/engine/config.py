@@ -7,7 +7,7 @@ from typing import Literal
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Mode = Literal["exact", "fast"]
-Tier = Literal["packed", "cache", "plain", "whole"]
+Tier = Literal["packed", "cache", "plain"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Where a model came from and how it is run says nothing of what it computes.
 _NOT_IDENTITY = frozenset(
-    {"_name_or_path", "name_or_path", "transformers_version", "quantization_config", "use_cache", "dtype", "torch_dtype"}
+    {
+        "_name_or_path",
+        "name_or_path",
+        "transformers_version",
+        "quantization_config",
+        "use_cache",
+        "dtype",
+        "torch_dtype",
+    }
 )
 _HASH_THREADS = 4
 
@@ -35,7 +43,7 @@ def _tensor_digest(name: str, tensor: torch.Tensor) -> bytes:
     head = f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode()
     raw = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
     digest = hashlib.sha256(head)
-    digest.update(memoryview(raw.numpy()))
+    digest.update(raw.numpy().data)
     return digest.digest()
 
 
@@ -48,7 +56,9 @@ def _tokenizer_bytes(tokenizer: PreTrainedTokenizerBase) -> bytes:
 def _plain(value: Any) -> Any:
     """A config as JSON takes it, without what is not identity."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items() if str(k) not in _NOT_IDENTITY and not str(k).startswith("_")}
+        return {
+            str(k): _plain(v) for k, v in value.items() if str(k) not in _NOT_IDENTITY and not str(k).startswith("_")
+        }
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return value if isinstance(value, str | int | float | bool | type(None)) else str(value)

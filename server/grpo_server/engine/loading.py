@@ -67,7 +67,7 @@ def load(config: EngineConfig) -> Loaded:
         common["gguf_file"] = source.gguf_file
     placement = {"device_map": config.device_map} if config.device_map else {}
     unpacks_demo = config.model == DEMO and source.gguf_file is not None
-    model = AutoModelForCausalLM.from_pretrained(
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         source.path, dtype=torch.float32 if unpacks_demo else dtype, **placement, **common
     )
     tokenizer = _load_tokenizer(source, common)
@@ -75,9 +75,9 @@ def load(config: EngineConfig) -> Loaded:
         _forget_gguf(model)
     if unpacks_demo:
         _keep_copy(model, tokenizer)
-        model = model.to(dtype)
+        torch.nn.Module.to(model, dtype)
     if not config.device_map:
-        model = model.to(device)
+        torch.nn.Module.to(model, device)
     model.eval().requires_grad_(False)
     return Loaded(model, tokenizer, source)
 

@@ -1,0 +1,100 @@
+"""Where a causal language model of transformers keeps the parts that scoring needs: its body, its head, its limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from grpo_numerics import HeadSpec
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+# Frequencies that change with the longest sequence of the batch: a sequence would score differently in company.
+_LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """body: tokens -> hidden states. weight (V, D) and spec: hidden states -> logits, in `HeadSpec`'s order.
+
+    max_length: most tokens of prompt + completion. attention_layers: how many calls of attention one forward makes.
+    token_bytes: activation bytes one token of a batch holds at the forward's peak.
+    """
+
+    body: nn.Module
+    weight: Tensor
+    spec: HeadSpec
+    vocab_size: int
+    max_length: int
+    attention_layers: int
+    token_bytes: int
+    packable: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first tokens go in; with a device map, the device of the embedding."""
+        return next(self.body.parameters()).device
+
+
+def anatomy(model: PreTrainedModel) -> Anatomy:
+    """Read the parts off a loaded model. Raises ValueError when it has no language-model head."""
+    head = model.get_output_embeddings()
+    if head is None or not hasattr(head, "weight"):
+        raise ValueError(f"model: {type(model).__name__} has no language-model head; a causal language model is needed")
+    config = model.config.get_text_config(decoder=True)
+    weight = head.weight
+    body = model.base_model
+    return Anatomy(
+        body=body,
+        weight=weight,
+        spec=HeadSpec(
+            bias=getattr(head, "bias", None),
+            logit_scale=_logit_scale(config),
+            softcap=getattr(config, "final_logit_softcapping", None),
+        ),
+        vocab_size=min(len(weight), len(next(model.get_input_embeddings().parameters()))),
+        max_length=_max_length(config),
+        attention_layers=_attention_layers(config),
+        token_bytes=_token_bytes(config, weight.element_size()),
+        packable=not _rope_depends_on_length(config),
+    )
+
+
+def _logit_scale(config: PretrainedConfig) -> float:
+    """Cohere multiplies the logits by `logit_scale`, Granite divides them by `logits_scaling`."""
+    if (scale := getattr(config, "logit_scale", None)) is not None:
+        return float(scale)
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        return 1.0 / float(divisor)
+    return 1.0
+
+
+def _max_length(config: PretrainedConfig) -> int:
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        if isinstance(value := getattr(config, name, None), int) and value > 0:
+            return value
+    return 1 << 20  # recurrent models have no limit of their own
+
+
+def _attention_layers(config: PretrainedConfig) -> int:
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return sum("attention" in kind for kind in kinds)
+    return int(config.num_hidden_layers)
+
+
+def _token_bytes(config: PretrainedConfig, element: int) -> int:
+    """Residual stream, norm and attention output; queries, keys and values before and after rotary; gate, up and product."""
+    hidden = int(config.hidden_size)
+    heads = int(getattr(config, "num_attention_heads", None) or 1)
+    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    head_dim = int(getattr(config, "head_dim", None) or hidden // heads)
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * hidden
+    inner = max(inner) if isinstance(inner, list | tuple) else int(inner)
+    return element * (4 * hidden + 2 * (heads + 2 * kv_heads) * head_dim + 3 * inner)
+
+
+def _rope_depends_on_length(config: PretrainedConfig) -> bool:
+    rope = getattr(config, "rope_parameters", None) or {}
+    tables = [rope, *(v for v in rope.values() if isinstance(v, dict))]
+    return any(table.get("rope_type") in _LENGTH_DEPENDENT_ROPE for table in tables)

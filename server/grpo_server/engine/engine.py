@@ -1,0 +1,207 @@
+"""The engine: one frozen reference, token pieces in, scores out. Knows nothing of HTTP, queues or clients.
+
+At load it chooses the best way of sharing prompts that the probe shows to be right for this very model, and claims bitwise
+reproducibility only where the probe shows it. `prepare` may run on any thread beside `compute`; `compute`, `swap` and `mix`
+belong to one thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from grpo_client.protocol import ReferenceInfo
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .anatomy import Anatomy, anatomy
+from .config import EngineConfig
+from .fingerprint import fingerprint
+from .forwards import CachedForward, Forward, PackedForward, PlainForward, Prepared
+from .loading import Loaded, load
+from .memory import is_out_of_memory, split
+from .probe import Finding, check_bits, check_scores, probe_pieces
+from .scoring import score_pieces
+from .work import BatchScores, OutOfMemory, Piece, PieceScores
+
+log = logging.getLogger(__name__)
+
+# scratch of the head and of the allocator, whatever the batch
+_FIXED_BYTES = 96 << 20
+
+
+class TorchEngine:
+    """See `work.Engine` for the contract. `tokenizer` is None when the source has none."""
+
+    def __init__(self, config: EngineConfig, loaded: Loaded) -> None:
+        self._config = config
+        self._adopt(loaded, version=1)
+
+    def _adopt(self, loaded: Loaded, version: int) -> None:
+        """Take a loaded model into service; nothing of the engine changes unless all of it succeeds."""
+        model = loaded.model
+        parts = anatomy(model)
+        max_length = min(parts.max_length, self._config.max_length or parts.max_length)
+        forward, bitwise = _choose(self._config, model, parts, max_length)
+        self._model, self._parts, self._forward = model, parts, forward
+        self.tokenizer: PreTrainedTokenizerBase | None = loaded.tokenizer
+        self._info = ReferenceInfo(
+            model=self._config.served_name or self._config.model,
+            fingerprint=fingerprint(model, loaded.tokenizer),
+            version=version,
+            dtype=str(model.dtype).removeprefix("torch."),
+            mode=self._config.mode,
+            max_length=max_length,
+            vocab_size=parts.vocab_size,
+            tier=forward.tier,
+            bitwise=bitwise,
+        )
+
+    @property
+    def info(self) -> ReferenceInfo:
+        """Who answers now."""
+        return self._info
+
+    def bytes_of(self, piece: Piece) -> int:
+        """Peak bytes above the loaded weights for this piece alone: activations of its tokens, its figures, fixed scratch."""
+        wanted = sum(len(c) for c in piece.completions)
+        per_row = 4 * self._parts.weight.shape[1] + 16 * (1 + piece.top_k)
+        return piece.tokens * self._parts.token_bytes + wanted * per_row + _FIXED_BYTES
+
+    def prepare(self, pieces: Sequence[Piece]) -> Prepared:
+        """Lay the pieces out as one batch."""
+        return self._forward.prepare(pieces)
+
+    def compute(self, batch: Prepared) -> BatchScores:
+        """Score a prepared batch. Out of memory: halve and try again; raises OutOfMemory when one completion does not fit."""
+        try:
+            return BatchScores(self._run(batch), batch.tokens)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # outside the handler: the traceback held the tensors that did not fit
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        halves = split(batch.pieces)
+        if halves is None:
+            raise OutOfMemory("one completion with its prompt does not fit into the memory that is free")
+        log.warning("out of memory at %d tokens: trying in two halves", batch.tokens)
+        first, second = (self.compute(self.prepare(half)) for half in (halves.first, halves.second))
+        return BatchScores(
+            halves.join(first.pieces, second.pieces),
+            first.computed_tokens + second.computed_tokens,
+            1 + first.splits + second.splits,
+        )
+
+    @torch.inference_mode()
+    def _run(self, batch: Prepared) -> list[PieceScores]:
+        if not len(batch.targets):
+            rows = torch.zeros(0, self._parts.weight.shape[1], device=self._parts.weight.device)
+        else:
+            rows = self._forward.rows(batch)
+        return score_pieces(batch.pieces, rows.to(self._parts.weight.device), batch.targets, self._parts)
+
+    def swap(self, source: str, revision: str | None = None) -> ReferenceInfo:
+        """Host another reference. The old one serves on if the new one cannot be loaded or fails its probe."""
+        self._adopt(load(_replaced(self._config, source, revision)), self._info.version + 1)
+        self._config = _replaced(self._config, source, revision)
+        return self._info
+
+    @torch.no_grad()
+    def mix(self, source: str, decay: float) -> ReferenceInfo:
+        """reference <- decay * reference + (1 - decay) * source, tensor by tensor, in fp32.
+
+        Raises ValueError for a decay outside [0, 1] or a source whose tensors differ in name or shape; then nothing changed.
+        """
+        if not 0.0 <= decay <= 1.0:
+            raise ValueError(f"decay: must be in [0, 1], got {decay}")
+        other = load(_replaced(self._config, source, None))
+        theirs, ours = other.model.state_dict(), self._model.state_dict()
+        if {n: t.shape for n, t in theirs.items()} != {n: t.shape for n, t in ours.items()}:
+            raise ValueError(
+                f"model: {source!r} does not have the tensors of the hosted reference; swap instead of mixing"
+            )
+        for name, tensor in theirs.items():
+            if tensor.is_floating_point():  # into the new copy: the hosted one stays whole until all is done
+                tensor.copy_(torch.lerp(tensor.float(), ours[name].to(tensor.device).float(), decay))
+        self._adopt(Loaded(other.model, self.tokenizer, other.source), self._info.version + 1)
+        return self._info
+
+    def close(self) -> None:
+        """Let go of the weights."""
+        del self._model, self._parts, self._forward
+
+
+def load_engine(config: EngineConfig) -> TorchEngine:
+    """Load, probe and return an engine. Raises OSError or ValueError with what to change."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return TorchEngine(config, load(config))
+
+
+def _replaced(config: EngineConfig, source: str, revision: str | None) -> EngineConfig:
+    return replace(config, model=source, revision=revision, served_name=None)
+
+
+def _choose(config: EngineConfig, model: PreTrainedModel, parts: Anatomy, max_length: int) -> tuple[Forward, bool]:
+    """The best forward that the probe shows right, and whether its scores keep their bits."""
+    window = getattr(model.config.get_text_config(decoder=True), "sliding_window", None)
+    pieces = probe_pieces(parts, window, max_length)
+    own = model.config._attn_implementation or "eager"
+    for make in _candidates(config, parts):
+        forward = make(model, parts, config, own)
+        finding = _try(forward, model, parts, pieces, own)
+        if finding.right:
+            log.info("scores by the %s path: within %.1e nats of the model itself", forward.tier, finding.largest)
+            bitwise = config.mode == "exact" and check_bits(_scorer(forward, parts), pieces)
+            if config.mode == "exact" and not bitwise:
+                log.warning("exact mode: scores of this model depend on the batch here; `bitwise` is not claimed")
+            return forward, bitwise
+        log.warning("the %s path is not right for %s: %s", forward.tier, type(model).__name__, finding.note)
+    raise ValueError(
+        f"model: no way of scoring {type(model).__name__} reproduces its own forward; it cannot be served. "
+        "Most likely its head does more to the logits than bias, scale and soft-cap"
+    )
+
+
+def _candidates(config: EngineConfig, parts: Anatomy) -> list[Any]:
+    tiers: dict[str, Any] = {
+        "packed": lambda m, p, c, own: PackedForward(m, p, exact=c.mode == "exact"),
+        "cache": lambda m, p, c, own: CachedForward(m, p, own),
+        "plain": lambda m, p, c, own: PlainForward(m, p, own),
+    }
+    order = list(tiers)[list(tiers).index(config.tier) :]
+    if not parts.packable:
+        log.warning(
+            "rotary frequencies of this model depend on the length of the batch: sequences are scored one by one"
+        )
+        order = ["plain"]
+    if config.mode == "exact" and config.tier == "packed" and "cache" in order:
+        order = [t for t in order if t != "cache"] + [
+            "cache"
+        ]  # sequence by sequence keeps the bits, the cache does not
+    return [tiers[name] for name in order]
+
+
+def _try(forward: Forward, model: PreTrainedModel, parts: Anatomy, pieces: Sequence[Piece], own: str) -> Finding:
+    """A model that the path does not fit may also refuse in its own words: that is an answer, too."""
+    try:
+        finding = check_scores(_scorer(forward, parts), model, parts, pieces, own)
+    except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, IndexError, KeyError) as error:
+        model.set_attn_implementation(own)
+        return Finding(False, float("inf"), float("inf"), f"{type(error).__name__}: {error}")
+    if isinstance(forward, PackedForward) and forward.calls != parts.attention_layers:
+        note = f"{forward.calls} of {parts.attention_layers} layers came through the registered attention"
+        return Finding(False, finding.largest, finding.mean, note)
+    return finding
+
+
+def _scorer(forward: Forward, parts: Anatomy) -> Any:
+    @torch.inference_mode()
+    def score(pieces: Sequence[Piece]) -> list[PieceScores]:
+        batch = forward.prepare(pieces)
+        return score_pieces(pieces, forward.rows(batch).to(parts.weight.device), batch.targets, parts)
+
+    return score

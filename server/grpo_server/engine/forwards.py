@@ -1,0 +1,154 @@
+"""Hidden states of the predicting rows, three ways: from each prompt once without padding, down to the model as it comes.
+
+packed   one flat stream, every prompt once, our attention           (most models)
+cache    prompt once into a key-value cache, repeated per completion (attention of the model's own)
+plain    every sequence by itself                                    (states that cannot be repeated)
+
+All answer the same question in the same order; the probe says which of them is right for a model. `prepare` is index
+arithmetic and may run beside `rows`, which is the forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from grpo_numerics.packed import NAME, PackedLayout, Schedule, attention_forward, packed_stream, stream_inputs
+from torch import Tensor
+from transformers import AttentionInterface, DynamicCache, PreTrainedModel
+
+from .anatomy import Anatomy
+from .config import Tier
+from .work import Piece
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch ready to run. targets: (N,) int64 over all completion tokens; tokens: rows that will go through the model."""
+
+    pieces: Sequence[Piece]
+    targets: Tensor
+    tokens: int
+    plan: Any = None
+
+
+class Forward(Protocol):
+    """`rows`: (N, D) hidden states, one per completion token, in the pieces' order."""
+
+    tier: Tier
+
+    def prepare(self, pieces: Sequence[Piece]) -> Prepared: ...
+
+    def rows(self, batch: Prepared) -> Tensor: ...
+
+
+class PackedForward:
+    """One stream for all pieces. exact: cut and scheduled so that a row's bits do not depend on the batch."""
+
+    tier: Tier = "packed"
+
+    def __init__(self, model: PreTrainedModel, parts: Anatomy, exact: bool) -> None:
+        AttentionInterface.register(NAME, attention_forward)
+        self.model, self.parts, self.exact = model, parts, exact
+        self.calls = 0  # of attention in the last forward: the probe wants one per layer
+
+    def prepare(self, pieces: Sequence[Piece]) -> Prepared:
+        wanted = [p.completions if any(len(c) for c in p.completions) else () for p in pieces]
+        used = [(p.prompt, c) for p, c in zip(pieces, wanted, strict=True) if c]
+        layout = PackedLayout.build([p for p, _ in used], [c for _, c in used], share_prefixes=not self.exact)
+        schedule = Schedule(layout, self.parts.device, exact=self.exact)
+        schedule.calls(None)  # full attention is in nearly every model: worked out here, off the compute thread
+        return Prepared(pieces, torch.from_numpy(layout.targets).long(), layout.tokens, schedule)
+
+    def rows(self, batch: Prepared) -> Tensor:
+        schedule: Schedule = batch.plan
+        if self.model.config._attn_implementation != NAME:
+            self.model.set_attn_implementation(NAME)
+        with packed_stream(schedule) as calls:
+            hidden = self.parts.body(**stream_inputs(schedule), use_cache=False).last_hidden_state[0]
+        self.calls = calls.count
+        return hidden[torch.from_numpy(schedule.layout.predict_rows).to(hidden.device)]
+
+
+class _OwnAttention:
+    """What the tiers share that leave the model's attention alone."""
+
+    tier: Tier
+
+    def __init__(self, model: PreTrainedModel, parts: Anatomy, attention: str) -> None:
+        self.model, self.parts, self.attention = model, parts, attention
+
+    def prepare(self, pieces: Sequence[Piece]) -> Prepared:
+        completions = [c for p in pieces for c in p.completions if len(c)]
+        targets = torch.cat([_ids(c) for c in completions]) if completions else torch.zeros(0, dtype=torch.int64)
+        return Prepared(pieces, targets, sum(self._tokens(p) for p in pieces if any(len(c) for c in p.completions)))
+
+    def _tokens(self, piece: Piece) -> int:
+        return sum(len(piece.prompt) + len(c) - 1 for c in piece.completions if len(c))
+
+    def rows(self, batch: Prepared) -> Tensor:
+        if self.model.config._attn_implementation != self.attention:
+            self.model.set_attn_implementation(self.attention)
+        parts = [self._of(p) for p in batch.pieces if any(len(c) for c in p.completions)]
+        return torch.cat(parts)
+
+    def _of(self, piece: Piece) -> Tensor:
+        raise AssertionError("each tier has its own")
+
+
+class CachedForward(_OwnAttention):
+    """Each prompt once into a cache, the cache repeated for the completions, these right-padded behind it."""
+
+    tier: Tier = "cache"
+
+    def _tokens(self, piece: Piece) -> int:
+        longest = max(len(c) for c in piece.completions) - 1
+        return len(piece.prompt) + longest * sum(len(c) > 1 for c in piece.completions)
+
+    def _of(self, piece: Piece) -> Tensor:
+        device = self.parts.device
+        prompt = _ids(piece.prompt).to(device)
+        cache = DynamicCache(config=self.model.config)
+        # all that can follow the prompt is seen by nobody who needs more than its last row
+        last = self.parts.body(input_ids=prompt[None], past_key_values=cache, use_cache=True).last_hidden_state[0, -1:]
+        longer = [c for c in piece.completions if len(c) > 1]
+        if not longer:
+            return last.expand(sum(len(c) > 0 for c in piece.completions), -1)
+        width = max(len(c) for c in longer) - 1
+        ids = torch.zeros(len(longer), width, dtype=torch.int64)
+        mask = torch.zeros(len(longer), len(prompt) + width, dtype=torch.int64)
+        for i, completion in enumerate(longer):
+            ids[i, : len(completion) - 1] = _ids(completion)[:-1]
+            mask[i, : len(prompt) + len(completion) - 1] = 1
+        cache.batch_repeat_interleave(len(longer))
+        positions = torch.arange(len(prompt), len(prompt) + width, device=device)[None].expand(len(longer), -1)
+        hidden = self.parts.body(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        own = iter(hidden)
+        return torch.cat(
+            [last if len(c) == 1 else torch.cat([last, next(own)[: len(c) - 1]]) for c in piece.completions if len(c)]
+        )
+
+
+class PlainForward(_OwnAttention):
+    """Every sequence by itself: nothing is shared, nothing is padded."""
+
+    tier: Tier = "plain"
+
+    def _of(self, piece: Piece) -> Tensor:
+        return torch.cat([self._sequence(piece, _ids(c)) for c in piece.completions if len(c)])
+
+    def _sequence(self, piece: Piece, completion: Tensor) -> Tensor:
+        ids = torch.cat([_ids(piece.prompt), completion[:-1]])[None].to(self.parts.device)
+        return self.parts.body(input_ids=ids, use_cache=False).last_hidden_state[0, len(piece.prompt) - 1 :]
+
+
+def _ids(tokens: Any) -> Tensor:
+    return torch.from_numpy(tokens).long()
