@@ -1,0 +1,76 @@
+"""Reference-policy log-probs over HTTP: the contract, and the clients that speak it.
+
+    from grpo_client import ReferenceClient
+
+    with ReferenceClient("http://localhost:8000") as client:
+        result = client.score(prompts=[[1, 2, 3]], completions=[[[4, 5], [6]]], temperature=0.7)
+
+Needs neither torch nor a server's libraries; results are NumPy arrays.
+"""
+
+from grpo_client import wire_json, wire_tensors
+from grpo_client.async_client import AsyncReferenceClient
+from grpo_client.client import ReferenceClient
+from grpo_client.errors import (
+    APIError,
+    ClientClosed,
+    ConnectionFailed,
+    DeadlineExceeded,
+    FingerprintMismatch,
+    GrpoClientError,
+    InvalidResponse,
+    NotAuthorized,
+    NotFound,
+    ProtocolError,
+    RequestRefused,
+    ServerFailed,
+    Unavailable,
+)
+from grpo_client.policy import RetryPolicy
+from grpo_client.protocol import (
+    EXTRAS,
+    NORMALIZERS,
+    CompletionScores,
+    Group,
+    ReferenceInfo,
+    ScoreRequest,
+    ScoreResult,
+    Status,
+    Usage,
+)
+from grpo_client.text import TextGroup, TextScoreRequest
+from grpo_client.validation import Limits, check_request
+
+__all__ = [
+    "EXTRAS",
+    "NORMALIZERS",
+    "APIError",
+    "AsyncReferenceClient",
+    "ClientClosed",
+    "CompletionScores",
+    "ConnectionFailed",
+    "DeadlineExceeded",
+    "FingerprintMismatch",
+    "Group",
+    "GrpoClientError",
+    "InvalidResponse",
+    "Limits",
+    "NotAuthorized",
+    "NotFound",
+    "ProtocolError",
+    "ReferenceClient",
+    "ReferenceInfo",
+    "RequestRefused",
+    "RetryPolicy",
+    "ScoreRequest",
+    "ScoreResult",
+    "ServerFailed",
+    "Status",
+    "TextGroup",
+    "TextScoreRequest",
+    "Unavailable",
+    "Usage",
+    "check_request",
+    "wire_json",
+    "wire_tensors",
+]

@@ -7,7 +7,8 @@
     │   ├── RequestRefused (ValueError)     400, 413, 415, 422: the request itself cannot succeed
     │   ├── NotAuthorized                   401, 403
     │   ├── NotFound                        404: not a grpo-server, or an older one
-    │   └── Unavailable                     429, 500, 502, 503, 504: perhaps later
+    │   ├── Unavailable                     429, 502, 503, 504: perhaps later
+    │   └── ServerFailed                    any other: a fault of the server
     ├── FingerprintMismatch (RuntimeError)  another reference answered than the one that was pinned, or two differ
     ├── ConnectionFailed (ConnectionError)  no answer at all: refused, reset, cut off, timed out while reading
     ├── DeadlineExceeded (TimeoutError)     still failing when `max_wait` ran out; the last failure is its __cause__
@@ -91,7 +92,11 @@ class NotFound(APIError):
 
 
 class Unavailable(APIError):
-    """The server cannot answer now: its queue is full (429), it loads, drains or fails (5xx)."""
+    """The server cannot answer now: its queue is full (429), it loads or drains (503), or a proxy lost it (502, 504)."""
+
+
+class ServerFailed(APIError):
+    """A fault of the server's own (500) or an answer that makes no sense here. Not retried: it would fail again."""
 
 
 class FingerprintMismatch(GrpoClientError, RuntimeError):

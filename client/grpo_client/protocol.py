@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -97,20 +97,19 @@ class ScoreRequest:
             )
         if token_ids is not None and len(token_ids) != len(prompts):
             raise ValueError(f"token_ids must have one entry per group: got {len(token_ids)} for {len(prompts)}")
-        groups = tuple(
-            Group(
-                prompt=np.asarray(prompt, dtype=np.int32),
-                completions=tuple(np.asarray(c, dtype=np.int32) for c in group),
-                temperature=temp,
-                token_ids=None
-                if token_ids is None
-                else tuple(
-                    np.asarray(t, dtype=np.int32).reshape(len(c), -1) for t, c in zip(token_ids[k], group, strict=True)
-                ),
-            )
-            for k, (prompt, group, temp) in enumerate(zip(prompts, completions, temps, strict=True))
-        )
-        return cls(groups, normalizer, frozenset(extras), top_k, fingerprint)
+        groups: list[Group] = []
+        for k, (prompt, group, temp) in enumerate(zip(prompts, completions, temps, strict=True)):
+            arrays = tuple(_id_array(c, f"completions[{k}][{g}]") for g, c in enumerate(group))
+            wanted = None
+            if token_ids is not None:
+                if len(token_ids[k]) != len(arrays):
+                    raise ValueError(f"token_ids[{k}] must have one entry per completion: {len(arrays)}")
+                wanted = tuple(
+                    _id_array(ids, f"token_ids[{k}][{g}]", len(c))
+                    for g, (ids, c) in enumerate(zip(token_ids[k], arrays, strict=True))
+                )
+            groups.append(Group(_id_array(prompt, f"prompts[{k}]"), arrays, temp, wanted))
+        return cls(tuple(groups), normalizer, frozenset(extras), top_k, fingerprint)
 
     @property
     def group_sizes(self) -> IntArray:
@@ -121,6 +120,23 @@ class ScoreRequest:
     def completion_lengths(self) -> IntArray:
         """(S,) tokens per completion."""
         return np.array([len(c) for g in self.groups for c in g.completions], dtype=np.int32)
+
+
+def _id_array(ids: object, name: str, rows: int | None = None) -> IntArray:
+    """Token ids as an int32 vector, or as (rows, k). Refuses what NumPy would quietly round or wrap."""
+    values = np.asarray(ids)
+    if rows == 0 or (rows is None and values.size == 0):
+        return np.empty(0 if rows is None else (0, values.shape[1] if values.ndim == 2 else 0), dtype=np.int32)
+    if values.dtype.kind not in "iu" or values.ndim != (1 if rows is None else 2):
+        raise ValueError(
+            f"{name} must be {'a list' if rows is None else 'equally long lists'} of whole numbers (token ids), "
+            f"got dtype {values.dtype}, shape {values.shape}"
+        )
+    if rows is not None and len(values) != rows:
+        raise ValueError(f"{name} must have one row of ids per completion token: got {len(values)} for {rows}")
+    if values.min() < 0 or values.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"{name} holds an id below 0 or beyond int32")
+    return values.astype(np.int32, copy=False)
 
 
 class ReferenceInfo(BaseModel):
@@ -203,11 +219,7 @@ class ScoreResult:
 
     def ragged(self) -> list[FloatArray]:
         """Log-probs as one (C,) view per completion, in the caller's order."""
-        return (
-            cast("list[FloatArray]", np.split(self.logprobs, np.cumsum(self.completion_lengths)[:-1]))
-            if len(self)
-            else []
-        )
+        return np.split(self.logprobs, np.cumsum(self.completion_lengths)[:-1]) if len(self) else []
 
     def padded(self, fill: float = 0.0, length: int | None = None) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
         """Log-probs right-padded to (S, length) with `fill`, and the (S, length) mask that is True on real tokens.

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_client.protocol import Extra, Normalizer
+from grpo_client.protocol import Extra, Normalizer, ScoreRequest
 
 # A chat message as chat templates take it: {"role": "user", "content": "..."} and whatever else the template reads.
 ChatMessage = Mapping[str, Any]
@@ -72,3 +72,6 @@ class TextScoreRequest:
             for prompt, group, temp in zip(prompts, completions, temps, strict=True)
         )
         return cls(groups, normalizer, frozenset(extras), top_k, fingerprint)
+
+
+AnyRequest = ScoreRequest | TextScoreRequest

@@ -137,6 +137,8 @@ def check_structure(req: ScoreRequest | TextScoreRequest) -> None:
     """
     if not req.groups:
         raise ProtocolError("groups is empty; give at least one group", "groups", code="no_groups", status=422)
+    read_normalizer(req.normalizer)
+    read_extras(sorted(req.extras))
     read_top_k(req.top_k)
     for k, group in enumerate(req.groups):
         read_temperature(group.temperature, f"groups[{k}].temperature")
@@ -265,5 +267,5 @@ def as_list(value: object) -> list[Any] | None:
 
 def describe(value: Any) -> str:
     """A JSON reader's words for a value that should have been something else."""
-    names: dict[type, str] = {dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
-    return names.get(cast("type", type(value))) or f"{value!r:.40}"
+    words = ((dict, "an object"), (list, "a list"), (bool, "true or false"), (type(None), "null"))
+    return next((word for kind, word in words if isinstance(value, kind)), f"{value!r:.40}")

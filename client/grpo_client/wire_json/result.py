@@ -19,6 +19,11 @@ _PER_ID: Final = ("top_ids", "top_logprobs", "token_logprobs")
 
 def encode_result(result: ScoreResult) -> bytes:
     """An answer as JSON bytes."""
+    return to_json(result_object(result), inf_nan_mode="null")
+
+
+def result_object(result: ScoreResult) -> dict[str, Any]:
+    """An answer as the JSON object that it travels as; non-finite figures are still floats."""
     temperatures = short_floats(result.temperature).tolist()
     arrays = {"logprobs": result.logprobs, **result.extras}
     columns = {name: _nested(values, result.completion_lengths) for name, values in arrays.items()}
@@ -36,15 +41,12 @@ def encode_result(result: ScoreResult) -> bytes:
             group["completions"] = [ids.tolist() for ids in result.completion_ids[part]]
         groups.append(group)
         start += size
-    return to_json(
-        {
-            "reference": {**result.reference.model_dump(), "normalizer": result.normalizer},
-            "temperature": temperatures[0] if len(set(temperatures)) == 1 else temperatures,
-            "groups": groups,
-            "usage": result.usage.model_dump(),
-        },
-        inf_nan_mode="null",
-    )
+    return {
+        "reference": {**result.reference.model_dump(), "normalizer": result.normalizer},
+        "temperature": temperatures[0] if len(set(temperatures)) == 1 else temperatures,
+        "groups": groups,
+        "usage": result.usage.model_dump(),
+    }
 
 
 def _nested(values: npt.NDArray[np.generic], lengths: IntArray) -> list[list[Any]]:

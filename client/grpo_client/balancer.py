@@ -1,0 +1,87 @@
+"""Which of several servers gets the next request: the least busy one that has not failed lately.
+
+A server that fails is set aside, for twice as long each time, and tried again when the time is over; one success clears
+it. When all are set aside the one that comes back first is used: how long to wait is the retry policy's to say.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from grpo_client.errors import GrpoClientError
+from grpo_client.policy import asked_wait, is_worth_another_try
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """A server as the balancer sees it. until: clock time up to which it is set aside. used: turn of its last use."""
+
+    url: str
+    in_flight: int = 0
+    failures: int = 0
+    until: float = 0.0
+    used: int = 0
+
+
+class Balancer:
+    """Thread-safe. first_aside, max_aside: seconds that a server is set aside after one failure, and at most."""
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        first_aside: float = 1.0,
+        max_aside: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._endpoints = [Endpoint(url) for url in urls]
+        self._first_aside = first_aside
+        self._max_aside = max_aside
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._turn = 0
+
+    @contextmanager
+    def lease(self) -> Generator[str]:
+        """A base URL for one try. An exception that is worth another try sets the server aside and goes on its way."""
+        endpoint = self._take()
+        try:
+            yield endpoint.url
+        except GrpoClientError as error:
+            self._note(endpoint, error)
+            raise
+        else:
+            self._note(endpoint, None)
+        finally:
+            with self._lock:
+                endpoint.in_flight -= 1
+
+    def ready(self) -> bool:
+        """Whether some server is not set aside."""
+        with self._lock:
+            now = self._clock()
+            return any(e.until <= now for e in self._endpoints)
+
+    def _take(self) -> Endpoint:
+        with self._lock:
+            now = self._clock()
+            ready = [e for e in self._endpoints if e.until <= now]
+            soonest = min(self._endpoints, key=lambda e: e.until)
+            endpoint = min(ready, key=lambda e: (e.in_flight, e.used), default=soonest)
+            self._turn += 1
+            endpoint.used = self._turn
+            endpoint.in_flight += 1
+            return endpoint
+
+    def _note(self, endpoint: Endpoint, error: GrpoClientError | None) -> None:
+        with self._lock:
+            if error is None or not is_worth_another_try(error):  # it answered, if only to refuse
+                endpoint.failures, endpoint.until = 0, 0.0
+                return
+            aside = min(self._max_aside, self._first_aside * 2.0 ** min(endpoint.failures, 30))
+            endpoint.failures += 1
+            endpoint.until = self._clock() + max(aside, asked_wait(error))

@@ -1,0 +1,143 @@
+"""What goes over the line and what came back, as values: the request builder and the reply reader of both clients."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from grpo_client import errors, wire_json, wire_tensors
+from grpo_client.protocol import (
+    MEDIA_JSON,
+    MEDIA_TENSORS,
+    ROUTE_LOGPROBS,
+    ROUTE_REFERENCE,
+    ReferenceInfo,
+    ScoreRequest,
+    ScoreResult,
+)
+from grpo_client.retry_after import parse_retry_after
+from grpo_client.text import AnyRequest
+from grpo_client.validation import as_object
+
+Encoding = Literal["tensors", "json"]
+ROUTE_READY = "/readyz"
+
+
+def _new_request_id() -> str:
+    return uuid.uuid4().hex
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP request, whichever server gets it. Its id stays the same over retries, to be found in every log."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    headers: Mapping[str, str] = field(default_factory=lambda: {})
+    body: bytes | None = None
+    request_id: str = field(default_factory=_new_request_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One HTTP response, read to its end. Header names are lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    url: str
+
+
+def score_call(request: AnyRequest, encoding: Encoding) -> Call:
+    """The call that asks for scores. Text travels as JSON whatever the encoding; the answer comes in `encoding`."""
+    accept = MEDIA_TENSORS if encoding == "tensors" else MEDIA_JSON
+    if encoding == "tensors" and isinstance(request, ScoreRequest):
+        content, body = MEDIA_TENSORS, wire_tensors.encode_request(request)
+    else:
+        content, body = MEDIA_JSON, wire_json.encode_request(request)
+    return Call("POST", ROUTE_LOGPROBS, {"Content-Type": content, "Accept": accept}, body)
+
+
+def info_call() -> Call:
+    """The call that asks who answers."""
+    return Call("GET", ROUTE_REFERENCE, {"Accept": MEDIA_JSON})
+
+
+def ready_call() -> Call:
+    """The call that asks whether requests are taken now."""
+    return Call("GET", ROUTE_READY)
+
+
+def read_scores(reply: Reply, request: AnyRequest) -> ScoreResult:
+    """The answer, checked to be one to this request. Raises APIError's kin, FingerprintMismatch, InvalidResponse."""
+    raise_for_status(reply)
+    tensors = reply.headers.get("content-type", "").startswith(MEDIA_TENSORS)
+    result = wire_tensors.decode_result(reply.body) if tensors else wire_json.decode_result(reply.body)
+    asked = [len(g.completions) for g in request.groups]
+    if result.group_sizes.tolist() != asked:
+        raise errors.InvalidResponse(f"{sum(asked)} completions were sent and {len(result)} came back", "groups")
+    if isinstance(request, ScoreRequest) and (result.completion_lengths != request.completion_lengths).any():
+        raise errors.InvalidResponse("the scores do not have the completions' lengths", "logprobs")
+    wanted = set(request.extras) | ({"top_ids", "top_logprobs"} if request.top_k else set[str]())
+    if missing := wanted - set(result.extras):
+        raise errors.InvalidResponse(f"the answer lacks {', '.join(sorted(missing))}", "return")
+    return result
+
+
+def read_info(reply: Reply) -> ReferenceInfo:
+    """Who answers."""
+    raise_for_status(reply)
+    try:
+        return ReferenceInfo.model_validate_json(reply.body)
+    except ValidationError as error:
+        raise errors.InvalidResponse(f"{reply.url} did not describe a reference: {error}") from error
+
+
+def raise_for_status(reply: Reply) -> None:
+    """Nothing for 2xx; else the exception that says what kind of failure it is, with the server's own words."""
+    if 200 <= reply.status < 300:
+        return
+    detail = _error_object(reply.body)
+    message = str(detail.get("message") or _first_line(reply.body) or "no message") + f" ({reply.url})"
+    if reply.status == 409:
+        raise errors.FingerprintMismatch(message)
+    raise _kind_of(reply.status)(
+        message,
+        status=reply.status,
+        code=detail.get("code"),
+        param=detail.get("param"),
+        request_id=reply.headers.get("x-request-id"),
+        retry_after=parse_retry_after(reply.headers.get("retry-after")),
+    )
+
+
+def _kind_of(status: int) -> type[errors.APIError]:
+    match status:
+        case 400 | 413 | 415 | 422:
+            return errors.RequestRefused
+        case 401 | 403:
+            return errors.NotAuthorized
+        case 404:
+            return errors.NotFound
+        case 429 | 502 | 503 | 504:
+            return errors.Unavailable
+        case _:
+            return errors.ServerFailed
+
+
+def _error_object(body: bytes) -> dict[str, Any]:
+    """The {"error": {...}} of an OpenAI-shaped error; empty for what a proxy or another program says."""
+    try:
+        message = as_object(from_json(body)) or {}
+    except ValueError:
+        return {}
+    return as_object(message.get("error")) or {}
+
+
+def _first_line(body: bytes) -> str:
+    return body[:200].decode("utf-8", "replace").strip().partition("\n")[0]

@@ -1,0 +1,75 @@
+"""What both clients do between the caller and the line, without doing any I/O: plan, send-with-what, read, join."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypedDict
+
+from grpo_client.calls import Call, Reply, read_info, read_scores, score_call
+from grpo_client.pin import FingerprintPin
+from grpo_client.protocol import Extra, IntArray, Normalizer, ReferenceInfo, ScoreResult
+from grpo_client.settings import ClientSettings
+from grpo_client.splitting import merge, split
+from grpo_client.text import AnyRequest
+from grpo_client.validation import check_structure
+
+Ids = Sequence[int] | IntArray
+
+
+class TextScoreOptions(TypedDict, total=False):
+    """How to score, all optional.
+
+    temperature: one, or one per group (1.0); logits are divided by it. normalizer: "softmax" or "stablemax".
+    extras: any of "entropy", "logsumexp", "rank". top_k: so many best tokens a position (0).
+    """
+
+    temperature: float | Sequence[float]
+    normalizer: Normalizer
+    extras: Sequence[Extra]
+    top_k: int
+
+
+class ScoreOptions(TextScoreOptions, total=False):
+    """The same, and token_ids: [group][completion][position][k] ids to score beside the ones that are there."""
+
+    token_ids: Sequence[Sequence[Sequence[Sequence[int]] | IntArray]] | None
+
+
+class ClientCore:
+    """The state that a client has beside its connections: settings, balancer, pin."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self.settings = settings
+        self.balancer = settings.balancer()
+        self._pin = settings.pin()
+
+    def plan(self, request: AnyRequest) -> Sequence[AnyRequest]:
+        """Check the request and cut it. Raises ProtocolError before anything is sent."""
+        check_structure(request)
+        return split(request, self.settings.max_request_tokens)
+
+    def call(self, part: AnyRequest) -> Call:
+        """The call for one part, pinned as far as the fingerprint is known by now."""
+        pinned = part if part.fingerprint else replace(part, fingerprint=self._pin.fingerprint)
+        return score_call(pinned, self.settings.encoding)
+
+    def scores(self, reply: Reply, part: AnyRequest) -> ScoreResult:
+        """The answer to a part. Raises what `read_scores` raises, and FingerprintMismatch."""
+        result = read_scores(reply, part)
+        self._pin.check(result.reference)
+        FingerprintPin(part.fingerprint).check(result.reference)
+        return result
+
+    def info(self, reply: Reply) -> ReferenceInfo:
+        """Who answers. Raises FingerprintMismatch when it is not the pinned reference."""
+        info = read_info(reply)
+        self._pin.check(info)
+        return info
+
+    def join(self, request: AnyRequest, results: Sequence[ScoreResult]) -> ScoreResult:
+        """The answers to all parts as one."""
+        return merge(request, results)
+
+    def __repr__(self) -> str:
+        return ", ".join(self.settings.urls)
