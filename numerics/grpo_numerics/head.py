@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Set
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -87,11 +87,15 @@ def score_rows(
         weight_rows = tiles.weight_rows(columns)
         for tally in tallies:
             tally.take(tiles.logits(tally.block, columns, weight_rows), columns)
-    return HeadScores(*map(_joined, zip(*(tally.scores() for tally in tallies), strict=True)))
+    return _joined([tally.scores() for tally in tallies])
 
 
-def _joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
-    return None if parts[0] is None else torch.cat([part for part in parts if part is not None])
+def _joined(parts: list[HeadScores]) -> HeadScores:
+    """The rows of all parts, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    figures = [[getattr(part, field.name) for part in parts] for field in fields(HeadScores)]
+    return HeadScores(*(cast(Any, None if of[0] is None else torch.cat(of)) for of in figures))
 
 
 class _Tally:
@@ -146,8 +150,8 @@ class _Tally:
         else:
             self._top, self._top_ids = values, ids
 
-    def scores(self) -> tuple[Tensor | None, ...]:
-        """The block's figures in the order of `HeadScores`, without the padding."""
+    def scores(self) -> HeadScores:
+        """The block's figures, without the padding."""
         target, rest = self._target[:, 0], self._others.logsumexp()
         logprobs = logprob_from_odds(target, rest)
         everything = OnlineLogSumExp(len(target), dtype=target.dtype, device=target.device)
@@ -159,14 +163,15 @@ class _Tally:
             known = torch.where(ids == self.block.targets[:, None], logprobs[:, None], plain)
             return known.masked_fill(logprobs.isnan()[:, None], math.nan)
 
-        lost = logprobs.isnan()
-        figures = (
-            logprobs,
-            None if self._others.weighted is None else entropy_from_odds(target, rest, self._others.entropy()),
-            everything.logsumexp().masked_fill(lost, math.nan) if "logsumexp" in self._want else None,
-            None if self._above is None else self._above.int().masked_fill(lost, -1),
-            self._top_ids.int() if self._top_k else None,
-            logprobs_of(self._top, self._top_ids) if self._top_k else None,
-            None if self._id_logits is None or self._ids is None else logprobs_of(self._id_logits, self._ids),
+        lost, rows = logprobs.isnan(), slice(self.block.rows)
+        ids, of_ids, above = self._ids, self._id_logits, self._above
+        rest_entropy = None if self._others.weighted is None else self._others.entropy()
+        return HeadScores(
+            logprobs[rows],
+            entropy=None if rest_entropy is None else entropy_from_odds(target, rest, rest_entropy)[rows],
+            logsumexp=everything.logsumexp().masked_fill(lost, math.nan)[rows] if "logsumexp" in self._want else None,
+            rank=None if above is None else above.int().masked_fill(lost, -1)[rows],
+            top_ids=self._top_ids.int()[rows] if self._top_k else None,
+            top_logprobs=logprobs_of(self._top, self._top_ids)[rows] if self._top_k else None,
+            token_logprobs=None if ids is None or of_ids is None else logprobs_of(of_ids, ids)[rows],
         )
-        return tuple(None if figure is None else figure[: self.block.rows] for figure in figures)

@@ -11,9 +11,9 @@ in MKL's reproducible mode (`MKL_CBWR=AVX2,STRICT`), which is what makes the res
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -182,6 +182,21 @@ class LogitTiles:
             torch.copysign(magnitude, z, out=z)
         return z
 
+    def slope(self, products: Tensor, bias: Tensor | None, temperature: Tensor | float) -> Tensor | float:
+        """Derivative of `transform_` at these products, left as they are: a number, (M, 1) or (M, v)."""
+        factor = self.spec.logit_scale / temperature
+        if self.spec.softcap is None and self.normalizer == "softmax":
+            return factor
+        z = products * self.spec.logit_scale if bias is None else (products + bias).mul_(self.spec.logit_scale)
+        flattening: Tensor | float = 1.0
+        if self.spec.softcap is not None:
+            tanh = z.div_(self.spec.softcap).tanh_()
+            flattening = 1.0 - tanh.square()
+            z = tanh * self.spec.softcap
+        if self.normalizer == "stablemax":
+            flattening = flattening / z.div_(temperature).abs_().add_(1.0)
+        return flattening * factor
+
     def logits(self, block: RowBlock, columns: slice, weight_rows: Tensor) -> Tensor:
         """(M, v) logits of one tile, in scratch that the next call overwrites."""
         bias = None if self.bias is None else self.bias[columns]
@@ -232,7 +247,7 @@ def padded(x: Tensor, height: int, value: float = 0.0) -> Tensor:
 
 
 @contextlib.contextmanager
-def exact_half_products(hidden: Tensor, weight: Tensor) -> Iterator[None]:
+def exact_half_products(hidden: Tensor, weight: Tensor) -> Generator[None]:
     """Let AMX multiply fp32 copies of bf16 values, at its bf16 speed.
 
     A bf16 value survives the way to fp32 and back, and AMX sums in fp32: the products are those of the fp32 GEMM, only
@@ -243,7 +258,7 @@ def exact_half_products(hidden: Tensor, weight: Tensor) -> Iterator[None]:
     if not exact or not torch.cpu._is_amx_tile_supported():  # pyright: ignore[reportPrivateUsage]
         yield
         return
-    matmul = torch.backends.mkldnn.matmul
+    matmul = cast(Any, torch.backends.mkldnn).matmul
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
     try:

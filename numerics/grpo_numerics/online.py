@@ -16,7 +16,7 @@ from torch import Tensor
 
 LOG2E = math.log2(math.e)
 # Stands for -inf where the value is going to be multiplied by an exponential that is exactly 0: 0 * -inf would be NaN.
-_FAR_BELOW = -1e4
+FAR_BELOW = -1e4
 
 
 class OnlineLogSumExp:
@@ -62,7 +62,7 @@ class OnlineLogSumExp:
         else:
             powers = torch.mul(block, LOG2E, out=torch.empty_like(block) if spare is None else spare).exp2_()
             total = powers.sum(-1)
-            weighted = powers.mul_(block.clamp_(min=_FAR_BELOW)).sum(-1)
+            weighted = powers.mul_(block.clamp_(min=FAR_BELOW)).sum(-1)
         self._add(maximum, shift, total, weighted)
 
     @torch.no_grad()
@@ -100,4 +100,4 @@ def _rescaled(state: OnlineLogSumExp, shift: Tensor) -> tuple[Tensor, Tensor | N
     decay = gap.exp()
     if state.weighted is None:
         return state.total * decay, None
-    return state.total * decay, decay * (state.weighted + gap.clamp(min=_FAR_BELOW) * state.total)
+    return state.total * decay, decay * (state.weighted + gap.clamp(min=FAR_BELOW) * state.total)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy as _cross_entropy
 
 from .stable import log_softmax, softmax
-from .transforms import symlog
+from .transforms import symlog as symlog
 
 
 def stablemax(x: Tensor, dim: int = -1) -> Tensor:
