@@ -1,0 +1,58 @@
+"""Puts the service together as an ASGI application. Nothing is loaded until its lifespan starts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from grpo_server import error_responses, routes
+from grpo_server.auth import KeyGate
+from grpo_server.config import ServerConfig
+from grpo_server.hosting import EngineLoader
+from grpo_server.middleware.body_limit import BodyLimit
+from grpo_server.middleware.boundary import Boundary
+from grpo_server.schemas import ERROR_RESPONSES
+from grpo_server.scoring import Scoring
+from grpo_server.service import Service
+
+DESCRIPTION = """\
+Per-token log-probs of a frozen reference model: exact, fast, the same answer every time.
+
+The native route is `POST /v1/logprobs`, as JSON or as safetensors. Every error on every route is an
+OpenAI-shaped `{"error": {"message", "type", "param", "code"}}` that says what to do.
+"""
+
+
+def create_app(config: ServerConfig, engine_loader: EngineLoader) -> FastAPI:
+    """The application. `app.state.service` is its `Service`.
+
+    engine_loader: called in a worker thread when the application starts; meanwhile /livez answers and all else is 503.
+    Raises ValueError for key files that cannot be read.
+    """
+    service = Service(config, engine_loader)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with service:
+            yield
+
+    app = FastAPI(
+        title="grpo-refserver",
+        description=DESCRIPTION,
+        version="1",
+        lifespan=lifespan,
+        responses=ERROR_RESPONSES,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    app.state.scoring = Scoring(service)
+    error_responses.install(app)
+    for router in routes.discover():
+        app.include_router(router)
+    # Added last is outermost: a request passes Boundary, KeyGate, BodyLimit, then its route.
+    app.add_middleware(BodyLimit, max_bytes=config.max_request_bytes)
+    app.add_middleware(KeyGate, keys=service.keys)
+    app.add_middleware(Boundary, metrics=service.metrics)
+    return app

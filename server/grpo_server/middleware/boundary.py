@@ -1,0 +1,88 @@
+"""The outermost layer: a request gets its id, and leaves with a log line, its metrics and always a proper response."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from http import HTTPStatus
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from grpo_server.error_responses import SCOPE_ERROR_CODE, response_of
+from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.logs import request_id
+from grpo_server.observability import Metrics
+
+logger = logging.getLogger("grpo_server.access")
+
+REQUEST_ID_HEADER = "X-Request-Id"
+# What may stand in a header and in a log line without being able to forge either.
+_ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+# Paths that were never routed share one label: a scanner must not be able to grow the metrics.
+UNROUTED = "unmatched"
+# Asked every few seconds by orchestrators: logged at debug level while they succeed.
+PROBES = frozenset({"/livez", "/readyz", "/health", "/health/", "/metrics"})
+
+
+class Boundary:
+    """ASGI middleware; nothing that an inner layer raises gets past it."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        own_id = _id_of(Headers(scope=scope).get(REQUEST_ID_HEADER))
+        token = request_id.set(own_id)
+        started = time.perf_counter()
+        status: int | None = None
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = own_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ServiceError as error:
+            await response_of(scope, error)(scope, receive, send_with_id)
+        except Exception:  # the last line: a bug becomes a 500 with an id to look for, and the process lives on
+            logger.exception("unexpected error in %s %s", scope["method"], scope["path"])
+            if status is not None:
+                raise  # half an answer is out: let the connection break, so that the client sees it is not whole
+            error = ServiceError(
+                ErrorCode.INTERNAL, f"unexpected error; the server's log has the details under request id {own_id}"
+            )
+            await response_of(scope, error)(scope, receive, send_with_id)
+        finally:
+            self._record(scope, status, time.perf_counter() - started)
+            request_id.reset(token)
+
+    def _record(self, scope: Scope, status: int | None, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", UNROUTED)
+        code = status or ErrorCode.CLIENT_LEFT.status
+        error_code = scope.get(SCOPE_ERROR_CODE)
+        self._metrics.request_done(route, code, seconds, error_code)
+        level = logging.DEBUG if route in PROBES and code < HTTPStatus.BAD_REQUEST else logging.INFO
+        logger.log(
+            level,
+            "%s %s %d %.1f ms%s",
+            scope["method"],
+            scope["path"],
+            code,
+            seconds * 1000,
+            f" {error_code}" if error_code else "",
+            extra={"route": route, "status": code, "seconds": round(seconds, 6), "error": error_code},
+        )
+
+
+def _id_of(given: str | None) -> str:
+    return given if given and _ACCEPTABLE_ID.fullmatch(given) else uuid.uuid4().hex

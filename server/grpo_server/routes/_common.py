@@ -1,0 +1,33 @@
+"""What routes share: how they get at the service, read a body and wait for a score."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+from pydantic import BaseModel
+
+from grpo_server.disconnect import while_connected
+from grpo_server.scoring import Scoring
+from grpo_server.service import Service
+
+T = TypeVar("T")
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def get_service(request: Request) -> Service:
+    return request.app.state.service
+
+
+def get_scoring(request: Request) -> Scoring:
+    return request.app.state.scoring
+
+
+ServiceDep = Annotated[Service, Depends(get_service)]
+ScoringDep = Annotated[Scoring, Depends(get_scoring)]
+
+
+async def answer_to(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What work returns, cancelled if this request's client leaves. The body must have been read."""
+    return await while_connected(request.receive, work)

@@ -1,0 +1,72 @@
+"""POST /v1/logprobs: the native message, in JSON or safetensors, each either way."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from fastapi import APIRouter, Request, Response
+from grpo_client import wire_json, wire_tensors
+from grpo_client.protocol import MEDIA_JSON, MEDIA_TENSORS, ROUTE_LOGPROBS, ScoreResult
+from grpo_client.validation import Limits
+
+from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
+from grpo_server.routes._negotiation import media_of, preferred
+from grpo_server.schemas import LogprobsRequest, LogprobsResponse
+
+router = APIRouter(tags=["scoring"])
+
+WIRES: dict[str, ModuleType] = {MEDIA_JSON: wire_json, MEDIA_TENSORS: wire_tensors}
+
+_TENSORS = {
+    "schema": {"type": "string", "format": "binary"},
+    "x-tensors": {
+        "prompt_ids": "int32 (sum of prompt_lengths,)",
+        "prompt_lengths": "int32 (K,)",
+        "completion_ids": "int32 (N,)",
+        "completion_lengths": "int32 (S,)",
+        "group_sizes": "int32 (K,): completions per group",
+        "temperature": "float32 (K,), optional",
+        "token_ids": "int32 (N, k), optional",
+        "metadata": "normalizer, return (names with commas between), top_k, fingerprint: optional strings",
+    },
+}
+
+
+@router.post(
+    ROUTE_LOGPROBS,
+    response_class=Response,
+    responses={
+        200: {
+            "model": LogprobsResponse,
+            "description": "Scores in the caller's order, as JSON or as tensors (logprobs float32 (N,), status uint8 (S,), "
+            "and each extra; reference and usage as JSON in the metadata).",
+            "content": {MEDIA_TENSORS: {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                MEDIA_JSON: {"schema": LogprobsRequest.model_json_schema(ref_template="#/components/schemas/{model}")},
+                MEDIA_TENSORS: _TENSORS,
+            },
+        }
+    },
+)
+async def logprobs(request: Request, scoring: ScoringDep, service: ServiceDep) -> Response:
+    """Per-token log-probs of completions given their prompts.
+
+    Content-Type says what you send, Accept what you want back (the same, unless it says otherwise).
+    """
+    media_in = media_of(request.headers.get("content-type"))
+    media_out = preferred(request.headers.get("accept"), default=media_in)
+    service.scheduler.refuse_if_closed()  # before megabytes are read and parsed for nothing
+    body = await request.body()
+
+    async def answer() -> bytes:
+        limits = Limits(max_body_bytes=service.config.max_request_bytes, max_completions=service.config.max_completions)
+        message = await service.in_codec(WIRES[media_in].decode_request, body, limits)
+        result: ScoreResult = await scoring.score(message)
+        return await service.in_codec(WIRES[media_out].encode_result, result)
+
+    return Response(await answer_to(request, answer()), media_type=media_out)

@@ -1,0 +1,33 @@
+"""Who answers: the native identity, and the list that OpenAI clients ask for first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from grpo_client.protocol import ROUTE_REFERENCE, ReferenceInfo
+
+from grpo_server.routes._common import ScoringDep, ServiceDep
+
+router = APIRouter(tags=["reference"])
+
+
+@router.get(ROUTE_REFERENCE)
+async def reference(scoring: ScoringDep) -> ReferenceInfo:
+    """Model, fingerprint (to pin), version, dtype, mode, limits, and what the start-up probe found."""
+    return scoring.info
+
+
+@router.get("/v1/models")
+async def models(scoring: ScoringDep, service: ServiceDep) -> dict[str, Any]:
+    """The one model, as OpenAI lists models."""
+    info = scoring.info
+    model = {
+        "id": info.model,
+        "object": "model",
+        "created": service.started_at,
+        "owned_by": "grpo-refserver",
+        "root": info.model,
+        "max_model_len": info.max_length,
+    }
+    return {"object": "list", "data": [model]}

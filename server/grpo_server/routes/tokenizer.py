@@ -1,0 +1,110 @@
+"""Text to ids and back with the reference's own tokenizer, in the words of vLLM's routes of these names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.routes._common import ServiceDep, answer_to
+from grpo_server.schemas import ChatMessageIn
+from grpo_server.service import Service
+from grpo_server.text import Tokenizer, encode, encode_chat, no_tokenizer
+
+router = APIRouter(tags=["tokenizer"])
+
+
+class TokenizeRequest(BaseModel):
+    """Either a string or chat messages. Other fields that clients of vLLM send are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    prompt: str | None = None
+    messages: list[ChatMessageIn] | None = Field(None, min_length=1)
+    add_special_tokens: bool = Field(True, description="For a string; a chat template brings its own.")
+    add_generation_prompt: bool = Field(True, description="For messages.")
+    return_token_strs: bool = False
+
+    @model_validator(mode="after")
+    def _one_of(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("send either prompt or messages")
+        return self
+
+
+class TokenizeResponse(BaseModel):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeRequest(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    tokens: list[int]
+
+
+class DetokenizeResponse(BaseModel):
+    prompt: str
+
+
+@router.post("/tokenize")
+async def tokenize(asked: TokenizeRequest, request: Request, service: ServiceDep) -> TokenizeResponse:
+    """The ids of a string or of a conversation."""
+    tokenizer = _tokenizer(service)
+
+    def work() -> TokenizeResponse:
+        if asked.messages is None:
+            assert asked.prompt is not None
+            ids = encode(tokenizer, asked.prompt, add_special_tokens=asked.add_special_tokens, param="prompt").tolist()
+        else:
+            messages = [m.model_dump() for m in asked.messages]
+            ids = encode_chat(
+                tokenizer, messages, add_generation_prompt=asked.add_generation_prompt, param="messages"
+            ).tolist()
+        strings = tokenizer.convert_ids_to_tokens(ids) if asked.return_token_strs else None
+        return TokenizeResponse(
+            count=len(ids), max_model_len=service.engine.info.max_length, tokens=ids, token_strs=strings
+        )
+
+    return await answer_to(request, service.in_prepare(work))
+
+
+@router.post("/detokenize")
+async def detokenize(asked: DetokenizeRequest, request: Request, service: ServiceDep) -> DetokenizeResponse:
+    """The text of ids, special tokens included."""
+    tokenizer, vocab_size = _tokenizer(service), service.engine.info.vocab_size
+    for i, token in enumerate(asked.tokens):
+        if not 0 <= token < vocab_size:
+            raise ServiceError(
+                ErrorCode.INVALID_VALUE,
+                f"tokens[{i}] is {token}; the vocabulary has {vocab_size} ids, 0 to {vocab_size - 1}",
+                param=f"tokens[{i}]",
+            )
+    text = await answer_to(request, service.in_prepare(tokenizer.decode, asked.tokens, skip_special_tokens=False))
+    return DetokenizeResponse(prompt=text)
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(service: ServiceDep) -> dict[str, Any]:
+    """Class, special tokens and chat template: what evaluation harnesses ask for before they tokenize themselves."""
+    tokenizer = _tokenizer(service)
+    special = ("bos_token", "eos_token", "pad_token", "unk_token")
+    return {
+        "tokenizer_class": type(tokenizer).__name__,
+        "model_max_length": service.engine.info.max_length,
+        "vocab_size": service.engine.info.vocab_size,
+        "chat_template": getattr(tokenizer, "chat_template", None),
+        **{name: getattr(tokenizer, name, None) for name in special},
+    }
+
+
+def _tokenizer(service: Service) -> Tokenizer:
+    service.scheduler.refuse_if_closed()
+    tokenizer = service.engine.tokenizer
+    if tokenizer is None:
+        raise no_tokenizer()
+    return tokenizer

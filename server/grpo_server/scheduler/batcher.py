@@ -1,0 +1,152 @@
+"""Feeds the engine: while one batch computes, requests gather and the next batch is prepared. There is no timer.
+
+Two threads of the engine are driven from the event loop: `prepare` (packing) and `compute` (the model, one thread
+only). A batch is prepared ahead only when it is full: a partial one waits for the compute thread to come free, since
+until then more requests may join it at no cost.
+
+When a batch fails, its requests are tried one by one, so that only the one at fault is told of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Any, Protocol
+
+from grpo_server.engine.work import BatchScores, Engine, OutOfMemory
+from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.scheduler.job import Job
+from grpo_server.scheduler.queue import Entry, FairQueue
+
+logger = logging.getLogger(__name__)
+
+
+class Desk(Protocol):
+    """Whom the batcher reports to. Each entry is taken once, then finished once; between, delivered or failed."""
+
+    def taken(self, entries: Sequence[Entry]) -> None: ...
+
+    def deliver(self, entries: Sequence[Entry], scores: BatchScores, seconds: float) -> None: ...
+
+    def fail(self, job: Job, error: ServiceError) -> None: ...
+
+    def finished(self, entries: Sequence[Entry]) -> None: ...
+
+
+class Batcher:
+    """Owns the loop between queue and engine. Call `wake` whenever the queue has changed."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        queue: FairQueue,
+        desk: Desk,
+        *,
+        prepare_thread: Executor,
+        compute_thread: Executor,
+        clock: Callable[[], float],
+    ) -> None:
+        self._engine = engine
+        self._queue = queue
+        self._desk = desk
+        self._prepare_thread = prepare_thread
+        self._compute_thread = compute_thread
+        self._clock = clock
+        self._changed = asyncio.Event()
+        self._computing: asyncio.Task[None] | None = None
+        self._idle = True
+
+    def wake(self) -> None:
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        try:
+            while True:
+                await self._until_worth_taking()
+                entries = self._queue.take()
+                self._desk.taken(entries)
+                prepared = await self._prepare(entries)
+                if self._computing is not None:
+                    await self._computing
+                self._idle = False
+                self._computing = asyncio.create_task(self._compute(entries, prepared), name="compute batch")
+        finally:
+            if self._computing is not None:
+                self._computing.cancel()
+
+    async def _until_worth_taking(self) -> None:
+        while not (self._queue and (self._idle or self._queue.fills_a_batch)):
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _prepare(self, entries: Sequence[Entry]) -> Any:
+        return await _outcome(self._prepare_thread, self._engine.prepare, [e.cut.piece for e in entries])
+
+    async def _compute(self, entries: Sequence[Entry], prepared: Any) -> None:
+        try:
+            await self._score(entries, prepared)
+        except Exception:  # an answer that does not fit the question: the engine's bug must not end the loop
+            logger.exception("a batch could not be handed out")
+            for job in _jobs(entries):
+                self._desk.fail(job, _engine_failed("its answer was not usable"))
+        finally:
+            self._idle = True
+            self._desk.finished(entries)
+            self.wake()
+
+    async def _score(self, entries: Sequence[Entry], prepared: Any) -> None:
+        """Compute what was prepared and hand out the scores, or find out who is at fault."""
+        if all(job.over for job in _jobs(entries)):
+            return  # every client has left
+        if isinstance(prepared, BaseException):
+            return await self._blame(entries, prepared)
+        started = self._clock()
+        scores = await _outcome(self._compute_thread, self._engine.compute, prepared)
+        if isinstance(scores, BaseException):
+            return await self._blame(entries, scores)
+        self._desk.deliver(entries, scores, self._clock() - started)
+
+    async def _blame(self, entries: Sequence[Entry], error: BaseException) -> None:
+        jobs = _jobs(entries)
+        if len(jobs) == 1:
+            self._desk.fail(jobs[0], _as_service_error(error))
+            return
+        logger.warning("a batch of %d requests failed (%r); trying them one by one", len(jobs), error)
+        for job in jobs:
+            own = [e for e in entries if e.job is job]
+            await self._score(own, await self._prepare(own))
+
+
+def _jobs(entries: Sequence[Entry]) -> list[Job]:
+    return list(dict.fromkeys(e.job for e in entries))
+
+
+async def _outcome(thread: Executor, work: Callable[..., Any], *args: Any) -> Any:
+    """What work(*args) returned in that thread, or the exception that it raised, as a value."""
+    future = asyncio.get_running_loop().run_in_executor(thread, work, *args)
+    await asyncio.wait([future])
+    error = future.exception()
+    return future.result() if error is None else error
+
+
+def _as_service_error(error: BaseException) -> ServiceError:
+    if isinstance(error, OutOfMemory):
+        logger.warning("out of memory: %s", error)
+        return ServiceError(
+            ErrorCode.OUT_OF_MEMORY,
+            f"the request does not fit into memory even in the smallest batch ({error}); send shorter sequences or a "
+            "smaller top_k, or start the server with a smaller --max-batch-tokens",
+        )
+    logger.error("the engine failed", exc_info=error)
+    return _engine_failed(type(error).__name__)
+
+
+def _engine_failed(why: str) -> ServiceError:
+    return ServiceError(
+        ErrorCode.ENGINE_FAILED,
+        f"the engine failed on this request ({why}); others are not affected. Report it with the request id and the "
+        "lines of the server's log around it",
+    )

@@ -1,0 +1,108 @@
+"""Results that were computed before: least recently used out first, bounded in bytes.
+
+A frozen model is a pure function, so (fingerprint, prompt, completion, temperature, normalizer, what was asked) names
+a result for ever. Entries are per completion: a later request may mix old and new ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from grpo_client.protocol import FloatArray, ScoreRequest
+
+# What an entry weighs beside its arrays: key, dictionary slot, array headers (measured with sys.getsizeof, rounded up).
+ENTRY_OVERHEAD_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionResult:
+    """One completion's figures: logprobs (C,), status as in `grpo_client.protocol.Status`, extras (C, ...) each."""
+
+    logprobs: FloatArray
+    status: int
+    extras: Mapping[str, npt.NDArray[np.generic]]
+
+    @property
+    def nbytes(self) -> int:
+        return self.logprobs.nbytes + sum(a.nbytes for a in self.extras.values()) + ENTRY_OVERHEAD_BYTES
+
+    def detached(self) -> CompletionResult:
+        """A copy that does not keep the batch's large arrays alive through its views."""
+        return CompletionResult(
+            self.logprobs.copy(), self.status, {name: values.copy() for name, values in self.extras.items()}
+        )
+
+
+def result_keys(request: ScoreRequest, fingerprint: str) -> list[bytes]:
+    """(S,) keys, one per completion: BLAKE2b over everything that the result depends on.
+
+    Lengths go in before contents, so that no two different inputs give the same stream of bytes.
+    """
+    common = hashlib.blake2b(digest_size=32)
+    asked = "\x00".join([fingerprint, request.normalizer, *sorted(request.extras)]).encode()
+    common.update(struct.pack("<QQ", len(asked), request.top_k))
+    common.update(asked)
+    keys: list[bytes] = []
+    for group in request.groups:
+        of_group = common.copy()
+        of_group.update(struct.pack("<dQ", group.temperature, len(group.prompt)))
+        of_group.update(_bytes(group.prompt))
+        for g, completion in enumerate(group.completions):
+            h = of_group.copy()
+            h.update(struct.pack("<Q", len(completion)))
+            h.update(_bytes(completion))
+            if group.token_ids is not None:
+                h.update(struct.pack("<QQ", *group.token_ids[g].shape))
+                h.update(_bytes(group.token_ids[g]))
+            keys.append(h.digest())
+    return keys
+
+
+def _bytes(ids: npt.NDArray[np.int32]) -> bytes:
+    return ids.astype("<i4", copy=False).tobytes()
+
+
+class ResultCache:
+    """Least recently used out first. max_bytes 0 turns it off: nothing is kept and nothing is found."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._entries: OrderedDict[bytes, CompletionResult] = OrderedDict()
+        self._bytes = 0
+
+    @property
+    def enabled(self) -> bool:
+        return self._max_bytes > 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now, overhead included; never more than max_bytes."""
+        return self._bytes
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: bytes) -> CompletionResult | None:
+        entry = self._entries.get(key)
+        if entry is not None:
+            self._entries.move_to_end(key)
+        return entry
+
+    def put(self, key: bytes, result: CompletionResult) -> None:
+        """Keep a copy of the result, unless it alone is larger than the whole cache."""
+        if result.nbytes > self._max_bytes:
+            return
+        known = self._entries.pop(key, None)
+        if known is not None:
+            self._bytes -= known.nbytes
+        self._entries[key] = result.detached()
+        self._bytes += result.nbytes
+        while self._bytes > self._max_bytes:
+            _, oldest = self._entries.popitem(last=False)
+            self._bytes -= oldest.nbytes

@@ -1,0 +1,73 @@
+"""A request is cut into pieces that fit a batch.
+
+A group stays whole where it fits, because its prompt is then computed once. A group that is larger than a batch is cut
+between completions and each cut carries the prompt again. A completion is never cut: one that does not fit beside
+its prompt cannot be scored here at all, and that is said before anything is queued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from grpo_client.protocol import Group, ScoreRequest
+
+from grpo_server.engine.work import Piece
+from grpo_server.errors import ErrorCode, ServiceError
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A piece and where its completions stand in the request: places[i] is the flat index of piece.completions[i]."""
+
+    piece: Piece
+    places: tuple[int, ...]
+    tokens: int
+    bytes: int = 0  # peak memory as priced by the engine
+
+
+def cut(request: ScoreRequest, wanted: Collection[int], max_tokens: int) -> list[Cut]:
+    """Cut what is wanted of a request into pieces of at most max_tokens each.
+
+    wanted: flat indices (group by group, completion by completion) of the completions to compute.
+    Raises ServiceError (413) naming the completion that does not fit even alone.
+    """
+    cuts: list[Cut] = []
+    place = 0
+    for k, group in enumerate(request.groups):
+        members: list[int] = []
+        tokens = len(group.prompt)
+        first = place
+        for g, completion in enumerate(group.completions):
+            if first + g not in wanted:
+                continue
+            alone = len(group.prompt) + len(completion)
+            if alone > max_tokens:
+                raise ServiceError(
+                    ErrorCode.REQUEST_TOO_LARGE,
+                    f"groups[{k}].completions[{g}] needs {alone} tokens together with its prompt, and a batch of this "
+                    f"server holds {max_tokens}; shorten it, or start the server with a larger --max-batch-tokens",
+                    param=f"groups[{k}].completions[{g}]",
+                )
+            if members and tokens + len(completion) > max_tokens:
+                cuts.append(_cut(request, group, first, members, tokens))
+                members, tokens = [], len(group.prompt)
+            members.append(g)
+            tokens += len(completion)
+        if members:
+            cuts.append(_cut(request, group, first, members, tokens))
+        place += len(group.completions)
+    return cuts
+
+
+def _cut(request: ScoreRequest, group: Group, first: int, members: list[int], tokens: int) -> Cut:
+    piece = Piece(
+        prompt=group.prompt,
+        completions=tuple(group.completions[g] for g in members),
+        temperature=group.temperature,
+        normalizer=request.normalizer,
+        extras=request.extras,
+        top_k=request.top_k,
+        token_ids=None if group.token_ids is None else tuple(group.token_ids[g] for g in members),
+    )
+    return Cut(piece, tuple(first + g for g in members), tokens)

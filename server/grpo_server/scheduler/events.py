@@ -1,0 +1,43 @@
+"""What the scheduler tells about itself, for metrics. A listener only counts: it must not raise, wait or call back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDone:
+    """One batch went through the engine.
+
+    tokens: as priced. computed_tokens: what really ran, shared prompts once. scored_tokens: log-probs that came out.
+    """
+
+    requests: int
+    tokens: int
+    computed_tokens: int
+    scored_tokens: int
+    seconds: float
+    splits: int
+
+
+class Listener(Protocol):
+    def request_started(self, queue_seconds: float) -> None:
+        """The first cut of a request went into a batch."""
+        ...
+
+    def batch_done(self, batch: BatchDone) -> None: ...
+
+    def cache_looked_up(self, hits: int, misses: int) -> None:
+        """Completions found and not found; not called when the cache is off."""
+        ...
+
+
+class Silence:
+    """The listener that listens to nothing."""
+
+    def request_started(self, queue_seconds: float) -> None: ...
+
+    def batch_done(self, batch: BatchDone) -> None: ...
+
+    def cache_looked_up(self, hits: int, misses: int) -> None: ...

@@ -1,0 +1,60 @@
+"""One accepted request on its way through the queue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from grpo_client.protocol import ReferenceInfo, ScoreRequest, ScoreResult, Usage
+
+from grpo_server.scheduler.assembly import Assembly
+from grpo_server.scheduler.cutting import Cut
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A request, the cuts that still wait, and the answer that grows. Times in seconds of the scheduler's clock.
+
+    host_bytes: what request and answer occupy. keys: cache keys per completion, empty when there is no cache.
+    outstanding: cuts not yet scored, waiting ones and those in a batch. deficit: tokens that fairness still owes it.
+    """
+
+    request: ScoreRequest
+    reference: ReferenceInfo
+    assembly: Assembly
+    waiting: deque[Cut]
+    keys: Sequence[bytes]
+    host_bytes: int
+    arrived: float
+    cached_sequences: int
+    done: asyncio.Future[ScoreResult]
+    outstanding: int = 0
+    deficit: int = 0
+    started: float | None = None
+    compute_seconds: float = 0.0
+    computed_tokens: float = field(default=0.0)
+
+    @property
+    def over(self) -> bool:
+        """True once nobody waits for it: answered, failed, or its client left."""
+        return self.done.done()
+
+    @property
+    def waiting_tokens(self) -> int:
+        return sum(c.tokens for c in self.waiting)
+
+    def answer(self, now: float) -> ScoreResult:
+        started = now if self.started is None else self.started
+        return self.assembly.finish(
+            self.reference,
+            Usage(
+                prompt_tokens=sum(len(g.prompt) for g in self.request.groups),
+                completion_tokens=int(self.request.completion_lengths.sum()),
+                computed_tokens=round(self.computed_tokens),
+                cached_sequences=self.cached_sequences,
+                queue_ms=(started - self.arrived) * 1000,
+                compute_ms=self.compute_seconds * 1000,
+            ),
+        )

@@ -1,0 +1,91 @@
+"""The fair queue: deficit round robin over requests, in tokens.
+
+Each visit gives a request a quantum of tokens to spend; what it cannot spend yet it keeps. So a request of ten
+tokens is through after one round however large its neighbours are, a large one gets its share in every round, and
+nobody starves. (Shreedhar and Varghese, "Efficient fair queuing using deficit round-robin", SIGCOMM 1995.)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from grpo_server.scheduler.cutting import Cut
+from grpo_server.scheduler.job import Job
+
+# Rounds that a batch-sized cut must wait for its turn: small requests overtake it for at most so many rounds.
+ROUNDS_PER_BATCH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A cut in a batch, and whose it is."""
+
+    job: Job
+    cut: Cut
+
+
+class FairQueue:
+    """Jobs in rotation. Not for threads: it belongs to one event loop.
+
+    max_batch_tokens, max_batch_bytes: what a batch holds; every cut that is added must fit into an empty one.
+    """
+
+    def __init__(self, max_batch_tokens: int, max_batch_bytes: int | None = None) -> None:
+        self._max_tokens = max_batch_tokens
+        self._max_bytes = max_batch_bytes
+        self._quantum = max(1, max_batch_tokens // ROUNDS_PER_BATCH)
+        self._rotation: deque[Job] = deque()
+        self.tokens = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._rotation)
+
+    def __len__(self) -> int:
+        return len(self._rotation)
+
+    @property
+    def fills_a_batch(self) -> bool:
+        """True when nothing would be gained by waiting for more requests before the next batch is taken."""
+        return self.tokens >= self._max_tokens
+
+    def add(self, job: Job) -> None:
+        self._rotation.append(job)
+        self.tokens += job.waiting_tokens
+
+    def discard(self, job: Job) -> int:
+        """Take a job out whose client has left. Returns the tokens that need no longer be computed."""
+        if not job.waiting:
+            return 0
+        tokens = job.waiting_tokens
+        self._rotation.remove(job)
+        job.waiting.clear()
+        self.tokens -= tokens
+        return tokens
+
+    def take(self) -> list[Entry]:
+        """The next batch: cuts in fair order until none that waits would fit."""
+        batch: list[Entry] = []
+        room = self._max_tokens
+        room_bytes = self._max_bytes
+        did_not_fit: deque[Job] = deque()
+        while self._rotation:
+            job = self._rotation.popleft()
+            cut = job.waiting[0]
+            if job.deficit < cut.tokens:
+                job.deficit += self._quantum
+            if cut.tokens > room or (room_bytes is not None and cut.bytes > room_bytes):
+                did_not_fit.append(job)
+            elif job.deficit < cut.tokens:
+                self._rotation.append(job)
+            else:
+                batch.append(Entry(job, job.waiting.popleft()))
+                job.deficit -= cut.tokens
+                room -= cut.tokens
+                if room_bytes is not None:
+                    room_bytes -= cut.bytes
+                self.tokens -= cut.tokens
+                if job.waiting:
+                    self._rotation.appendleft(job)
+        self._rotation = did_not_fit
+        return batch

@@ -1,0 +1,129 @@
+"""Pydantic models that describe the API to people and tools (/docs, /openapi.json); the wire modules do the real parsing."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ErrorDetail(BaseModel):
+    message: str = Field(description="What is wrong and what to do about it.")
+    type: str
+    param: str | None = Field(description="The field at fault, as a path: groups[0].completions[2].")
+    code: str | None = Field(description="One short word for programs.")
+
+
+class ErrorResponse(BaseModel):
+    """How every route reports every error."""
+
+    error: ErrorDetail
+
+
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorResponse, "description": "Refused: the message says what to do."},
+    "5XX": {"model": ErrorResponse, "description": "503 loading, swapping or draining, with Retry-After; 500 a bug."},
+}
+
+
+class ChatMessageIn(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    role: str
+    content: Any
+
+
+class _GroupIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class IdGroupIn(_GroupIn):
+    prompt: list[int] = Field(min_length=1, description="Token ids.")
+    completions: list[list[int]] = Field(min_length=1, description="Token ids of each completion; one may be empty.")
+
+
+class TextGroupIn(_GroupIn):
+    prompt: str = Field(description="Text, tokenized as the model's tokenizer does by default.")
+    completions: list[str] = Field(min_length=1, description="Text, tokenized without special tokens.")
+
+
+class ChatGroupIn(_GroupIn):
+    messages: list[ChatMessageIn] = Field(min_length=1, description="Goes through the model's chat template.")
+    completions: list[str] = Field(min_length=1)
+
+
+class LogprobsRequest(BaseModel):
+    """One request: groups of one prompt and its completions, all as ids or all as text."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"groups": [{"prompt": [1, 2, 3], "completions": [[4, 5, 2], [6, 2]]}], "temperature": 1.0},
+                {
+                    "groups": [{"prompt": "The sky is", "completions": [" blue", " green"]}],
+                    "return": ["entropy", "rank"],
+                    "top_k": 2,
+                },
+                {"groups": [{"messages": [{"role": "user", "content": "2 + 2?"}], "completions": ["4"]}]},
+            ]
+        },
+    )
+
+    groups: list[IdGroupIn] | list[TextGroupIn | ChatGroupIn] = Field(min_length=1)
+    temperature: float | list[float] = Field(1.0, description="Above 0. One, or one per group.")
+    normalizer: Literal["softmax", "stablemax"] = "softmax"
+    return_: list[Literal["entropy", "logsumexp", "rank"]] = Field(
+        [], alias="return", description="Figures to return for every completion token beside its log-prob."
+    )
+    top_k: int = Field(0, ge=0, description="Best tokens to return at each position.")
+    token_ids: list[list[list[list[int]]]] | None = Field(
+        None, description="[group][completion][position][id]: ids to score as well, equally many at every position."
+    )
+    fingerprint: str | None = Field(None, description="Answer only if this is the reference; else 409.")
+
+
+class ReferenceOut(BaseModel):
+    model: str
+    fingerprint: str
+    version: int
+    dtype: str
+    mode: Literal["exact", "fast"]
+    normalizer: Literal["softmax", "stablemax"]
+    max_length: int
+    vocab_size: int
+    tier: str | None = None
+    bitwise: bool | None = None
+
+
+class GroupOut(BaseModel):
+    """Per completion, per token; null where a figure is not finite, and then the status says nonfinite."""
+
+    logprobs: list[list[float | None]] = Field(
+        description="logprobs[g][t] = log p(completion[t] | prompt, completion[:t])."
+    )
+    status: list[Literal["ok", "nonfinite"]]
+    entropy: list[list[float | None]] | None = None
+    logsumexp: list[list[float | None]] | None = None
+    rank: list[list[int]] | None = None
+    top_ids: list[list[list[int]]] | None = None
+    top_logprobs: list[list[list[float | None]]] | None = None
+    token_logprobs: list[list[list[float | None]]] | None = None
+    prompt: list[int] | None = Field(None, description="The ids that were scored, for a text request.")
+    completions: list[list[int]] | None = Field(None, description="The ids that were scored, for a text request.")
+
+
+class UsageOut(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    computed_tokens: int
+    cached_sequences: int
+    queue_ms: float
+    compute_ms: float
+
+
+class LogprobsResponse(BaseModel):
+    reference: ReferenceOut
+    temperature: float | list[float]
+    groups: list[GroupOut]
+    usage: UsageOut

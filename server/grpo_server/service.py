@@ -1,0 +1,192 @@
+"""The life of a server: loading, ready, swapping, draining; and what lives as long as it does: engine, scheduler, threads.
+
+Routes ask it for the engine or the scheduler, and get a 503 with Retry-After while there is none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
+from types import TracebackType
+from typing import ParamSpec, Self, TypeVar
+
+from grpo_client.protocol import ReferenceInfo
+
+from grpo_server.auth import Keys
+from grpo_server.config import ServerConfig
+from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.hosting import EngineLoader, HostedEngine
+from grpo_server.observability import Metrics
+from grpo_server.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+RETRY_AFTER_LOADING_SECONDS = 2.0
+# Decoding and encoding of bodies: two, so that a body of 64 MB does not hold up a small one.
+CODEC_THREADS = 2
+
+
+class Phase(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    SWAPPING = "swapping"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Service:
+    """Use as an async context manager; the model loads in the background after entering.
+
+    `failed` is set when it could not be loaded; `loaded` when that is decided either way.
+    """
+
+    def __init__(self, config: ServerConfig, loader: EngineLoader) -> None:
+        self.config = config
+        self.keys = Keys.load(config)
+        self.metrics = Metrics()
+        self.metrics.watch_ready(lambda: self.phase is Phase.READY)
+        self.started_at = int(time.time())
+        self.loaded = asyncio.Event()
+        self.failed = asyncio.Event()
+        self.progress = f"loading {config.model}"
+        self._loader = loader
+        self._engine: HostedEngine | None = None
+        self._scheduler: Scheduler | None = None
+        self._draining = False
+        self._load_task: asyncio.Task[None] | None = None
+        self._compute_thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._prepare_thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self._codec_threads = ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="codec")
+
+    async def __aenter__(self) -> Self:
+        self._load_task = asyncio.create_task(self._load(), name="load the model")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._draining = True
+        assert self._load_task is not None
+        self._load_task.cancel()
+        await asyncio.wait([self._load_task])
+        if self._scheduler is not None:
+            await self._scheduler.__aexit__(None, None, None)
+        if self._engine is not None:
+            await asyncio.get_running_loop().run_in_executor(self._compute_thread, self._engine.close)
+        for thread in (self._codec_threads, self._prepare_thread, self._compute_thread):
+            thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _load(self) -> None:
+        """In the compute thread, as the whole life of the model; the event loop stays free for the probes."""
+        started = time.monotonic()
+        logger.info("%s", self.progress)
+        future = asyncio.get_running_loop().run_in_executor(self._compute_thread, self._loader)
+        await asyncio.wait([future])
+        if (error := future.exception()) is not None:
+            self.progress = f"the model could not be loaded: {error}"
+            logger.error(self.progress, exc_info=error)
+            self.failed.set()
+            self.loaded.set()
+            return
+        self._engine = engine = future.result()
+        scheduler = Scheduler(
+            engine,
+            self.config.scheduler(),
+            compute_thread=self._compute_thread,
+            prepare_thread=self._prepare_thread,
+            listener=self.metrics,
+        )
+        self._scheduler = await scheduler.__aenter__()
+        self.metrics.watch(
+            queue_requests=lambda: scheduler.admission.requests,
+            queue_tokens=lambda: scheduler.admission.tokens,
+            queue_bytes=lambda: scheduler.admission.bytes,
+            cache_bytes=lambda: scheduler.cache.nbytes,
+        )
+        self._announce(engine.info)
+        self.progress = "ready"
+        logger.info("ready after %.1f s", time.monotonic() - started)
+        if engine.info.max_length > self.config.max_batch_tokens:
+            logger.warning(
+                "the model's context is %d tokens, but sequences of more than --max-batch-tokens %d are refused",
+                engine.info.max_length,
+                self.config.max_batch_tokens,
+            )
+        self.loaded.set()
+
+    def _announce(self, info: ReferenceInfo) -> None:
+        self.metrics.reference(info)
+        logger.info(
+            "serving %s version %d, fingerprint %s, %s, %s mode, tier %s, context %d",
+            info.model,
+            info.version,
+            info.fingerprint[:16],
+            info.dtype,
+            info.mode,
+            info.tier,
+            info.max_length,
+        )
+
+    @property
+    def phase(self) -> Phase:
+        if self._draining:
+            return Phase.DRAINING
+        if self.failed.is_set():
+            return Phase.FAILED
+        if self._scheduler is None or not self.loaded.is_set():
+            return Phase.LOADING
+        return Phase.SWAPPING if self._scheduler.swapping else Phase.READY
+
+    @property
+    def engine(self) -> HostedEngine:
+        """Raises ServiceError (503) while there is none."""
+        if self._engine is None or self._scheduler is None:
+            raise self._not_loaded()
+        return self._engine
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """Raises ServiceError (503) while there is none."""
+        if self._scheduler is None:
+            raise self._not_loaded()
+        return self._scheduler
+
+    def _not_loaded(self) -> ServiceError:
+        if self.failed.is_set():
+            return ServiceError(ErrorCode.LOAD_FAILED, f"{self.progress}; the server's log has the details")
+        return ServiceError(
+            ErrorCode.LOADING,
+            f"the server is not ready yet ({self.progress}); come back soon",
+            retry_after=RETRY_AFTER_LOADING_SECONDS,
+        )
+
+    # --- threads --------------------------------------------------------------------------------------------------
+
+    async def in_codec(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run decoding or encoding of a body off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._codec_threads, lambda: work(*args, **kwargs))
+
+    async def in_prepare(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run tokenizer work off the event loop, in one thread only: tokenizers are not made to be shared."""
+        return await asyncio.get_running_loop().run_in_executor(self._prepare_thread, lambda: work(*args, **kwargs))
+
+    # --- changing the reference, ending ---------------------------------------------------------------------------
+
+    async def replace(self, change: Callable[[HostedEngine], ReferenceInfo]) -> ReferenceInfo:
+        """Run a swap or a mix alone on the compute thread. Raises what `change` raises; then the old one serves on."""
+        engine = self.engine
+        info = await self.scheduler.run_exclusive(lambda: change(engine))
+        self._announce(info)
+        return info
+
+    async def drain(self, timeout: float) -> bool:
+        """Refuse new work and wait for what was accepted. False when the time was not enough."""
+        self._draining = True
+        return True if self._scheduler is None else await self._scheduler.drain(timeout)
