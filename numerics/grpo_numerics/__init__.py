@@ -1,9 +1,12 @@
 """Tensor maths of log-probs: stable, tiled, packed, with gradient. Needs torch and nothing else of this project."""
 
+from .collapse_free import collapse_free_cross_entropy, collapse_free_log_softmax
 from .head import HeadScores, score_rows
 from .head_autograd import fused_logprobs
 from .head_tiles import HeadSpec, Tile, default_tile, scratch_bytes
+from .kl import KlKind, kl_estimate
 from .online import OnlineLogSumExp
+from .sparse import entmax15, entmax15_loss, sparsemax, sparsemax_loss
 from .stable import entropy, log_softmax, logsumexp, softmax, token_logprobs
 from .stablemax import log_stablemax, stablemax, stablemax_cross_entropy
 from .transforms import Normalizer, symlog
@@ -11,18 +14,26 @@ from .transforms import Normalizer, symlog
 __all__ = [
     "HeadScores",
     "HeadSpec",
+    "KlKind",
     "Normalizer",
     "OnlineLogSumExp",
     "Tile",
+    "collapse_free_cross_entropy",
+    "collapse_free_log_softmax",
     "default_tile",
+    "entmax15",
+    "entmax15_loss",
     "entropy",
     "fused_logprobs",
+    "kl_estimate",
     "log_softmax",
     "log_stablemax",
     "logsumexp",
     "score_rows",
     "scratch_bytes",
     "softmax",
+    "sparsemax",
+    "sparsemax_loss",
     "stablemax",
     "stablemax_cross_entropy",
     "symlog",

@@ -13,6 +13,7 @@ and then back through symlog, temperature, soft-cap, scale to the products hidde
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, cast, overload
 
@@ -106,7 +107,9 @@ class _FusedLogprobs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *upstream: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, logprobs, logsumexp, entropy = ctx.saved_tensors
         spec, temperature, normalizer, tile = ctx.settings
         of_logprob, of_entropy = (
@@ -122,9 +125,9 @@ class _FusedLogprobs(torch.autograd.Function):
             normalizer=normalizer,
             tile=tile,
         )
-        figures = [of_logprob, of_entropy, logprobs, logsumexp, entropy]
+        figures = _Figures(of_logprob, of_entropy, logprobs, logsumexp, entropy).map(lambda figure: figure[rows])
         gradient = _Gradient(tiles, needs=ctx.needs_input_grad[:3])
-        gradient.accumulate([_Figures.of(block, rows, figures) for block in tiles.blocks])
+        gradient.accumulate([figures.of(block) for block in tiles.blocks])
         d_hidden = None
         if gradient.hidden is not None:
             d_hidden = torch.zeros_like(hidden)
@@ -134,7 +137,7 @@ class _FusedLogprobs(torch.autograd.Function):
 
 
 class _Figures(NamedTuple):
-    """What the gradient of a row block needs to know of each row, (M, 1) each; zeros in the padding."""
+    """What the gradient needs to know of each row, (R,); of a block (M, 1), with zeros in the padding."""
 
     of_logprob: Tensor  # incoming gradients
     of_entropy: Tensor
@@ -142,11 +145,19 @@ class _Figures(NamedTuple):
     logsumexp: Tensor
     entropy: Tensor | None
 
-    @classmethod
-    def of(cls, block: RowBlock, rows: Tensor, figures: list[Tensor | None]) -> _Figures:
-        """The block's part of the figures (R,) of all rows, of which `rows` are in the tiles."""
-        mine = rows[block.start : block.stop]
-        return cls(*(None if f is None else padded(f[mine], block.height)[:, None] for f in figures))
+    def map(self, change: Callable[[Tensor], Tensor]) -> _Figures:
+        """The same change made to each."""
+        return _Figures(
+            change(self.of_logprob),
+            change(self.of_entropy),
+            change(self.logprob),
+            change(self.logsumexp),
+            None if self.entropy is None else change(self.entropy),
+        )
+
+    def of(self, block: RowBlock) -> _Figures:
+        """Those of one block out of those of all rows."""
+        return self.map(lambda figure: padded(figure[block.start : block.stop], block.height)[:, None])
 
 
 class _Gradient:
