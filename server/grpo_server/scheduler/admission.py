@@ -5,7 +5,7 @@ Refusing at the door is the only defence against overload; what was let in is an
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
 from collections.abc import Callable
 
 from grpo_server.errors import ErrorCode, ServiceError
@@ -49,7 +49,8 @@ class Admission:
         self._max_tokens = max_tokens
         self._max_bytes = max_bytes
         self._clock = clock
-        self._promises: deque[tuple[float, int]] = deque()  # (when it falls due, tokens)
+        self._promises: list[tuple[float, int]] = []  # a heap of (when it falls due, tokens)
+        self._promised = 0
         self.throughput = Throughput()
         self.tokens = 0
         self.bytes = 0
@@ -97,13 +98,13 @@ class Admission:
         """Seconds until this many tokens fit, given the measured speed and what others were promised."""
         now = self._clock()
         while self._promises and self._promises[0][0] <= now:
-            self._promises.popleft()
+            self._promised -= heapq.heappop(self._promises)[1]
         # A client that ignores Retry-After must not push everybody's wait without bound: one queue's worth at most.
-        promised = min(sum(t for _, t in self._promises), self._max_tokens)
-        excess = self.tokens + promised + tokens - self._max_tokens
+        excess = self.tokens + min(self._promised, self._max_tokens) + tokens - self._max_tokens
         if excess <= 0:  # refused for its bytes: those come free as the queue empties
             excess = self.tokens
         seconds = max(MIN_RETRY_SECONDS, excess / self.throughput.tokens_per_second)
-        if promised < self._max_tokens:
-            self._promises.append((now + seconds, tokens))
+        if self._promised < self._max_tokens:
+            heapq.heappush(self._promises, (now + seconds, tokens))
+            self._promised += tokens
         return seconds

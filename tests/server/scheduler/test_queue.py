@@ -1,0 +1,125 @@
+"""The fair queue: budgets kept, small requests through at once, large ones never starved."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+import pytest
+from grpo_server.scheduler.assembly import Assembly
+from grpo_server.scheduler.cutting import cut
+from grpo_server.scheduler.job import Job
+from grpo_server.scheduler.queue import FairQueue
+from server_fakes import FakeEngine, ask
+
+BATCH = 64
+
+
+@pytest.fixture
+def loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def job(loop: asyncio.AbstractEventLoop, *completions: int, prompt: int = 4, groups: int = 1, nbytes: int = 0) -> Job:
+    request = ask(prompt, *completions, groups=groups)
+    cuts = cut(request, set(range(len(completions) * groups)), BATCH)
+    for c in cuts:
+        object.__setattr__(c, "bytes", nbytes)
+    return Job(
+        request=request,
+        reference=FakeEngine().info,
+        assembly=Assembly(request),
+        waiting=deque(cuts),
+        keys=(),
+        host_bytes=0,
+        arrived=0.0,
+        cached_sequences=0,
+        done=loop.create_future(),
+        outstanding=len(cuts),
+    )
+
+
+def test_a_batch_takes_as_much_as_fits(loop: asyncio.AbstractEventLoop) -> None:
+    queue = FairQueue(BATCH)
+    jobs = [job(loop, 16) for _ in range(5)]  # 20 tokens each
+    for j in jobs:
+        queue.add(j)
+    assert queue.tokens == 100
+    batch = queue.take()
+    assert [e.job for e in batch] == jobs[:3]
+    assert queue.tokens == 40
+    assert [e.job for e in queue.take()] == jobs[3:]
+    assert not queue
+    assert queue.take() == []
+
+
+def test_what_does_not_fit_beside_others_comes_first_in_the_next_batch(loop: asyncio.AbstractEventLoop) -> None:
+    queue = FairQueue(BATCH)
+    first, large, small = job(loop, 16), job(loop, 56), job(loop, 4)
+    for j in (first, large, small):
+        queue.add(j)
+    assert {e.job for e in queue.take()} == {first, small}
+    assert [e.job for e in queue.take()] == [large]
+
+
+def test_a_small_request_is_in_the_very_next_batch_behind_a_huge_one(loop: asyncio.AbstractEventLoop) -> None:
+    queue = FairQueue(BATCH)
+    huge = job(loop, 60, groups=100)  # a hundred full batches
+    queue.add(huge)
+    queue.take()
+    small = job(loop, 4)
+    queue.add(small)
+    assert small in [e.job for e in queue.take()]
+
+
+def test_small_requests_without_end_do_not_starve_a_huge_one(loop: asyncio.AbstractEventLoop) -> None:
+    queue = FairQueue(BATCH)
+    huge = job(loop, 60, groups=10)
+    queue.add(huge)
+    batches = 0
+    while huge.waiting:
+        for _ in range(3):
+            queue.add(job(loop, 4))
+        queue.take()
+        batches += 1
+    # A full batch of it is due after the eight quanta that make one, in each of which three others may pass.
+    assert batches <= 10 * 9
+
+
+def test_two_huge_requests_share_evenly(loop: asyncio.AbstractEventLoop) -> None:
+    queue = FairQueue(BATCH)
+    one, other = job(loop, 28, groups=40), job(loop, 28, groups=40)  # 32 tokens a cut, two a batch
+    queue.add(one)
+    queue.add(other)
+    for _ in range(20):
+        queue.take()
+        assert abs(len(one.waiting) - len(other.waiting)) <= 2
+
+
+def test_a_client_that_left_is_taken_out(loop: asyncio.AbstractEventLoop) -> None:
+    queue = FairQueue(BATCH)
+    left, stays = job(loop, 60, groups=3), job(loop, 4)
+    queue.add(left)
+    queue.add(stays)
+    assert queue.discard(left) == 3 * 64
+    assert queue.discard(left) == 0
+    assert [e.job for e in queue.take()] == [stays]
+    assert queue.tokens == 0
+
+
+def test_a_batch_keeps_to_its_bytes_too(loop: asyncio.AbstractEventLoop) -> None:
+    queue = FairQueue(BATCH, max_batch_bytes=100)
+    jobs = [job(loop, 4, nbytes=40) for _ in range(3)]
+    for j in jobs:
+        queue.add(j)
+    assert [e.job for e in queue.take()] == jobs[:2]
+
+
+def test_a_queue_fills_a_batch_when_its_tokens_do(loop: asyncio.AbstractEventLoop) -> None:
+    queue = FairQueue(BATCH)
+    queue.add(job(loop, 59))
+    assert not queue.fills_a_batch
+    queue.add(job(loop, 4))
+    assert queue.fills_a_batch
