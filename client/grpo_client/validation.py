@@ -68,7 +68,7 @@ def read_temperature(value: object, param: str) -> float:
         temperature = math.inf
     if not math.isfinite(temperature) or temperature <= 0.0:
         raise ProtocolError(
-            f"{param} is {value}; it must be finite and above 0 in fp32, since logits are divided by it "
+            f"{param} is {describe(value)}; it must be finite and above 0 in fp32, since logits are divided by it "
             "(for greedy sampling, score at temperature 1)",
             param,
             code="invalid_temperature",
@@ -81,7 +81,7 @@ def read_normalizer(value: object) -> Normalizer:
     """One of NORMALIZERS."""
     if value not in NORMALIZERS:
         raise ProtocolError(
-            f"normalizer is {value!r}; it must be one of {', '.join(NORMALIZERS)}",
+            f"normalizer is {describe(value)}; it must be one of {', '.join(NORMALIZERS)}",
             "normalizer",
             code="unknown_normalizer",
         )
@@ -96,7 +96,7 @@ def read_extras(value: object) -> frozenset[Extra]:
     for i, name in enumerate(names):
         if name not in EXTRAS:
             raise ProtocolError(
-                f"return[{i}] is {name!r}; choose from {', '.join(EXTRAS)} (log-probs always come)",
+                f"return[{i}] is {describe(name)}; choose from {', '.join(EXTRAS)} (log-probs always come)",
                 f"return[{i}]",
                 code="unknown_extra",
             )
@@ -112,7 +112,9 @@ def read_top_k(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ProtocolError(f"top_k must be a whole number, got {describe(value)}", "top_k", code="wrong_type")
     if value < 0:
-        raise ProtocolError(f"top_k is {value}; it must be 0 (none) or more", "top_k", code="invalid_top_k", status=422)
+        raise ProtocolError(
+            f"top_k is {describe(value)}; it must be 0 (none) or more", "top_k", code="invalid_top_k", status=422
+        )
     return value
 
 
@@ -263,6 +265,11 @@ def as_object(value: object) -> dict[str, Any] | None:
 def as_list(value: object) -> list[Any] | None:
     """The value if it is a JSON list, else None."""
     return cast("list[Any]", value) if isinstance(value, list) else None
+
+
+def clipped(name: str) -> str:
+    """A name that somebody sent, short enough to be given back in an error."""
+    return name if len(name) <= 60 else f"{name[:60]}..."
 
 
 def describe(value: Any) -> str:

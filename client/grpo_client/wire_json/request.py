@@ -10,7 +10,7 @@ from pydantic_core import from_json, to_json
 
 from grpo_client.errors import ProtocolError
 from grpo_client.protocol import EXTRAS, Group, ScoreRequest
-from grpo_client.text import ChatMessage, TextGroup, TextScoreRequest
+from grpo_client.text import AnyRequest, ChatMessage, TextGroup, TextScoreRequest
 from grpo_client.validation import (
     Limits,
     as_list,
@@ -18,6 +18,7 @@ from grpo_client.validation import (
     check_body,
     check_count,
     check_structure,
+    clipped,
     describe,
     read_extras,
     read_fingerprint,
@@ -31,7 +32,7 @@ _REQUEST_FIELDS: Final = ("groups", "temperature", "normalizer", "return", "top_
 _GROUP_FIELDS: Final = ("prompt", "messages", "completions")
 
 
-def encode_request(req: ScoreRequest | TextScoreRequest) -> bytes:
+def encode_request(req: AnyRequest) -> bytes:
     """A request as JSON bytes."""
     temperatures = [g.temperature for g in req.groups]
     message: dict[str, Any] = {
@@ -56,14 +57,18 @@ def _group_out(group: Group | TextGroup) -> dict[str, Any]:
     return {**prompt, "completions": group.completions}
 
 
-def decode_request(body: bytes, limits: Limits | None = None) -> ScoreRequest | TextScoreRequest:
+def decode_request(body: bytes, limits: Limits | None = None) -> AnyRequest:
     """Read and check a request. Text prompts come back as `TextScoreRequest`, for the server's tokenizer.
 
     Raises ProtocolError with the field's path. What only the model knows (vocabulary, context) is `check_request`'s.
     """
     limits = limits or Limits()
     check_body(body, limits)
-    message = _parse_object(body)
+    return request_from_object(parse_object(body), limits)
+
+
+def request_from_object(message: Mapping[str, Any], limits: Limits) -> AnyRequest:
+    """`decode_request` for a message that is already parsed."""
     _only_fields(message, _REQUEST_FIELDS, "")
     groups = _groups(message)
     check_count(sum(len(g["completions"]) for g in groups), limits)
@@ -75,7 +80,7 @@ def decode_request(body: bytes, limits: Limits | None = None) -> ScoreRequest | 
         "fingerprint": read_fingerprint(message.get("fingerprint")),
     }
     token_ids = message.get("token_ids")
-    req: ScoreRequest | TextScoreRequest
+    req: AnyRequest
     if any(_is_text(g) for g in groups):
         if token_ids is not None:
             raise ProtocolError(
@@ -93,7 +98,8 @@ def decode_request(body: bytes, limits: Limits | None = None) -> ScoreRequest | 
     return req
 
 
-def _parse_object(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes) -> dict[str, Any]:
+    """A body that must be one JSON object. Raises ProtocolError."""
     try:
         parsed = from_json(body)
     except ValueError as error:
@@ -106,9 +112,8 @@ def _parse_object(body: bytes) -> dict[str, Any]:
 def _only_fields(message: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     for name in message:
         if name not in known:
-            raise ProtocolError(
-                f"{where}{name} is not a field; known here: {', '.join(known)}", f"{where}{name}", code="unknown_field"
-            )
+            param = f"{where}{clipped(name)}"
+            raise ProtocolError(f"{param} is not a field; known here: {', '.join(known)}", param, "unknown_field")
 
 
 def _groups(message: Mapping[str, Any]) -> list[dict[str, Any]]:

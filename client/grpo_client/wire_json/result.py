@@ -57,7 +57,7 @@ def _nested(values: npt.NDArray[np.generic], lengths: IntArray) -> list[list[Any
 
 
 def short_floats(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """fp32 figures as the doubles of fewest digits that round to the same fp32: 0.1 and not 0.10000000149011612.
+    """fp32 figures as doubles of at most nine digits that round to the same fp32: 0.100000001, not 0.10000000149011612.
 
     Nine significant digits tell any two fp32 numbers apart; where rounding to them does not read back to the same bits
     (it does, but for subnormals and the like, where the power of ten is inexact) the widened value itself is kept.

@@ -6,7 +6,6 @@ its errors name no field.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final, cast
 
 import numpy as np
@@ -17,7 +16,7 @@ from safetensors import deserialize as _deserialize  # pyright: ignore[reportUnk
 from safetensors.numpy import save
 
 from grpo_client.errors import ProtocolError
-from grpo_client.validation import as_list, as_object, describe
+from grpo_client.validation import as_list, as_object, clipped, describe
 
 Arrays = dict[str, npt.NDArray[Any]]
 _LENGTH_BYTES: Final = 8  # the header's length in front of it, little-endian
@@ -79,17 +78,22 @@ def _header(body: bytes, limit: int) -> dict[str, Any]:
 
 def _check_entry(name: str, entry: Any, known: dict[str, tuple[str, int]]) -> None:
     if name not in known:
-        raise ProtocolError(f"{name} is not a tensor of this message; known: {', '.join(known)}", name, "unknown_field")
+        param = clipped(name)
+        raise ProtocolError(
+            f"{param} is not a tensor of this message; known: {', '.join(known)}", param, "unknown_field"
+        )
     dtype, dimensions = known[name]
     fields = as_object(entry) or {}
     if (got := fields.get("dtype")) != dtype:
-        raise ProtocolError(f"{name} must have dtype {_WORDS[dtype]} ({dtype}), got {got}", name, "wrong_dtype")
+        raise ProtocolError(
+            f"{name} must have dtype {_WORDS[dtype]} ({dtype}), got {describe(got)}", name, "wrong_dtype"
+        )
     sizes = as_list(fields.get("shape"))
     if sizes is None or not all(type(n) is int and n >= 0 for n in sizes):
         raise ProtocolError(f"{name} must have a shape of whole numbers, got {describe(sizes)}", name, "wrong_shape")
-    if len(sizes) != dimensions or math.prod(sizes) >= 2**40:
+    if len(sizes) != dimensions:
         raise ProtocolError(
-            f"{name} must have {dimensions} dimension{'s' if dimensions > 1 else ''}, got shape {sizes}",
+            f"{name} must have {dimensions} dimension{'s' if dimensions > 1 else ''}, got {len(sizes)}",
             name,
             code="wrong_shape",
         )

@@ -16,6 +16,7 @@ from grpo_client.validation import (
     check_body,
     check_count,
     check_structure,
+    clipped,
     read_extras,
     read_fingerprint,
     read_normalizer,
@@ -77,8 +78,9 @@ def decode_request(body: bytes, limits: Limits | None = None) -> ScoreRequest:
     metadata, arrays = read_container(body, _KNOWN, limits.max_header_bytes)
     for name in metadata:
         if name not in _METADATA:
+            param = clipped(name)
             raise ProtocolError(
-                f"{name} is not a metadata field; known: {', '.join(_METADATA[:-1])}", name, "unknown_field"
+                f"{param} is not a metadata field; known: {', '.join(_METADATA[:-1])}", param, "unknown_field"
             )
     for name in _REQUIRED:
         if name not in arrays:

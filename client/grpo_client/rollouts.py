@@ -1,0 +1,71 @@
+"""Rollouts as files hold them: one JSON object a line, one group each, with whatever else a trainer wrote beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import from_json
+
+from grpo_client.errors import ProtocolError
+from grpo_client.protocol import Extra, Normalizer
+from grpo_client.text import AnyRequest
+from grpo_client.validation import Limits, as_object, describe
+from grpo_client.wire_json.request import request_from_object
+
+_GROUP_FIELDS = ("prompt", "messages", "completions")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreDefaults:
+    """How to score every line; a line's own "temperature" goes before the one here."""
+
+    temperature: float = 1.0
+    normalizer: Normalizer = "softmax"
+    extras: Sequence[Extra] = ()
+    top_k: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One line: its number from 1, its "id" if it has one, and what is to be asked."""
+
+    line: int
+    id: Any
+    request: AnyRequest
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that hold something, numbered from 1 as an editor numbers them."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, line
+
+
+def read_rollout(number: int, line: bytes, defaults: ScoreDefaults) -> Rollout:
+    """One line as a request. Other fields than ours are a trainer's own and left alone.
+
+    Raises ProtocolError that names the field.
+    """
+    try:
+        parsed = from_json(line)
+    except ValueError as error:
+        raise ProtocolError(f"not valid JSON ({error})", code="malformed_json") from error
+    if (fields := as_object(parsed)) is None:
+        raise ProtocolError(f"must be a JSON object, got {describe(parsed)}", code="wrong_type")
+    message = {
+        "groups": [{name: fields[name] for name in _GROUP_FIELDS if name in fields}],
+        "temperature": fields.get("temperature", defaults.temperature),
+        "normalizer": defaults.normalizer,
+        "return": list(defaults.extras),
+        "top_k": defaults.top_k,
+    }
+    try:
+        request = request_from_object(message, Limits())
+    except ProtocolError as error:  # a line is one group, so its path need not say which
+        param = (error.param or "").removeprefix("groups[0].") or None
+        raise ProtocolError(error.message.replace("groups[0].", ""), param, error.code, error.status) from error
+    return Rollout(number, fields.get("id"), request)
