@@ -4,6 +4,7 @@ What needs a real install or an engine is not here: `make slim` installs the whe
 and `docker compose up` builds and starts the image.
 """
 
+import ast
 import importlib.metadata
 import re
 import subprocess
@@ -98,14 +99,14 @@ def test_every_module_of_the_client_works_with_the_base_install_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "extra", "argv"),
+    ("package", "extra", "argv"),
     [
-        ("grpo_server.cli", "server", ["grpo-server", "--model", "demo"]),
-        ("grpo_training.cli", "training", ["grpo-train", "--config", "examples/arithmetic.yaml"]),
+        ("grpo_server", "server", ["grpo-server", "--model", "demo"]),
+        ("grpo_training", "training", ["grpo-train", "--config", "examples/arithmetic.yaml"]),
     ],
 )
-def test_a_command_without_its_extra_says_what_to_install(command: str, extra: str, argv: list[str]) -> None:
-    ran = as_base_install(f"sys.argv = {argv!r}\nfrom {command} import main\nmain()")
+def test_a_command_without_its_extra_says_what_to_install(package: str, extra: str, argv: list[str]) -> None:
+    ran = as_base_install(f"sys.argv = {argv!r}\nfrom {package}.__main__ import main\nmain()")
     assert ran.returncode != 0
     said = re.sub(r"[\s│]+", " ", ran.stdout + ran.stderr)  # a panel drawn around the message may break its lines
     assert f"pip install 'grpo-refserver[{extra}]'" in said, said
@@ -137,6 +138,45 @@ def test_a_package_is_typed_shipped_and_says_what_it_is_for(package: str) -> Non
         if not file.read_text().lstrip().startswith(('"""', 'r"""'))
     ]
     assert not silent, f"no module docstring: {silent}"
+
+
+# What a package may import without declaring it: parts of a declared one that its own documentation has users import.
+COMES_WITH = {"starlette": "fastapi", "pydantic-core": "pydantic"}
+
+
+@pytest.mark.parametrize(
+    ("package", "extras"),
+    [
+        ("grpo_client", ()),
+        ("grpo_numerics", ("server", "training")),  # it has no extra of its own: both bring what it needs
+        ("grpo_server", ("server",)),
+        ("grpo_training", ("training",)),
+    ],
+)
+def test_what_a_package_imports_is_declared(package: str, extras: tuple[str, ...]) -> None:
+    optional = PYPROJECT["project"]["optional-dependencies"]
+    for lines in [optional[extra] for extra in extras] or [[]]:
+        declared = {canonicalize_name(Requirement(r).name) for r in PYPROJECT["project"]["dependencies"] + lines}
+        undeclared = {
+            module: owner
+            for module, owner in third_party(PACKAGES[package]).items()
+            if not {owner, COMES_WITH.get(owner)} & declared
+        }
+        assert not undeclared, f"{package} imports what neither the base nor {extras} declares: {undeclared}"
+
+
+def third_party(home: Path) -> dict[str, str]:
+    """Module -> distribution, for every import in the package that is neither ours nor Python's."""
+    modules = set[str]()
+    for file in home.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                modules.update(alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                modules.add(node.module.partition(".")[0])
+    owners = importlib.metadata.packages_distributions()
+    foreign = modules - sys.stdlib_module_names - PACKAGES.keys()
+    return {module: canonicalize_name(owners.get(module, [module])[0]) for module in foreign}
 
 
 def pins() -> dict[NormalizedName, str]:
