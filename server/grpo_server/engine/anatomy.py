@@ -43,7 +43,11 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         raise ValueError(f"model: {type(model).__name__} has no language-model head; a causal language model is needed")
     config = model.config.get_text_config(decoder=True)
     weight = head.weight
-    body = model.base_model
+    # a part of a larger model may name the larger one's body, and so find only itself
+    bodies = (model.base_model, model.get_decoder(), getattr(model, "model", None))
+    body = next((b for b in bodies if isinstance(b, nn.Module) and b is not model), None)
+    if body is None:
+        raise ValueError(f"model: the body of {type(model).__name__} was not found; use another architecture")
     return Anatomy(
         body=body,
         weight=weight,

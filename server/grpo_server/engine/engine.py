@@ -150,6 +150,7 @@ def _choose(config: EngineConfig, model: PreTrainedModel, parts: Anatomy, max_le
     window = getattr(model.config.get_text_config(decoder=True), "sliding_window", None)
     pieces = probe_pieces(parts, window, max_length)
     own = model.config._attn_implementation or "eager"
+    why: list[str] = []
     for make in _candidates(config, parts):
         forward = make(model, parts, config, own)
         finding = _try(forward, model, parts, pieces, own)
@@ -160,9 +161,10 @@ def _choose(config: EngineConfig, model: PreTrainedModel, parts: Anatomy, max_le
                 log.warning("exact mode: scores of this model depend on the batch here; `bitwise` is not claimed")
             return forward, bitwise
         log.warning("the %s path is not right for %s: %s", forward.tier, type(model).__name__, finding.note)
+        why.append(f"{forward.tier}: {finding.note}")
     raise ValueError(
-        f"model: no way of scoring {type(model).__name__} reproduces its own forward; it cannot be served. "
-        "Most likely its head does more to the logits than bias, scale and soft-cap"
+        f"model: no way of scoring {type(model).__name__} reproduces its own forward, so it cannot be served; "
+        f"use another architecture. Tried {'; '.join(why)}"
     )
 
 

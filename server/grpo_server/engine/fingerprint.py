@@ -33,6 +33,7 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
     with ThreadPoolExecutor(_HASH_THREADS) as pool:  # hashing releases the interpreter's lock
         for part in pool.map(_tensor_digest, sorted(state), [state[name] for name in sorted(state)]):
             digest.update(part)
+    digest.update(type(model).__name__.encode())  # "architectures" is only filled in when a model is saved
     digest.update(json.dumps(_plain(model.config.to_dict()), sort_keys=True).encode())
     if tokenizer is not None:
         digest.update(_tokenizer_bytes(tokenizer))
