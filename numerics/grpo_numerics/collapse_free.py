@@ -27,8 +27,11 @@ def collapse_free_log_softmax(x: Tensor, dim: int = -1) -> Tensor:
     """
     x = upcast(x)
     top, index = x.max(dim, keepdim=True)
-    gaps = x - top
+    # The leader's own gap is a constant 0. Left to autograd, its +1 to x_m and its -1 to the maximum would be summed
+    # with the tiny S / (1 + S) in between, and round it away.
+    gaps = (x - top).scatter(dim, index, 0.0)
     rest = gaps.exp().scatter(dim, index, 0.0).sum(dim, keepdim=True)
+    gaps = torch.where(top.isfinite(), gaps, torch.nan)
     return gaps - torch.log1p(rest)
 
 
