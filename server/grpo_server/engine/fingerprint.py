@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 # Where a model came from and how it is run says nothing of what it computes.
 _NOT_IDENTITY = frozenset(
     {
+        "architectures",
         "_name_or_path",
         "name_or_path",
         "transformers_version",
