@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -13,7 +14,7 @@ from grpo_server.config import ServerConfig
 from grpo_server.hosting import EngineLoader
 from grpo_server.middleware.body_limit import BodyLimit
 from grpo_server.middleware.boundary import Boundary
-from grpo_server.schemas import ERROR_RESPONSES
+from grpo_server.schemas import ERROR_RESPONSES, request_schemas
 from grpo_server.scoring import Scoring
 from grpo_server.service import Service
 
@@ -23,6 +24,15 @@ Per-token log-probs of a frozen reference model: exact, fast, the same answer ev
 The native route is `POST /v1/logprobs`, as JSON or as safetensors. Every error on every route is an
 OpenAI-shaped `{"error": {"message", "type", "param", "code"}}` that says what to do.
 """
+
+
+class Application(FastAPI):
+    """FastAPI, with the schemas of bodies that it does not parse itself."""
+
+    def openapi(self) -> dict[str, Any]:
+        schema = super().openapi()
+        schema["components"]["schemas"] |= request_schemas()
+        return schema
 
 
 def create_app(config: ServerConfig, engine_loader: EngineLoader) -> FastAPI:
@@ -38,7 +48,7 @@ def create_app(config: ServerConfig, engine_loader: EngineLoader) -> FastAPI:
         async with service:
             yield
 
-    app = FastAPI(
+    app = Application(
         title="grpo-refserver",
         description=DESCRIPTION,
         version="1",

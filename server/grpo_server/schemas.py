@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
 
 
 class ErrorDetail(BaseModel):
@@ -127,3 +128,9 @@ class LogprobsResponse(BaseModel):
     temperature: float | list[float]
     groups: list[GroupOut]
     usage: UsageOut
+
+
+def request_schemas() -> dict[str, Any]:
+    """Components that FastAPI cannot find by itself, because the routes that take them parse their own bodies."""
+    _, definitions = models_json_schema([(LogprobsRequest, "validation")], ref_template="#/components/schemas/{model}")
+    return definitions["$defs"]

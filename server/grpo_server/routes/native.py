@@ -47,7 +47,7 @@ _TENSORS = {
         "requestBody": {
             "required": True,
             "content": {
-                MEDIA_JSON: {"schema": LogprobsRequest.model_json_schema(ref_template="#/components/schemas/{model}")},
+                MEDIA_JSON: {"schema": {"$ref": f"#/components/schemas/{LogprobsRequest.__name__}"}},
                 MEDIA_TENSORS: _TENSORS,
             },
         }
