@@ -68,6 +68,7 @@ class AsyncReferenceClient:
         finally:
             for task in tasks:  # after a failure nobody wants the rest
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def info(self) -> ReferenceInfo:
         """See `ReferenceClient.info`."""

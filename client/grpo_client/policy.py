@@ -52,10 +52,11 @@ class RetryPolicy:
 
     def _rules(self, another_ready: Callable[[], bool], closed: Callable[[], bool]) -> dict[str, Any]:
         began = self.clock()
-        backoff = tenacity.wait_exponential_jitter(self.first_delay, self.max_delay, jitter=self.first_delay)
+        backoff = tenacity.wait_exponential(self.first_delay, self.max_delay)
+        jitter = tenacity.wait_random(0, self.first_delay)
 
         def wait(state: tenacity.RetryCallState) -> float:
-            return 0.0 if another_ready() else max(backoff(state), asked_wait(_failure(state)))
+            return 0.0 if another_ready() else max(backoff(state), asked_wait(_failure(state))) + jitter(state)
 
         def stop(state: tenacity.RetryCallState) -> bool:
             return closed() or self.clock() - began + state.upcoming_sleep >= self.max_wait

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -124,6 +125,7 @@ class FakeReference:
 
     def async_handler(self) -> Callable[[httpx.Request], object]:
         async def handle(request: httpx.Request) -> httpx.Response:
+            await asyncio.sleep(0)  # give way, as a network would
             return self(request)
 
         return handle
@@ -162,3 +164,20 @@ def reference() -> FakeReference:
 @pytest.fixture
 def time() -> FakeTime:
     return FakeTime()
+
+
+@pytest.fixture
+def make_reference() -> type[FakeReference]:
+    return FakeReference
+
+
+@pytest.fixture
+def scored() -> Callable[..., ScoreResult]:
+    """The fake reference's own scoring, without a wire."""
+    return fake_scores
+
+
+@pytest.fixture
+def refusal() -> Callable[..., httpx.Response]:
+    """refusal(status, message, code, param, Header_Name=value): an OpenAI-shaped error."""
+    return error_response

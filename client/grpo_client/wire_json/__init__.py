@@ -1,7 +1,8 @@
 """The native message as JSON: for curl, for people, for languages without a tensor library, and for text prompts.
 
 Shapes are those of the API reference. What JSON cannot say and how it is said: a non-finite figure is `null` (read back
-as NaN; the completion's status tells), and an fp32 figure is written with nine significant digits at most, which read back to the same bits.
+as NaN; the completion's status tells), and an fp32 figure is written with nine significant digits at most, which read
+back to the same bits.
 
 Strict, and meant for requests of 100,000 tokens and more: the parser is pydantic-core's, ids are checked and converted
 all at once, and only an error pays for finding out where it is.

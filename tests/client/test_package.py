@@ -1,0 +1,84 @@
+"""What the package shows, what it drags in, and that its command-line entry exists."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import grpo_client
+
+PACKAGE = Path(grpo_client.__file__).parent
+
+EXPORTS = [
+    "APIError",
+    "AsyncReferenceClient",
+    "ClientClosed",
+    "CompletionScores",
+    "ConnectionFailed",
+    "DeadlineExceeded",
+    "EXTRAS",
+    "FingerprintMismatch",
+    "Group",
+    "GrpoClientError",
+    "InvalidResponse",
+    "Limits",
+    "NORMALIZERS",
+    "NotAuthorized",
+    "NotFound",
+    "ProtocolError",
+    "ReferenceClient",
+    "ReferenceInfo",
+    "RequestRefused",
+    "RetryPolicy",
+    "ScoreRequest",
+    "ScoreResult",
+    "ServerFailed",
+    "Status",
+    "TextGroup",
+    "TextScoreRequest",
+    "Unavailable",
+    "Usage",
+    "check_request",
+    "wire_json",
+    "wire_tensors",
+]
+
+
+def test_exports() -> None:
+    assert sorted(grpo_client.__all__) == sorted(EXPORTS)
+    assert all(hasattr(grpo_client, name) for name in EXPORTS)
+
+
+def test_import_drags_in_no_framework() -> None:
+    code = (
+        "import sys, grpo_client, grpo_client.cli\n"
+        "heavy = {'torch', 'fastapi', 'starlette', 'transformers', 'tokenizers', 'uvicorn', 'grpo_server'}\n"
+        "sys.exit(' '.join(sorted(heavy & {m.partition('.')[0] for m in sys.modules})) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_one_module_knows_the_http_library() -> None:
+    importers = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            importers += [path.name for name in names if name.partition(".")[0] == "httpx"]
+    assert importers == ["transport.py"]
+
+
+def test_errors_are_also_what_python_calls_them() -> None:
+    for error, kind in [
+        (grpo_client.ProtocolError, ValueError),
+        (grpo_client.RequestRefused, ValueError),
+        (grpo_client.APIError, RuntimeError),
+        (grpo_client.FingerprintMismatch, RuntimeError),
+        (grpo_client.ConnectionFailed, ConnectionError),
+        (grpo_client.DeadlineExceeded, TimeoutError),
+    ]:
+        assert issubclass(error, kind)
+        assert issubclass(error, grpo_client.GrpoClientError)
