@@ -81,7 +81,9 @@ def score_rows(
     if unknown := want - {"entropy", "logsumexp", "rank"}:
         raise ValueError(f"want knows entropy, logsumexp and rank, got {sorted(unknown)}")
     if token_ids is not None:
-        check_targets(token_ids, tiles.vocab, torch.Size((len(hidden), *token_ids.shape[1:2])))
+        if token_ids.ndim != 2:
+            raise ValueError(f"token_ids must be (R, j), got {tuple(token_ids.shape)}")
+        check_targets(token_ids, tiles.vocab, torch.Size((len(hidden), token_ids.shape[1])), "token_ids")
     tallies = [_Tally(tiles, block, want, top_k, token_ids) for block in tiles.blocks]
     for columns in tiles.columns():
         weight_rows = tiles.weight_rows(columns)

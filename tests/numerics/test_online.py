@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -27,7 +28,7 @@ def test_any_cut_of_a_row(row: list[float], cuts: list[int]) -> None:
     x = torch.tensor([row])
     state = OnlineLogSumExp(1, entropy=True)
     edges = sorted({0, len(row), *(min(cut, len(row)) for cut in cuts)})
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         state.update(x[:, start:stop])
     if all(value == -INF for value in row):
         assert state.logsumexp().tolist() == [-INF]
