@@ -13,14 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from grpo_client.bulk import LineFailed, score_lines
+from grpo_client.calls import Encoding
 from grpo_client.client import ReferenceClient
 from grpo_client.errors import GrpoClientError
 from grpo_client.pin import FIRST
 from grpo_client.progress import score_progress
-from grpo_client.protocol import EXTRAS, NORMALIZERS
+from grpo_client.protocol import EXTRAS, Normalizer
 from grpo_client.rollouts import ScoreDefaults, numbered_lines
 from grpo_client.score_file import ScoreFile
-from grpo_client.validation import read_extras, read_normalizer, read_temperature, read_top_k
+from grpo_client.validation import read_extras, read_temperature, read_top_k
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -65,12 +66,12 @@ def score(
     input: Annotated[Path, typer.Option("--input", "-i", exists=True, dir_okay=False, help="Rollouts, JSON lines.")],
     output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, help="Scores, JSON lines.")],
     temperature: Annotated[float, typer.Option(help="Logits are divided by it; the one you sampled with.")] = 1.0,
-    normalizer: Annotated[str, typer.Option(help=f"One of {', '.join(NORMALIZERS)}.")] = "softmax",
+    normalizer: Annotated[Normalizer, typer.Option(help="What turns logits into probabilities.")] = "softmax",
     extras: Annotated[
         list[str] | None, typer.Option("--return", help=f"More figures a token: {', '.join(EXTRAS)}; commas between.")
     ] = None,
     top_k: Annotated[int, typer.Option(help="Ids and log-probs of so many best tokens a position.")] = 0,
-    encoding: Annotated[str, typer.Option(help="How figures travel: tensors (small, fast) or json.")] = "tensors",
+    encoding: Annotated[Encoding, typer.Option(help="How figures travel: tensors is small and fast.")] = "tensors",
     in_flight: Annotated[int, typer.Option(min=1, help="Requests sent at once.")] = 8,
     max_wait: Annotated[float, typer.Option(min=0, help="Seconds to keep trying while no server answers.")] = 900.0,
     resume: Annotated[
@@ -81,18 +82,18 @@ def score(
     with _told(console):
         defaults = ScoreDefaults(
             temperature=read_temperature(temperature, "temperature"),
-            normalizer=read_normalizer(normalizer),
+            normalizer=normalizer,
             extras=sorted(read_extras([name for names in extras or [] for name in names.split(",")])),
             top_k=read_top_k(top_k),
         )
-        if resume is None and output.exists():
+        if resume is None and output.exists() and output.stat().st_size:
             raise ValueError(f"{output} is there already; say --resume to go on with it, or --overwrite")
         if output.exists() and output.samefile(input):
             raise ValueError("--output is the input file itself; give another one")
         with ScoreFile(output, resume=bool(resume)) as scores:
             client = ReferenceClient(
                 url,
-                encoding=encoding,  # pyright: ignore[reportArgumentType]  # checked by the client
+                encoding=encoding,
                 max_in_flight=in_flight,
                 max_wait=max_wait,
                 fingerprint=scores.fingerprint or FIRST,
