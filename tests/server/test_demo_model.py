@@ -97,7 +97,7 @@ def groups_of(tokenizer, sizes):
     ("temperature", "normalizer", "sizes"),
     [
         (0.5, "softmax", [1, 5]),
-        (1.0, "softmax", [16, 1, 3]),
+        (1.0, "softmax", [16, 1]),
         (1.7, "softmax", [2, 7]),
         (0.5, "stablemax", [4]),
         (1.0, "stablemax", [1, 2]),
@@ -142,7 +142,7 @@ def test_text_is_tokenized_by_the_server_and_its_ids_come_back(server, oracle):
 
 
 def test_the_logits_are_never_all_there(server):
-    """8,192 completion tokens: their logits would take 1.6 GB in fp32. `python -m benchmarks.memory` does 32,768."""
+    """4,096 completion tokens: their logits would take 800 MB in fp32. `python -m benchmarks.memory` does 32,768."""
 
     def peak() -> int:
         return int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{server[1]}/status").read_text())[1]) * 1024
@@ -152,8 +152,8 @@ def test_the_logits_are_never_all_there(server):
     before = peak()
     with ReferenceClient(server[0]) as client:
         prompts = [rng.integers(3, 49152, 16) for _ in range(8)]
-        result = client.score(prompts, [rng.integers(3, 49152, (16, 64)) for _ in prompts])
-    assert len(result.logprobs) == 8192
+        result = client.score(prompts, [rng.integers(3, 49152, (8, 64)) for _ in prompts])
+    assert len(result.logprobs) == 4096
     assert peak() - before < 600e6
 
 
