@@ -1,0 +1,200 @@
+"""A tiny policy on disk, and a reference server that speaks the protocol: a real model, real HTTP, no mocks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from grpo_client import ReferenceInfo, ScoreRequest, ScoreResult, wire_tensors
+from grpo_client.protocol import MEDIA_JSON, MEDIA_TENSORS
+from grpo_training.config import TrainConfig
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+EOS = 2
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token per character; the padding token is the end-of-sequence token, as in many real models."""
+    characters = "\n !?.,:'+-*/=()0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": EOS} | {c: i for i, c in enumerate(characters, start=3)}
+    tokens = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokens.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    fast.pad_token = fast.eos_token
+    fast.chat_template = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}\n{% endfor %}assistant:"
+    return fast
+
+
+@pytest.fixture(scope="session")
+def tiny(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Two layers, grouped queries, tied embedding; drawn wide enough that its distributions are far from uniform."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=EOS,
+        pad_token_id=EOS,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_path(
+    tiny: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    path = tmp_path_factory.mktemp("tiny")
+    tiny.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def make_config(tiny_path: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    """A short run on the tiny model: `make_config(url, loss={"beta": 0.1}, trainer={"steps": 3})`."""
+
+    def make(url: str = "http://127.0.0.1:9", **sections: dict[str, object]) -> TrainConfig:
+        values: dict[str, dict[str, object]] = {
+            "model": {"name": str(tiny_path), "device": "cpu"},
+            "reference": {"urls": [url], "max_wait": 60},
+            "task": {
+                "name": "basic_arithmetic",
+                "kwargs": {"min_terms": 2, "max_terms": 2, "max_digits": 1, "seed": 1, "size": 50},
+                "chat": False,
+                "reward": "graded",
+                "answer_pattern": r"\d",
+            },
+            "rollout": {"prompts_per_step": 4, "group_size": 4, "max_new_tokens": 6},
+            "optimizer": {"lr": 1e-3},
+            "trainer": {
+                "steps": 4,
+                "output": str(tmp_path / "run"),
+                "checkpoint_every": 0,
+                "tensorboard": False,
+                "save_model": False,
+            },
+        }
+        for name, fields in sections.items():
+            values.setdefault(name, {}).update(fields)
+        return TrainConfig.model_validate(values)
+
+    return make
+
+
+class TinyReference:
+    """A reference server on a free port, scoring one row at a time with a plain forward; stops and starts again.
+
+    before_answer is called ahead of each scoring answer with the number of those before it; whoever sets it may stop
+    the server there, which drops that answer.
+    """
+
+    def __init__(self, model: PreTrainedModel, name: str = "tiny") -> None:
+        self.model = model
+        self.info = ReferenceInfo(
+            model=name,
+            fingerprint=f"fingerprint-of-{name}",
+            version=0,
+            dtype="float32",
+            mode="exact",
+            max_length=256,
+            vocab_size=model.config.vocab_size,
+        )
+        self.requests: list[ScoreRequest] = []
+        self.before_answer: Callable[[int], bool] = lambda _: True
+        self._server: ThreadingHTTPServer | None = None
+        self.port = 0
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        handler = type("Handler", (_Handler,), {"reference": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    @torch.no_grad()
+    def score(self, request: ScoreRequest) -> ScoreResult:
+        flat = [
+            self._row(group.prompt.tolist(), completion.tolist(), group.temperature)
+            for group in request.groups
+            for completion in group.completions
+        ]
+        return ScoreResult(
+            reference=self.info,
+            normalizer=request.normalizer,
+            temperature=np.array([g.temperature for g in request.groups], dtype=np.float32),
+            group_sizes=request.group_sizes,
+            completion_lengths=request.completion_lengths,
+            logprobs=torch.cat(flat).numpy(),
+            status=np.zeros(len(flat), dtype=np.uint8),
+        )
+
+    def _row(self, prompt: list[int], completion: list[int], temperature: float) -> torch.Tensor:
+        logits = self.model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        return (logits / temperature).log_softmax(-1)[torch.arange(len(completion)), completion]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    reference: TinyReference
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        body = b"{}" if self.path == "/readyz" else self.reference.info.model_dump_json().encode()
+        self._answer(body, MEDIA_JSON)
+
+    def do_POST(self) -> None:
+        request = wire_tensors.decode_request(self.rfile.read(int(self.headers["Content-Length"])))
+        number = len(self.reference.requests)
+        self.reference.requests.append(request)
+        if self.reference.before_answer(number):
+            self._answer(wire_tensors.encode_result(self.reference.score(request)), MEDIA_TENSORS)
+        else:
+            self.close_connection = True  # the answer is lost on the way
+
+    def _answer(self, body: bytes, media: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", media)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def reference_server(tiny_path: Path) -> Iterator[TinyReference]:
+    """Holds a model of its own, so that training the policy cannot move it."""
+    server = TinyReference(AutoModelForCausalLM.from_pretrained(tiny_path, dtype=torch.float32).eval())
+    yield server
+    server.stop()

@@ -1,0 +1,162 @@
+"""Checkpoints that a killed run goes on from, bit for bit: safetensors and JSON, no pickle.
+
+A checkpoint is a directory `step-000050` that holds the model in Hugging Face's own format (any tool can load it), the
+optimizer's tensors in `optimizer.safetensors`, and everything that is not a tensor in `state.json`. It is written
+under another name and renamed when it is complete, so one that exists is whole.
+
+There is no state of random generators: everything random in step n follows from (seed, n).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_NAME = re.compile(r"step-(\d{6,})")
+_TENSOR = "tensor:"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """What a run must know to go on, beside model and optimizer.
+
+    step: steps done. fingerprint: of the reference that they were measured against, None when none was asked.
+    config: the run's configuration, as JSON values.
+    """
+
+    step: int
+    fingerprint: str | None
+    config: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one directory."""
+
+    def __init__(self, directory: Path, *, keep: int = 1) -> None:
+        self.directory = directory
+        self._keep = keep
+
+    def save(
+        self,
+        state: TrainerState,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        optimizer: dict[str, Any],
+        scheduler: dict[str, Any],
+    ) -> Path:
+        """Write a checkpoint and remove those beyond the `keep` latest. Returns its directory.
+
+        optimizer, scheduler: their `state_dict()`s.
+        """
+        final = self.directory / f"step-{state.step:06d}"
+        draft = self.directory / f"{final.name}.partial"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        tensors: dict[str, Tensor] = {}
+        values = {
+            "step": state.step,
+            "fingerprint": state.fingerprint,
+            "config": state.config,
+            "optimizer": _take_out_tensors(optimizer, "optimizer", tensors),
+            "scheduler": _take_out_tensors(scheduler, "scheduler", tensors),
+        }
+        save_file(tensors, draft / "optimizer.safetensors")
+        (draft / "state.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
+        _flush(draft)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(draft, final)
+        for old in self.all()[: -self._keep]:
+            shutil.rmtree(old)
+        return final
+
+    def all(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        if not self.directory.is_dir():
+            return []
+        found = [(int(match[1]), path) for path in self.directory.iterdir() if (match := _NAME.fullmatch(path.name))]
+        return [path for _, path in sorted(found)]
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint, or None."""
+        return next(iter(reversed(self.all())), None)
+
+
+def load_checkpoint(
+    path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, scheduler: Any
+) -> TrainerState:
+    """Put a checkpoint's numbers into a model, an optimizer and a scheduler made as for a new run."""
+    try:
+        values = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        weights = _load_weights(path)
+        tensors = load_file(path / "optimizer.safetensors")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is not a complete checkpoint: {error.filename} is missing") from error
+    # Tied weights are saved once, so some names may be absent; what is present must fit.
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    tied = set(model.all_tied_weights_keys)
+    if unexpected or set(missing) - tied:
+        raise CheckpointError(
+            f"{path} is of another model: missing {sorted(set(missing) - tied)}, unknown {unexpected}"
+        )
+    optimizer.load_state_dict(_put_in_tensors(values["optimizer"], tensors))
+    scheduler.load_state_dict(_put_in_tensors(values["scheduler"], tensors))
+    return TrainerState(values["step"], values["fingerprint"], values["config"])
+
+
+def _load_weights(path: Path) -> dict[str, Tensor]:
+    index = path / "model.safetensors.index.json"
+    if not index.is_file():
+        return load_file(path / "model.safetensors")
+    files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return {name: tensor for file in sorted(files) for name, tensor in load_file(path / file).items()}
+
+
+def _take_out_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """The same nest of dicts, lists and plain values as JSON can hold, each tensor moved to `tensors` under its path."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().contiguous()
+        return f"{_TENSOR}{name}"
+    if isinstance(value, dict):
+        # JSON has string keys only: pairs keep integers integers.
+        return {"pairs": [[k, _take_out_tensors(v, f"{name}.{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_take_out_tensors(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{name} is a {type(value).__name__}, which a checkpoint without pickle cannot hold")
+
+
+def _put_in_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, str) and value.startswith(_TENSOR):
+        return tensors[value.removeprefix(_TENSOR)]
+    if not isinstance(value, dict):
+        return value
+    (kind, items), *_ = value.items()
+    if kind == "pairs":
+        return {k: _put_in_tensors(v, tensors) for k, v in items}
+    return (tuple if kind == "tuple" else list)(_put_in_tensors(v, tensors) for v in items)
+
+
+def _flush(directory: Path) -> None:
+    """Force the files to disk before the rename that declares them complete."""
+    for path in directory.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())

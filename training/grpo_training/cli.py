@@ -1,0 +1,92 @@
+"""The command `grpo-train`: a GRPO run from a YAML file, against a reference server.
+
+    grpo-train --config examples/arithmetic.yaml --set optimizer.lr=1e-5 --output runs/mine
+    grpo-train --config examples/arithmetic.yaml --output runs/mine --resume
+
+Ends with status 0 when the run is done, 2 when it was told something impossible, 1 when the reference or a checkpoint
+failed it.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from grpo_client import GrpoClientError
+from grpo_client.demo_model import DemoModelMissing
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from grpo_training.config import ConfigError, TrainConfig, load_config
+
+# Figures of the summary that the terminal shows at the end.
+_SHOWN = ("reward_first", "reward_last", "reward_gain", "correct_last", "kl_last", "kl_max", "step_s_median")
+_SHOWN += ("reference_wait_share",)
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Option("--config", "-c", help="YAML; docs/training.md explains every field.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory of the run.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint, if there is one.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Start anew in a directory that holds a run.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Steps in all.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Another seed, another run.")] = None,
+    reference_url: Annotated[list[str] | None, typer.Option(help="Reference server; may be given again.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Any field; may be given again.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is decided on the way.")] = False,
+) -> None:
+    """Train a policy with GRPO against a frozen reference that a grpo-server holds."""
+    console = Console()
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(name)s: %(message)s",
+        handlers=[RichHandler(console=console, show_path=False)],
+    )
+    shortcuts: dict[str, Any] = {"trainer.output": output, "trainer.steps": steps, "trainer.seed": seed}
+    overrides = [*(set_ or []), *(f"{name}={value}" for name, value in shortcuts.items() if value is not None)]
+    if reference_url:
+        overrides.append(f"reference.urls=[{', '.join(reference_url)}]")
+    try:
+        settings = load_config(config, overrides)
+        run_with_display(settings, console, resume=resume, overwrite=overwrite)
+    except (ConfigError, DemoModelMissing) as error:
+        console.print(f"[red]cannot start:[/red] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from error
+    except GrpoClientError as error:
+        console.print(
+            f"[red]the reference failed:[/red] {error}\nwhen it is back, --resume goes on from the last checkpoint",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(1) from error
+
+
+def run_with_display(
+    config: TrainConfig, console: Console, *, resume: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
+    """Train with live progress, then print the summary and where everything lies."""
+    # Torch and transformers take seconds to import; `--help` and a misspelt field need neither.
+    from grpo_training.loop import train
+    from grpo_training.progress import Display
+
+    with Display(console) as display:
+        summary = train(config, resume=resume, overwrite=overwrite, observer=display)
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    for name in _SHOWN:
+        table.add_row(name.replace("_", " "), f"{summary[name]:.4g}")
+    console.print(table)
+    console.print(f"report: {config.trainer.output / 'report.html'}", highlight=False, soft_wrap=True)
+    return summary
+
+
+def main() -> None:
+    """Entry point."""
+    app()

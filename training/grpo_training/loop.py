@@ -1,0 +1,188 @@
+"""A whole GRPO run: build the parts, do the steps, keep checkpoints and metrics, write the report.
+
+    summary = train(load_config("examples/arithmetic.yaml"))
+
+`observer` sees every step as it ends; the terminal's progress display is one. What a step does is in `step`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import get_scheduler
+
+from grpo_training import orthograd
+from grpo_training.checkpoint import CheckpointError, Checkpoints, TrainerState, load_checkpoint
+from grpo_training.config import ConfigError, TrainConfig
+from grpo_training.metrics import JsonLines, TensorBoard
+from grpo_training.models import LoadedModel, load_model
+from grpo_training.plots import write_report
+from grpo_training.policy import Policy
+from grpo_training.reference import Reference
+from grpo_training.step import Parts, StepReport, grpo_step
+from grpo_training.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+# What a resumed run may change: where and how long it runs, and whom it asks; not what is learned.
+_MAY_CHANGE = ("reference", "trainer.steps", "trainer.output", "trainer.checkpoint_every", "trainer.keep_checkpoints")
+_MAY_CHANGE += ("trainer.tensorboard", "trainer.save_model", "model.threads", "model.device")
+
+
+class Observer(Protocol):
+    """Told what happens in a run."""
+
+    def started(self, config: TrainConfig, first_step: int, reference: str | None) -> None: ...
+
+    def stepped(self, step: int, report: StepReport) -> None: ...
+
+    def saved(self, path: Path) -> None: ...
+
+
+def train(
+    config: TrainConfig, *, resume: bool = False, overwrite: bool = False, observer: Observer | None = None
+) -> dict[str, Any]:
+    """Run to `config.trainer.steps` and return the summary, which is also written to `summary.json`.
+
+    resume: go on from the newest checkpoint in the output directory, or start when there is none. overwrite: start
+    anew in a directory that holds a run. Raises ConfigError, CheckpointError, or the client's errors when the
+    reference stays away for longer than `reference.patience_s` or is another one.
+    """
+    output = config.trainer.output
+    checkpoints = Checkpoints(output / "checkpoints", keep=config.trainer.keep_checkpoints)
+    newest = checkpoints.latest() if resume else None
+    if newest is None and not overwrite and (output / "metrics.jsonl").exists():
+        raise ConfigError(f"{output} holds a run already: resume it, overwrite it, or choose another trainer.output")
+    if config.model.threads is not None:
+        torch.set_num_threads(config.model.threads)
+
+    began = time.perf_counter()
+    loaded = load_model(config.model)
+    optimizer = make_optimizer(config, loaded)
+    scheduler = get_scheduler(
+        config.optimizer.schedule,
+        optimizer,
+        num_warmup_steps=config.optimizer.warmup_steps,
+        num_training_steps=config.trainer.steps,
+    )
+    state = TrainerState(0, None, config.model_dump(mode="json"))
+    if newest is not None:
+        state = load_checkpoint(newest, loaded.model, optimizer, scheduler)
+        _check_same_run(state.config, config)
+    with _reference(config, state.fingerprint) as reference:
+        parts = Parts(
+            config=config,
+            loaded=loaded,
+            policy=Policy(loaded.model, temperature=config.rollout.temperature, normalizer=config.loss.normalizer),
+            task=Task(config.task, loaded.tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens),
+            optimizer=optimizer,
+            scheduler=scheduler,
+            reference=reference,
+        )
+        if observer:
+            observer.started(config, state.step, reference.info.model if reference else None)
+        _steps(parts, state, checkpoints, observer)
+        reference_info = reference.info.model_dump() if reference else None
+    if config.trainer.save_model:
+        loaded.model.save_pretrained(output / "model")
+        loaded.tokenizer.save_pretrained(output / "model")
+    return write_report(
+        output, config, reference=reference_info, seconds=time.perf_counter() - began, first_step=state.step
+    )
+
+
+def make_optimizer(config: TrainConfig, loaded: LoadedModel) -> torch.optim.Optimizer:
+    """AdamW over the trained parameters, with OrthoGrad before each step where it is asked for."""
+    options = config.optimizer
+    ortho = options.orthograd
+    optimizer = torch.optim.AdamW(
+        orthograd.parameter_groups(loaded.model, skip_names=ortho.skip_names, skip_types=ortho.skip_types),
+        lr=options.lr,
+        betas=options.betas,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
+    if ortho.enabled:
+        orthograd.attach(optimizer, granularity=ortho.granularity)
+    return optimizer
+
+
+def _steps(parts: Parts, state: TrainerState, checkpoints: Checkpoints, observer: Observer | None) -> None:
+    config = parts.config
+    every = config.trainer.checkpoint_every
+    with _sinks(config, state.step) as (sinks, samples):
+        for step in range(state.step, config.trainer.steps):
+            report = grpo_step(parts, step)
+            for sink in sinks:
+                sink.write(step, report.figures)
+            samples.write(step, asdict(report.sample))
+            if observer:
+                observer.stepped(step, report)
+            done = step + 1
+            if every and (done % every == 0 or done == config.trainer.steps):
+                path = checkpoints.save(
+                    TrainerState(
+                        done,
+                        parts.reference.info.fingerprint if parts.reference else None,
+                        config.model_dump(mode="json"),
+                    ),
+                    parts.loaded.model,
+                    parts.loaded.tokenizer,
+                    parts.optimizer.state_dict(),
+                    parts.scheduler.state_dict(),
+                )
+                if observer:
+                    observer.saved(path)
+
+
+def _reference(config: TrainConfig, fingerprint: str | None) -> Any:
+    if config.loss.beta == 0:
+        return nullcontext(None)
+    return Reference(
+        config.reference,
+        temperature=config.rollout.temperature,
+        normalizer=config.loss.normalizer,
+        fingerprint=fingerprint,
+    )
+
+
+@contextmanager
+def _sinks(config: TrainConfig, first_step: int) -> Iterator[tuple[list[JsonLines | TensorBoard], JsonLines]]:
+    output = config.trainer.output
+    sinks: list[JsonLines | TensorBoard] = [JsonLines(output / "metrics.jsonl", first_step=first_step)]
+    if config.trainer.tensorboard:
+        sinks.append(TensorBoard(output / "tensorboard", first_step=first_step))
+    samples = JsonLines(output / "samples.jsonl", first_step=first_step)
+    (output / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1), encoding="utf-8")
+    try:
+        yield sinks, samples
+    finally:
+        for sink in (*sinks, samples):
+            sink.close()
+
+
+def _check_same_run(then: dict[str, Any], now: TrainConfig) -> None:
+    changed = sorted(_differences(then, now.model_dump(mode="json")))
+    changed = [name for name in changed if not name.startswith(_MAY_CHANGE)]
+    if changed:
+        raise CheckpointError(
+            f"the checkpoint is of a run with other settings: {', '.join(changed)}. "
+            f"Take those of its config.json, or start a new run in another trainer.output"
+        )
+
+
+def _differences(then: Any, now: Any, name: str = "") -> Iterator[str]:
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in then.keys() | now.keys():
+            yield from _differences(then.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif then != now:
+        yield name

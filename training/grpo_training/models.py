@@ -1,0 +1,70 @@
+"""Load a policy and its tokenizer: the demo model, a directory, a GGUF file or a hub id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from grpo_client.demo_model import locate
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from grpo_training.config import ModelConfig
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A causal language model in eval mode, its tokenizer, and the ids that end a completion."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: frozenset[int]
+
+
+def load_model(config: ModelConfig) -> LoadedModel:
+    """Load weights onto the chosen device, ready to be trained.
+
+    The model stays in eval mode while it is trained: gradients do not need dropout, and with it the policy of step 0
+    would already differ from its reference.
+    """
+    source = locate(config.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        source.path,
+        gguf_file=source.gguf_file,
+        revision=config.revision,
+        dtype=_DTYPES[config.dtype],
+        trust_remote_code=config.trust_remote_code,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(
+        source.path,
+        gguf_file=source.gguf_file,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    if source.gguf_file is not None:
+        _forget_gguf(model)
+    model.to(_device(config.device)).eval()
+    return LoadedModel(model, tokenizer, eos_ids(model, tokenizer))
+
+
+def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every id that ends a completion: generation settings may name several, the tokenizer has one."""
+    named = None if model.generation_config is None else model.generation_config.eos_token_id
+    ids = set(named) if isinstance(named, list) else {named}
+    ids.add(tokenizer.eos_token_id)
+    return frozenset(int(i) for i in ids if i is not None)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _forget_gguf(model: PreTrainedModel) -> None:
+    """The weights are ordinary floats by now; transformers would refuse to save a model that still says GGUF."""
+    plain = {"hf_quantizer": None, "is_quantized": False, "quantization_method": None}
+    for name, value in plain.items():
+        object.__setattr__(model, name, value)
+    vars(model.config).pop("quantization_config", None)

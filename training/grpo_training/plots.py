@@ -1,0 +1,175 @@
+"""The report of a run: a picture of four panels, a page that holds it, and the figures as JSON.
+
+    write_report(Path("runs/demo"), config, ...)  ->  report.png, report.html, summary.json
+
+Everything is read back from the run's own `metrics.jsonl` and `samples.jsonl`, so a report can be made again at any time.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from grpo_training.config import TrainConfig
+from grpo_training.metrics import read_records
+
+WINDOW = 10  # steps that the summary and the smooth lines average over
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1c2330; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
+img {{ width: 100% }} table {{ border-collapse: collapse; margin: 1rem 0 }} td, th {{ padding: .25rem .8rem; text-align: left;
+border-bottom: 1px solid #e3e7ee; vertical-align: top }} code, pre {{ font-size: 13px; white-space: pre-wrap }}
+</style></head><body><h1>{title}</h1><p>{lead}</p><img alt="reward, KL, completion length and reference latency by step"
+src="data:image/png;base64,{picture}"><h2>Figures</h2><table>{figures}</table>
+<h2>What it says</h2><table>{samples}</table><h2>Configuration</h2><pre>{config}</pre></body></html>
+"""
+
+
+def write_report(
+    output: Path,
+    config: TrainConfig,
+    *,
+    reference: Mapping[str, Any] | None,
+    seconds: float,
+    first_step: int = 0,
+) -> dict[str, Any]:
+    """Write report.png, report.html and summary.json into `output`; return the summary.
+
+    reference: who answered. seconds: wall time of this process's part of the run, from `first_step` on.
+    """
+    records = read_records(output / "metrics.jsonl")
+    samples = read_records(output / "samples.jsonl")
+    summary = summarise(records, config, reference=reference, seconds=seconds, first_step=first_step)
+    figure = draw(records, title=f"GRPO: {config.task.name or config.task.file} · {config.model.name}")
+    figure.savefig(output / "report.png", dpi=130)
+    (output / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    (output / "report.html").write_text(_page(figure, summary, samples, config), encoding="utf-8")
+    return summary
+
+
+def summarise(
+    records: Sequence[Mapping[str, Any]],
+    config: TrainConfig,
+    *,
+    reference: Mapping[str, Any] | None = None,
+    seconds: float = 0.0,
+    first_step: int = 0,
+) -> dict[str, Any]:
+    """The run in a dozen figures. first/last are means over the first and last WINDOW steps."""
+    rewards, correct = _column(records, "reward/mean"), _column(records, "reward/correct")
+    kl, wait, whole = (_column(records, n) for n in ("kl", "time/reference_wait_s", "time/step_s"))
+    return {
+        "steps": len(records),
+        "seed": config.trainer.seed,
+        "reward_first": _mean(rewards[:WINDOW]),
+        "reward_last": _mean(rewards[-WINDOW:]),
+        "reward_gain": _mean(rewards[-WINDOW:]) - _mean(rewards[:WINDOW]),
+        "correct_first": _mean(correct[:WINDOW]),
+        "correct_last": _mean(correct[-WINDOW:]),
+        "kl_last": _mean(kl[-WINDOW:]),
+        "kl_max": float(np.max(kl)) if len(kl) else 0.0,
+        "kl_finite": bool(np.isfinite(kl).all()),
+        "length_first": _mean(_column(records, "completion/length")[:WINDOW]),
+        "length_last": _mean(_column(records, "completion/length")[-WINDOW:]),
+        "step_s_median": float(np.median(whole)) if len(whole) else 0.0,
+        "reference_wait_share": float(wait.sum() / whole.sum()) if len(wait) else 0.0,
+        "seconds_since_step": {"first_step": first_step, "seconds": round(seconds, 1)},
+        "reference": None if reference is None else dict(reference),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def draw(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
+    """Reward, KL, completion length and reference latency by step: each step faintly, a running mean boldly."""
+    figure = Figure(figsize=(11, 7.2), layout="constrained")
+    figure.suptitle(title, fontsize=14)
+    reward, kl, length, latency = figure.subplots(2, 2).flat
+    steps = np.array([r["step"] for r in records])
+    _line(reward, steps, _column(records, "reward/mean"), "#2563eb", "reward")
+    _line(reward, steps, _column(records, "reward/correct"), "#16a34a", "correct")
+    reward.set(title="Reward", ylim=(-0.02, None))
+    _line(kl, steps, _column(records, "kl"), "#dc2626", "KL to the reference")
+    kl.set(title="KL (nats per token)")
+    _line(length, steps, _column(records, "completion/length"), "#7c3aed", "mean")
+    length.set(title="Completion length (tokens)", ylim=(0, None))
+    _line(latency, steps, 1e3 * _column(records, "reference/latency_s"), "#ea580c", "answered after")
+    _line(latency, steps, 1e3 * _column(records, "time/reference_wait_s"), "#0f766e", "of that waited for")
+    latency.set(title="Reference latency (ms)", ylim=(0, None))
+    for axes in (reward, kl, length, latency):
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
+    return figure
+
+
+def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
+    if len(values) != len(steps) or not len(values):
+        return  # a run without a reference has no KL and no latency
+    axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
+    axes.plot(steps, _running_mean(values), color=colour, linewidth=2, label=label)
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """Mean of each step and up to WINDOW - 1 before it; a step without a value does not count."""
+    return np.array([_mean(values[max(0, i - WINDOW + 1) : i + 1]) for i in range(len(values))])
+
+
+def _column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """One figure by step, NaN where a record holds null; empty when no record has it."""
+    if not any(name in record for record in records):
+        return np.empty(0)
+    return np.array([math.nan if record.get(name) is None else record[name] for record in records], dtype=float)
+
+
+def _mean(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else 0.0
+
+
+def _page(figure: Figure, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], config: TrainConfig) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=130, format="png")
+    numbers = {k: v for k, v in summary.items() if isinstance(v, bool | int | float)}
+    shown = [samples[0], samples[len(samples) // 2], samples[-1]] if samples else []
+    rows = "".join(
+        f"<tr><td>step {s['step']}<br><code>{html.escape(s['prompt'])}</code></td><td><code>"
+        + "<br>".join(f"{r:.2f} {html.escape(repr(c))}" for r, c in zip(s["rewards"], s["completions"], strict=True))
+        + "</code></td></tr>"
+        for s in shown
+    )
+    return _PAGE.format(
+        title=f"GRPO run, {summary['steps']} steps",
+        lead=(
+            f"Mean reward {summary['reward_first']:.3f} over the first {WINDOW} steps, {summary['reward_last']:.3f} "
+            f"over the last {WINDOW}."
+        ),
+        picture=base64.b64encode(buffer.getvalue()).decode(),
+        figures="".join(f"<tr><th>{k}</th><td>{_short(v)}</td></tr>" for k, v in numbers.items()),
+        samples=rows,
+        config=html.escape(json.dumps(config.model_dump(mode="json"), indent=1)),
+    )
+
+
+def _short(value: bool | int | float) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,199 @@
+"""One GRPO step, from prompts to updated weights. The order is the point:
+
+    sample groups  ->  send them to the reference  ->  reward  ->  the policy's forward  ->  collect the reference's
+    log-probs  ->  loss, backward  ->  update
+
+The reference works while rewards and the policy's forward are computed; how long the step then still waits for it is
+measured. Everything random follows from (seed, step).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpo_training.config import TrainConfig
+from grpo_training.losses import LossTerms, Totals, group_advantages, mean_metrics, policy_loss
+from grpo_training.models import LoadedModel
+from grpo_training.policy import Policy
+from grpo_training.reference import Pending, Reference
+from grpo_training.rollout import Rollout, sample
+from grpo_training.tasks import Judged, Problem, Task
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a step works with. reference is None when beta is 0: then nothing is asked of the server."""
+
+    config: TrainConfig
+    loaded: LoadedModel
+    policy: Policy
+    task: Task
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    reference: Reference | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One group of the step, to be looked at by a person."""
+
+    prompt: str
+    completions: list[str]
+    rewards: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """figures: flat names and floats, for the metrics. sample: the step's first group."""
+
+    figures: dict[str, float]
+    sample: Sample
+
+
+class Clock:
+    """Seconds spent in each named part of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def step_seed(seed: int, step: int) -> int:
+    """A seed for this step alone, unrelated to its neighbours'."""
+    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def grpo_step(parts: Parts, step: int) -> StepReport:
+    """Do step number `step` (from 0) and say what happened."""
+    config, clock, started = parts.config, Clock(), time.perf_counter()
+    with clock("rollout"):
+        problems = parts.task.problems(step, config.rollout.prompts_per_step, config.trainer.seed)
+        rollout = _sample(parts, problems, step)
+    portions = rollout.split(config.trainer.gradient_accumulation)
+    pending = parts.reference.submit(portions) if parts.reference else None
+    with clock("reward"):
+        texts = _texts(parts, rollout)
+        judged = [parts.task.judge(problems[i // rollout.group_size], text) for i, text in enumerate(texts)]
+        rewards = torch.tensor([j.reward for j in judged])
+        advantages = group_advantages(rewards, rollout.group_size, scale=config.loss.scale_advantages)
+    figures = _update(parts, portions, advantages.to(rollout.ids.device), pending, clock)
+    figures |= _describe(rollout, rewards, judged)
+    if pending:
+        figures["reference/latency_s"] = max(p.latency_s for p in pending)
+    figures |= {f"time/{name}_s": seconds for name, seconds in clock.seconds.items()}
+    figures["time/step_s"] = time.perf_counter() - started
+    group = slice(0, rollout.group_size)
+    return StepReport(figures, Sample(problems[0].prompt_text, texts[group], rewards[group].tolist()))
+
+
+def _sample(parts: Parts, problems: list[Problem], step: int) -> Rollout:
+    config = parts.config
+    return sample(
+        parts.loaded.model,
+        [p.prompt_ids for p in problems],
+        group_size=config.rollout.group_size,
+        max_new_tokens=config.rollout.max_new_tokens,
+        temperature=config.rollout.temperature,
+        eos_ids=parts.loaded.eos_ids,
+        seed=step_seed(config.trainer.seed, step),
+        normalizer=config.loss.normalizer,
+    )
+
+
+def _texts(parts: Parts, rollout: Rollout) -> list[str]:
+    rows = [ids for group in rollout.completions() for ids in group]
+    return list(parts.loaded.tokenizer.batch_decode(rows, skip_special_tokens=True))
+
+
+def _update(
+    parts: Parts, portions: list[Rollout], advantages: Tensor, pending: list[Pending] | None, clock: Clock
+) -> dict[str, float]:
+    """Optimizer steps on one batch of rollouts; returns the figures of the last one."""
+    config = parts.config
+    totals = Totals(
+        sequences=sum(len(p.ids) for p in portions),
+        tokens=int(sum(p.mask.sum() for p in portions)),
+        portions=len(portions),
+        max_tokens=config.rollout.max_new_tokens,
+    )
+    shares = advantages.chunk(len(portions))
+    old: list[Tensor | None] = [None] * len(portions)
+    scores: list[tuple[Tensor, Tensor] | None] = [None] * len(portions)
+    figures: dict[str, float] = {}
+    for iteration in range(config.trainer.iterations):
+        terms: list[LossTerms] = []
+        gap = torch.zeros(())
+        for i, portion in enumerate(portions):
+            with clock("forward"):
+                logprobs = parts.policy.logprobs(portion)
+            if pending and scores[i] is None:
+                with clock("reference_wait"):
+                    scores[i] = pending[i].collect()
+            if iteration == 0:
+                # What sampled and what is trained are the same weights: a gap is the error of one of the two.
+                gap = torch.maximum(gap, (logprobs.detach() - portion.logprobs).abs().max().cpu())
+                old[i] = logprobs.detach()
+            with clock("backward"):
+                terms.append(_portion_loss(parts, portion, logprobs, shares[i], old[i], scores[i], totals))
+                terms[-1].loss.backward()
+        if iteration == 0:
+            figures["policy/sampler_gap"] = float(gap)
+        with clock("optimizer"):
+            figures |= mean_metrics(terms) | _optimize(parts)
+    parts.scheduler.step()
+    return figures
+
+
+def _portion_loss(
+    parts: Parts,
+    portion: Rollout,
+    logprobs: Tensor,
+    advantages: Tensor,
+    old: Tensor | None,
+    scores: tuple[Tensor, Tensor] | None,
+    totals: Totals,
+) -> LossTerms:
+    reference, usable = scores if scores is not None else (None, None)
+    mask = portion.mask if usable is None else portion.mask & usable[:, None]
+    return policy_loss(logprobs, advantages, mask, parts.config.loss, totals, old_logprobs=old, ref_logprobs=reference)
+
+
+def _optimize(parts: Parts) -> dict[str, float]:
+    """Clip, step, clear. A step whose gradient is not finite is left out, and counted."""
+    limit = parts.config.optimizer.max_grad_norm
+    norm = torch.nn.utils.clip_grad_norm_(parts.loaded.model.parameters(), float("inf") if limit is None else limit)
+    usable = bool(torch.isfinite(norm))
+    lr = float(parts.optimizer.param_groups[0]["lr"])
+    if usable:
+        parts.optimizer.step()
+    parts.optimizer.zero_grad(set_to_none=True)
+    return {"policy/grad_norm": float(norm), "policy/lr": lr, "policy/skipped": float(not usable)}
+
+
+def _describe(rollout: Rollout, rewards: Tensor, judged: list[Judged]) -> dict[str, float]:
+    lengths = rollout.lengths.float()
+    grouped = rewards.view(-1, rollout.group_size)
+    return {
+        "reward/mean": float(rewards.mean()),
+        "reward/std": float(rewards.std()) if len(rewards) > 1 else 0.0,
+        "reward/correct": sum(j.correct for j in judged) / len(judged),
+        # Groups whose rewards are all equal teach nothing.
+        "reward/flat_groups": float((grouped == grouped[:, :1]).all(-1).float().mean()),
+        "completion/length": float(lengths.mean()),
+        "completion/length_max": float(lengths.max()),
+        "completion/ended": float(rollout.ended.float().mean()),
+        "completion/tokens": float(lengths.sum()),
+        "policy/entropy": float(rollout.entropy.sum() / rollout.mask.sum()),
+    }
