@@ -101,7 +101,7 @@ def score(
             with client:
                 failed = _score_all(client, input, scores, defaults, 2 * in_flight, console)
     if failed:
-        console.print(f"[red]{failed} lines could not be scored[/]; mend them and run again with --resume")
+        console.print(f"[red]lines that could not be scored: {failed}[/]; mend them and run again with --resume")
         raise typer.Exit(1)
 
 
@@ -138,7 +138,8 @@ def info(
         if json:
             typer.echo(reference.model_dump_json())
             return
-        table = Table(show_header=False)
+        table = Table("", "", show_header=False)
+        table.columns[1].overflow = "fold"  # a fingerprint is there to be copied whole
         for name, value in reference.model_dump().items():
             table.add_row(name, "-" if value is None else str(value))
         Console().print(table)

@@ -71,7 +71,7 @@ def test_broken_lines_are_named_and_the_rest_is_scored(rollouts: Path) -> None:
     assert [r["line"] for r in records] == [1, 7]
     for said in ("line 2: completions[0][0]", "line 3: not valid JSON", "line 5: must be a JSON object", "line 6: "):
         assert said in result.output
-    assert "4 lines could not be scored" in result.output
+    assert "lines that could not be scored: 4" in result.output
 
 
 def test_a_refused_line_does_not_stop_the_run(rollouts: Path, reference, refusal) -> None:
