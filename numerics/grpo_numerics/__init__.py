@@ -3,7 +3,7 @@
 from .collapse_free import collapse_free_cross_entropy, collapse_free_log_softmax
 from .head import HeadScores, score_rows
 from .head_autograd import fused_logprobs
-from .head_tiles import HeadSpec, Tile, default_tile, scratch_bytes
+from .head_spec import HeadSpec, Tile, default_tile, scratch_bytes
 from .kl import KlKind, kl_estimate
 from .online import OnlineLogSumExp
 from .sparse import entmax15, entmax15_loss, sparsemax, sparsemax_loss

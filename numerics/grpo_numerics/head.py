@@ -26,7 +26,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from .head_tiles import HeadSpec, LogitTiles, RowBlock, Tile, padded
+from .head_spec import HeadSpec, Tile
+from .head_tiles import LogitTiles, RowBlock, padded
 from .online import OnlineLogSumExp
 from .stable import entropy_from_odds, logprob_from_odds
 from .transforms import Normalizer, check_targets

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .head import score_rows
-from .head_tiles import HeadSpec, LogitTiles, RowBlock, Tile, padded
+from .head_spec import HeadSpec, Tile
+from .head_tiles import LogitTiles, RowBlock, padded
 from .online import FAR_BELOW
 from .transforms import Normalizer
 

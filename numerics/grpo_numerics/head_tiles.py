@@ -13,60 +13,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from .head_spec import GATHER_FLOATS, ROW_MULTIPLE, VOCAB_MULTIPLE, HeadSpec, Tile, default_tile
 from .transforms import Normalizer, check_normalizer, check_targets, check_temperature
-
-ROW_MULTIPLE = 16
-_VOCAB_MULTIPLE = 16  # rows of a tile begin on a cache line
-_DEFAULT_ROWS = 1024
-_DEFAULT_VOCAB = 2048
-_SLICE_FLOATS = 4 << 20  # an upcast weight slice takes at most 16 MiB in fp32
-_GATHER_FLOATS = 1 << 18  # weight rows gathered at a time for the targets' own logits
-
-
-class Tile(NamedTuple):
-    """How much of the (rows, vocabulary) logits exists at a time."""
-
-    rows: int
-    vocab: int
-
-
-@dataclass(frozen=True, slots=True)
-class HeadSpec:
-    """What a model does between its last hidden state and its logits, beside the weight.
-
-    bias: (V,) or None. logit_scale: factor on the biased logits (Cohere, Granite's 1/scaling). softcap: c for
-    c tanh(z / c), applied after the scale (Gemma 2), or None.
-    """
-
-    bias: Tensor | None = None
-    logit_scale: float = 1.0
-    softcap: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.softcap is not None and not self.softcap > 0:
-            raise ValueError(f"softcap must be > 0 or None, got {self.softcap}")
-
-
-def default_tile(dim: int) -> Tile:
-    """The tile for hidden size `dim`: large enough for the GEMM's full speed, about 8 MiB of logits."""
-    fitting = _SLICE_FLOATS // max(dim, 1) // _VOCAB_MULTIPLE * _VOCAB_MULTIPLE
-    return Tile(_DEFAULT_ROWS, max(256, min(_DEFAULT_VOCAB, fitting)))
-
-
-def scratch_bytes(dim: int, tile: Tile | None = None, dtype: torch.dtype = torch.float32) -> int:
-    """Upper bound of the memory that scoring takes beside its inputs and its (R,) outputs.
-
-    dim: hidden size. dtype: what is computed in. Counts two logit tiles, an upcast weight slice, an upcast row block
-    and the float64 copies behind the targets' logits.
-    """
-    tile = tile or default_tile(dim)
-    in_tiles = 2 * tile.rows * tile.vocab + (tile.vocab + tile.rows) * dim
-    return dtype.itemsize * in_tiles + 8 * 3 * max(ROW_MULTIPLE * dim, _GATHER_FLOATS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +93,7 @@ class LogitTiles:
     def columns(self) -> Iterator[slice]:
         """The vocabulary tiles, of even width: no sliver at the end, for which a GEMM is slow."""
         tiles = -(-self.vocab // self.tile.vocab)
-        width = _round_up(-(-self.vocab // tiles), _VOCAB_MULTIPLE)
+        width = _round_up(-(-self.vocab // tiles), VOCAB_MULTIPLE)
         for start in range(0, self.vocab, width):
             yield slice(start, min(start + width, self.vocab))
 
@@ -159,7 +112,7 @@ class LogitTiles:
 
     def target_products(self, block: RowBlock) -> Tensor:
         """(M, 1) hidden times the weight of each row's own target, summed in float64 and rounded once."""
-        rows = max(ROW_MULTIPLE, _GATHER_FLOATS // self.weight.shape[1] // ROW_MULTIPLE * ROW_MULTIPLE)
+        rows = max(ROW_MULTIPLE, GATHER_FLOATS // self.weight.shape[1] // ROW_MULTIPLE * ROW_MULTIPLE)
         parts = [
             (self.weight[targets].double() * hidden.double()).sum(-1, keepdim=True)
             for targets, hidden in zip(block.targets.split(rows), block.hidden.split(rows), strict=True)
