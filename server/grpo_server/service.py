@@ -31,6 +31,12 @@ T = TypeVar("T")
 RETRY_AFTER_LOADING_SECONDS = 2.0
 # Decoding and encoding of bodies: two, so that a body of 64 MB does not hold up a small one.
 CODEC_THREADS = 2
+# Letting go of the weights takes no time: a compute thread that has not done it by then is in the middle of something.
+SECONDS_TO_CLOSE = 2.0
+
+
+def _nothing() -> None:
+    """Closes no engine."""
 
 
 class Phase(StrEnum):
@@ -44,7 +50,8 @@ class Phase(StrEnum):
 class Service:
     """Use as an async context manager; the model loads in the background after entering.
 
-    `failed` is set when it could not be loaded; `loaded` when that is decided either way.
+    `failed` is set when it could not be loaded; `loaded` when that is decided either way. `abandoned` tells, at the end,
+    that the compute thread was left in the middle of a load or a batch, which nothing can interrupt.
     """
 
     def __init__(self, config: ServerConfig, loader: EngineLoader) -> None:
@@ -55,6 +62,7 @@ class Service:
         self.started_at = int(time.time())
         self.loaded = asyncio.Event()
         self.failed = asyncio.Event()
+        self.abandoned = False
         self.progress = f"loading {config.model}"
         self._loader = loader
         self._engine: HostedEngine | None = None
@@ -78,8 +86,10 @@ class Service:
         await asyncio.wait([self._load_task])
         if self._scheduler is not None:
             await self._scheduler.__aexit__(None, None, None)
-        if self._engine is not None:
-            await asyncio.get_running_loop().run_in_executor(self._compute_thread, self._engine.close)
+        close = self._engine.close if self._engine is not None else _nothing
+        closed = asyncio.get_running_loop().run_in_executor(self._compute_thread, close)
+        await asyncio.wait([closed], timeout=SECONDS_TO_CLOSE)
+        self.abandoned = not closed.done()
         for thread in (self._codec_threads, self._prepare_thread, self._compute_thread):
             thread.shutdown(wait=False, cancel_futures=True)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from types import FrameType
 
@@ -27,7 +28,11 @@ SECONDS_TO_FLUSH = 5
 
 
 def serve(config: ServerConfig, engine_loader: EngineLoader) -> int:
-    """Until a signal or a failed start. Returns the exit status: 0 after a complete drain, 1 otherwise."""
+    """Until a signal or a failed start. Returns the exit status: 0 after a complete drain, 1 otherwise.
+
+    Does not return, but ends the process with that status, when the compute thread was left in the middle of something:
+    the interpreter would wait for it, however long it took.
+    """
     app = create_app(config, engine_loader)
     server = DrainingServer(
         uvicorn.Config(
@@ -42,6 +47,9 @@ def serve(config: ServerConfig, engine_loader: EngineLoader) -> int:
         app.state.service,
     )
     server.run()
+    if server.force_exit or app.state.service.abandoned:
+        logging.shutdown()
+        os._exit(server.exit_status)
     return server.exit_status
 
 

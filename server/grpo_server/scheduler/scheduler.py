@@ -101,8 +101,7 @@ class Scheduler:
         assert self._loop_task is not None
         self._loop_task.cancel()
         await asyncio.wait([self._loop_task])
-        for job in list(self._jobs):
-            self.fail(job, self._draining_error("the server stopped before this request was computed"))
+        self._give_up()
         for thread in self._own_threads:
             thread.shutdown(wait=True, cancel_futures=True)
 
@@ -262,13 +261,21 @@ class Scheduler:
             self.swapping = False
 
     async def drain(self, timeout: float | None) -> bool:
-        """Take nothing new and wait until everything accepted is answered. False if that took longer than timeout."""
+        """Take nothing new and wait until everything accepted is answered.
+
+        False when that takes longer than timeout: what is left then fails with 503, so that its clients ask elsewhere.
+        """
         self.draining = True
         try:
             await asyncio.wait_for(self._quiet.wait(), timeout)
         except TimeoutError:
+            self._give_up()
             return False
         return True
+
+    def _give_up(self) -> None:
+        for job in list(self._jobs):
+            self.fail(job, self._draining_error("the server stopped before this request was computed"))
 
     def _notice_quiet(self) -> None:
         if not self._jobs and not self._in_batches:

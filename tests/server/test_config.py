@@ -1,0 +1,146 @@
+"""Settings: flag over environment over file over default; mistakes told in the words of the flags."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from grpo_server import cli
+from grpo_server.config import ServerConfig, load_config
+from grpo_server.engine.config import EngineConfig
+from pydantic import ValidationError
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [("yaml", "model: from-file\nport: 1\nmode: fast\n"), ("toml", 'model = "from-file"\nport = 1\nmode = "fast"\n')],
+)
+def test_a_flag_wins_over_environment_over_file_over_default(
+    suffix: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / f"server.{suffix}"
+    file.write_text(text)
+    monkeypatch.setenv("GRPO_SERVER_PORT", "2")
+    monkeypatch.setenv("GRPO_SERVER_HOST", "0.0.0.0")
+    config = load_config(["--config", str(file), "--host", "::1"])
+    assert (config.model, config.port, config.host, config.mode, config.cache_bytes) == (
+        "from-file",
+        2,
+        "::1",
+        "fast",
+        256 * 2**20,
+    )
+
+
+def test_the_file_may_be_named_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text("model: from-file")
+    monkeypatch.setenv("GRPO_SERVER_CONFIG", str(file))
+    assert load_config([]).model == "from-file"
+
+
+def test_every_setting_is_a_flag_and_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load_config(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for name, setting in ServerConfig.model_fields.items():
+        assert setting.description, name
+        flag = f"--{name.replace('_', '-')} "
+        assert (flag in text) is (name not in ("api_key", "admin_key")), name
+    assert "grpo-server --model demo" in text
+
+
+def test_the_operators_page_names_every_setting() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "server.md").read_text()
+    for name in ServerConfig.model_fields:
+        flag = f"--{name.replace('_', '-')}"
+        assert f"`{flag}`" in page or f"`GRPO_SERVER_{name.upper()}`" in page, name
+
+
+FLAGS = """
+--model m --revision r --dtype float16 --device cuda:1 --device-map auto --mode fast --threads 3 --max-length 9
+--trust-remote-code --served-name s --tier plain --max-batch-tokens 5 --max-queue-tokens 6 --cache-bytes 7
+"""
+
+
+def test_settings_reach_engine_and_scheduler() -> None:
+    config = load_config(FLAGS.split())
+    assert config.engine() == EngineConfig(
+        model="m",
+        revision="r",
+        dtype="float16",
+        device="cuda:1",
+        device_map="auto",
+        mode="fast",
+        threads=3,
+        max_length=9,
+        trust_remote_code=True,
+        served_name="s",
+        tier="plain",
+    )
+    limits = config.scheduler()
+    assert (limits.max_batch_tokens, limits.max_queue_tokens, limits.cache_bytes) == (5, 6, 7)
+
+
+def test_a_config_does_not_change() -> None:
+    with pytest.raises(ValidationError):
+        load_config(["--model", "m"]).port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "--model is needed .or GRPO_SERVER_MODEL, or model in the file."),
+        (["--model", "m", "--port", "99999"], "--port: .* 65535, got '99999'"),
+        (["--model", "m", "--mode", "quick"], "--mode: .* 'exact' or 'fast', got 'quick'"),
+        (["--model", "m", "--max-batch-tokens", "0"], "--max-batch-tokens: .*greater than or equal to 1"),
+        (["--model", "m", "--drain-timeout", "nan"], "--drain-timeout"),
+        (["--model", "m", "--max-queue-tokens", "10"], "raise --max-queue-tokens"),
+        (["--model", "m", "--config", "nowhere.yaml"], "there is no file nowhere.yaml"),
+    ],
+)
+def test_a_mistake_is_told_in_the_words_of_the_flags(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    assert re.search(told, capsys.readouterr().err)
+
+
+def test_a_mistake_in_the_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text("model: m\nprot: 80\n")
+    assert cli.main(["--config", str(file)]) == 2
+    assert "prot is not a setting" in capsys.readouterr().err
+    other = tmp_path / "server.ini"
+    other.write_text("")
+    assert cli.main(["--config", str(other)]) == 2
+    assert ".yaml, .yml or .toml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--nope"], ["--model", "m", "--api-key", "secret"], ["--mod", "m"]])
+def test_unknown_flags_and_keys_on_the_command_line_are_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert "grpo-server: error" in capsys.readouterr().err
+
+
+def test_a_key_file_that_is_missing_stops_the_start(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grpo_server.logs.configure", lambda level, form: None)
+    monkeypatch.setattr("grpo_server.engine.environment.prepare", lambda mode, threads: None)
+    assert cli.main(["--model", "m", "--api-key-file", "nowhere"]) == 2
+    assert "api_key_file: cannot read nowhere" in capsys.readouterr().err
+
+
+def test_reading_settings_needs_no_torch() -> None:
+    import subprocess
+    import sys
+
+    check = "import sys, grpo_server.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

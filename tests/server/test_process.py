@@ -1,0 +1,175 @@
+"""A real server process: it drains on SIGTERM, leaves with the right status, and says why it cannot start."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from server_fakes import PATIENCE
+
+# A server around a fake engine that says on stdout when it computes and goes on at a line on stdin.
+PROGRAM = """
+import sys
+from grpo_server import logs
+from grpo_server.serving import serve
+from server_fakes import FakeEngine, make_config
+
+class Held(FakeEngine):
+    def compute(self, batch):
+        print("computing", flush=True)
+        sys.stdin.readline()
+        return super().compute(batch)
+
+def load():
+    if "{load}" == "fail":
+        raise OSError("there is no such model")
+    if "{load}" == "hang":
+        print("loading", flush=True)
+        sys.stdin.readline()
+    return Held()
+
+logs.configure("info", "text")
+sys.exit(serve(make_config(port=0, drain_timeout={drain_timeout}), load))
+"""
+BODY = {"groups": [{"prompt": [1, 2], "completions": [[3, 4], [5]]}]}
+
+
+class Process:
+    """A running server; its stdout and stderr as lines to wait for."""
+
+    def __init__(self, load: str = "", drain_timeout: float = PATIENCE) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM.format(load=load, drain_timeout=drain_timeout)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        )
+        self.seen: list[str] = []
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._readers = [
+            threading.Thread(target=self._read, args=(pipe,)) for pipe in (self.process.stdout, self.process.stderr)
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, pipe) -> None:  # type: ignore[no-untyped-def]
+        for line in pipe:
+            self._lines.put(line)
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """The first line not yet seen that matches."""
+        while True:
+            try:
+                line = self._lines.get(timeout=PATIENCE)
+            except queue.Empty:
+                raise AssertionError(f"no line matched {pattern!r}; seen: {self.seen}") from None
+            self.seen.append(line)
+            if found := re.search(pattern, line):
+                return found
+
+    def ready(self) -> httpx.Client:
+        url, ready = "", False
+        while not (url and ready):
+            found = self.wait_for(r"running on (http://\S+)|ready after")
+            url, ready = found[1] or url, ready or found[1] is None
+        return httpx.Client(base_url=url, timeout=PATIENCE)
+
+    def go_on(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def status(self) -> int:
+        return self.process.wait(PATIENCE)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for reader in self._readers:
+            reader.join()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+@pytest.fixture
+def started(request: pytest.FixtureRequest) -> Iterator[Process]:
+    process = Process(**getattr(request, "param", {}))
+    yield process
+    process.close()
+
+
+def post_in_thread(client: httpx.Client) -> tuple[threading.Thread, list[httpx.Response]]:
+    answers: list[httpx.Response] = []
+
+    def post() -> None:
+        with contextlib.suppress(httpx.HTTPError):  # the server may leave without an answer
+            answers.append(client.post("/v1/logprobs", json=BODY))
+
+    thread = threading.Thread(target=post)
+    thread.start()
+    return thread, answers
+
+
+def test_sigterm_finishes_what_was_accepted_refuses_the_new_and_exits_0(started: Process) -> None:
+    with started.ready() as client:
+        thread, answers = post_in_thread(client)
+        started.wait_for("computing")
+        started.process.send_signal(signal.SIGTERM)
+        started.wait_for("told to end")
+        refused = client.post("/v1/logprobs", json=BODY)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        assert refused.headers["retry-after"]
+        assert client.get("/livez").status_code == 200
+        started.go_on()
+        thread.join()
+    assert [a.status_code for a in answers] == [200]
+    assert started.status() == 0
+
+
+@pytest.mark.parametrize("started", [{"drain_timeout": 0.0}], indirect=True)
+def test_a_drain_that_takes_too_long_ends_with_1_and_the_client_is_told(started: Process) -> None:
+    with started.ready() as client:
+        thread, answers = post_in_thread(client)
+        started.wait_for("computing")
+        started.process.send_signal(signal.SIGTERM)
+        thread.join()  # nothing lets the engine go on: it is left behind
+    assert [a.json()["error"]["code"] for a in answers] == ["draining"]
+    assert started.status() == 1
+
+
+def test_a_second_signal_ends_at_once(started: Process) -> None:
+    with started.ready() as client:
+        thread, _ = post_in_thread(client)
+        started.wait_for("computing")
+        started.process.send_signal(signal.SIGINT)
+        started.wait_for("told to end")
+        started.process.send_signal(signal.SIGINT)
+        assert started.status() == 1  # although the engine is still held
+        thread.join()
+
+
+@pytest.mark.parametrize("started", [{"load": "hang"}], indirect=True)
+def test_a_server_that_still_loads_ends_at_once(started: Process) -> None:
+    started.wait_for("^loading|running on")  # one from stdout, one from stderr: in either order
+    started.wait_for("^loading|running on")
+    started.process.send_signal(signal.SIGTERM)
+    assert started.status() == 0
+
+
+@pytest.mark.parametrize("started", [{"load": "fail"}], indirect=True)
+def test_a_model_that_does_not_load_ends_the_process_with_1(started: Process) -> None:
+    assert started.status() == 1
+    started.wait_for("there is no such model")
