@@ -166,7 +166,8 @@ def _policy_term(logp: Tensor, ratio: Tensor, advantage: Tensor, options: LossCo
     if options.kind == "cispo":
         return -ratio.clamp(max=options.epsilon_high).detach() * advantage * logp
     if options.kind == "sapo":
-        tau = torch.where(advantage > 0, options.sapo_temperature_pos, options.sapo_temperature_neg)
+        soft, hard = (ratio.new_tensor(t) for t in (options.sapo_temperature_pos, options.sapo_temperature_neg))
+        tau = torch.where(advantage > 0, soft, hard)
         return -torch.sigmoid(tau * (ratio - 1)) * 4 / tau * advantage
     clipped = ratio.clamp(1 - options.epsilon_low, 1 + options.epsilon_high)
     if options.delta is not None:

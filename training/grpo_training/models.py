@@ -44,7 +44,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     )
     if source.gguf_file is not None:
         _forget_gguf(model)
-    model.to(_device(config.device)).eval()
+    torch.nn.Module.to(model, _device(config.device)).eval()
     return LoadedModel(model, tokenizer, eos_ids(model, tokenizer))
 
 
