@@ -65,9 +65,9 @@ class DrainingServer(uvicorn.Server):
         self._end_task: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
         self._end_task = asyncio.create_task(self._end_in_order(), name="wait for the end")
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal handler: it only leaves word. uvicorn's own records the signal, to raise it again at the end."""
