@@ -41,7 +41,7 @@ def test_prompts(tokenizer) -> None:
     assert tokenizer.decode(plain.prompt_ids).replace(" ", "") == plain.prompt_text.replace(" ", "")
     chat = task(tokenizer, system="Be brief.").problems(0, 1, 0)[0]
     assert chat.prompt_text == f"system:Be brief.\nuser:{chat.entry['question']}\nassistant:"
-    with pytest.raises(ConfigError, match="task.template names 'nothing'"):
+    with pytest.raises(ConfigError, match=r"task\.template names 'nothing'"):
         task(tokenizer, template="{nothing}").problems(0, 1, 0)
     with pytest.raises(ConfigError, match=r"rollout\.max_prompt_tokens"):
         Task(TaskConfig.model_validate(SUMS), tokenizer, max_prompt_tokens=3).problems(0, 1, 0)

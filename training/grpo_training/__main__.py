@@ -1,15 +1,6 @@
-"""`grpo-train` and `python -m grpo_training`: the command, or the extra that it lacks."""
+"""`python -m grpo_training` is `grpo-train`."""
 
-from __future__ import annotations
-
-from grpo_client.extras import needs_extra
-
-
-def main() -> None:
-    with needs_extra("training"):
-        from grpo_training import cli
-    cli.main()
-
+from grpo_training.cli import main
 
 if __name__ == "__main__":
     main()

@@ -74,9 +74,12 @@ def run_with_display(
 ) -> dict[str, Any]:
     """Train with live progress, then print the summary and where everything lies."""
     # Torch and transformers take seconds to import; `--help` and a misspelt field need neither.
+    from transformers.utils.logging import disable_progress_bar
+
     from grpo_training.loop import train
     from grpo_training.progress import Display
 
+    disable_progress_bar()  # two bars at once make a mess of each other
     with Display(console) as display:
         summary = train(config, resume=resume, overwrite=overwrite, observer=display)
     table = Table(box=None, show_header=False, padding=(0, 2))
