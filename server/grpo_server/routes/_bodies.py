@@ -1,0 +1,73 @@
+"""JSON in and out for routes that speak another server's dialect: parsed, checked and written off the event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Request, Response
+from grpo_client.protocol import MEDIA_JSON
+from grpo_client.validation import MAX_INT32
+from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic_core import to_json
+
+from grpo_server.service import Service
+
+Model = TypeVar("Model", bound=BaseModel)
+
+# Whole numbers only: pydantic would otherwise read "5", 5.0 and true as ids, too.
+TokenId = Annotated[int, Field(strict=True, ge=0, le=MAX_INT32)]
+
+
+def form_of(value: Any) -> str:
+    """Which form of a prompt this is, so that an error speaks of that form alone: text, texts, ids or sequences."""
+    if isinstance(value, list):
+        first = value[0] if value else 0
+        return "texts" if isinstance(first, str) else "sequences" if isinstance(first, list) else "ids"
+    return "text"
+
+
+def _form_of_ids(value: Any) -> str:
+    return "sequences" if form_of(value) == "sequences" else "ids"
+
+
+# Ids of one sequence, or of several.
+IdLists = Annotated[
+    Annotated[list[TokenId], Tag("ids")] | Annotated[list[list[TokenId]], Tag("sequences")],
+    Discriminator(_form_of_ids),
+]
+# The same, or text.
+Prompt = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[str], Tag("texts")]
+    | Annotated[list[TokenId], Tag("ids")]
+    | Annotated[list[list[TokenId]], Tag("sequences")],
+    Discriminator(form_of),
+]
+
+
+async def read_json(request: Request, service: Service, model: type[Model]) -> Model:
+    """The body as a checked value. Raises pydantic.ValidationError, which becomes a 400, and ServiceError while closed."""
+    service.scheduler.refuse_if_closed()  # before megabytes are read and parsed for nothing
+    return await service.in_codec(model.model_validate_json, await request.body())
+
+
+async def json_response(service: Service, build: Callable[[], Any]) -> Response:
+    """What `build` returns, as JSON. A figure that is not finite is null: JSON has no other word for it."""
+    body = await service.in_codec(lambda: to_json(build(), inf_nan_mode="null"))
+    return Response(body, media_type=MEDIA_JSON)
+
+
+def described(model: type[BaseModel]) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads its body with `read_json`: the schema, with all its parts in one place."""
+    schema = model.model_json_schema()
+    parts = schema.pop("$defs", {})
+    return {"requestBody": {"required": True, "content": {MEDIA_JSON: {"schema": _inlined(schema, parts)}}}}
+
+
+def _inlined(node: Any, parts: dict[str, Any]) -> Any:
+    if isinstance(node, dict):
+        if "$ref" in node:
+            return _inlined(parts[node["$ref"].rpartition("/")[2]], parts)
+        return {key: _inlined(value, parts) for key, value in node.items()}
+    return [_inlined(value, parts) for value in node] if isinstance(node, list) else node

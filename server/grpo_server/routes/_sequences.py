@@ -1,0 +1,194 @@
+"""Whole sequences, as most dialects send them, to the prompts and completions of a ScoreRequest, and their scores back.
+
+A sequence of n ids that is scored from position s on is the prompt ids[:s] with the completion ids[s:]. Sequences that
+are equal up to there are completions of one prompt, which is computed once. What has no position before it cannot be
+scored: s is at least 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from grpo_client.protocol import Extra, FloatArray, Group, IntArray, ReferenceInfo, ScoreRequest
+
+from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.scoring import Scoring
+from grpo_server.service import Service
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """ids: (n,) int32, n >= 1. start: the first position to score, 1 to n. token_ids: (n - start, k) int32 or None."""
+
+    ids: IntArray
+    start: int = 1
+    temperature: float = 1.0
+    token_ids: IntArray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NextToken:
+    """The likeliest token after the end of a sequence; top_ids and top_logprobs (k,) begin with it."""
+
+    token_id: int
+    logprob: float
+    top_ids: IntArray
+    top_logprobs: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceScores:
+    """Figures of the positions start to n - 1: logprobs (n - start,), rank the same, the others (n - start, k).
+
+    Ranks count from 0; what was not asked for is empty.
+    """
+
+    ids: IntArray
+    start: int
+    logprobs: FloatArray
+    rank: npt.NDArray[np.int32]
+    top_ids: IntArray
+    top_logprobs: FloatArray
+    token_logprobs: FloatArray
+    next_token: NextToken | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What the dialect calls things, for its errors: `sequences` takes an index, `top` is the field for how many best."""
+
+    sequences: str = "prompt[{}]"
+    top: str = "logprobs"
+    token_ids: str = "token_ids"
+
+
+def id_array(ids: SequenceOf[int]) -> IntArray:
+    """Checked ids (see `_bodies.TokenId`) as a vector."""
+    return np.array(ids, dtype=np.int32)
+
+
+async def score_sequences(
+    service: Service,
+    scoring: Scoring,
+    sequences: SequenceOf[Sequence],
+    names: Names,
+    *,
+    top_k: int = 0,
+    extras: SequenceOf[Extra] = (),
+    next_token: bool = False,
+) -> list[SequenceScores]:
+    """Score them all, in the order given. next_token: also find what would come after each, where the context has room.
+
+    Raises ServiceError in the dialect's own words, and what `Scoring.score` raises.
+    """
+    _check(service, scoring.info, sequences, names, top_k)
+    longest = scoring.info.max_length
+    asked = [_with_room_for_next(s) if next_token and len(s.ids) < longest else s for s in sequences]
+    width = max(top_k, 1) if next_token else top_k
+    order, groups = _grouped(asked)
+    result = await scoring.score(ScoreRequest(tuple(groups), extras=frozenset(extras), top_k=width))
+    answers = dict(zip(order, result.completions(), strict=True))
+    out: list[SequenceScores] = []
+    for i, sequence in enumerate(sequences):
+        n = len(sequence.ids) - sequence.start
+        answer = answers[i]
+        extras_of = cast("Mapping[str, npt.NDArray[Any]]", answer.extras)
+        figures = {name: values[:n] for name, values in extras_of.items()}
+        out.append(
+            SequenceScores(
+                ids=sequence.ids,
+                start=sequence.start,
+                logprobs=answer.logprobs[:n],
+                rank=figures.get("rank", np.empty(0, np.int32)),
+                top_ids=figures.get("top_ids", np.empty((n, 0), np.int32))[:, :top_k],
+                top_logprobs=figures.get("top_logprobs", np.empty((n, 0), np.float32))[:, :top_k],
+                token_logprobs=figures.get("token_logprobs", np.empty((n, 0), np.float32)),
+                next_token=_next(extras_of) if len(answer.logprobs) > n else None,
+            )
+        )
+    return out
+
+
+def _with_room_for_next(sequence: Sequence) -> Sequence:
+    """One more position, so that the distribution after the last token is computed. The id there does not matter: only
+    the best tokens of that row are read. The last id of the sequence is sure to be in the vocabulary."""
+    rows = sequence.token_ids
+    return Sequence(
+        np.append(sequence.ids, sequence.ids[-1]),
+        sequence.start,
+        sequence.temperature,
+        None if rows is None else np.concatenate([rows, np.zeros((1, rows.shape[1]), np.int32)]),
+    )
+
+
+def _next(figures: Mapping[str, npt.NDArray[Any]]) -> NextToken:
+    ids, logprobs = figures["top_ids"][-1], figures["top_logprobs"][-1]
+    return NextToken(int(ids[0]), float(logprobs[0]), ids, logprobs)
+
+
+def _grouped(sequences: SequenceOf[Sequence]) -> tuple[list[int], list[Group]]:
+    """Groups of one prompt each, and for every completion, in their order, the index of its sequence."""
+    members: dict[tuple[bytes, float], list[int]] = {}
+    for i, s in enumerate(sequences):
+        members.setdefault((s.ids[: s.start].tobytes(), s.temperature), []).append(i)
+    groups: list[Group] = []
+    for (_, temperature), indices in members.items():
+        first = sequences[indices[0]]
+        rows = [sequences[i].token_ids for i in indices]
+        groups.append(
+            Group(
+                first.ids[: first.start],
+                tuple(sequences[i].ids[sequences[i].start :] for i in indices),
+                temperature,
+                None if any(r is None for r in rows) else tuple(r for r in rows if r is not None),
+            )
+        )
+    return [i for indices in members.values() for i in indices], groups
+
+
+def _check(service: Service, info: ReferenceInfo, sequences: SequenceOf[Sequence], names: Names, top_k: int) -> None:
+    """What `Scoring` would refuse as well, but in names that this dialect does not have."""
+    every = names.sequences.partition("[")[0]
+    if not sequences:
+        raise _impossible(f"{every} is empty; give at least one sequence", every)
+    if len(sequences) > service.config.max_completions:
+        raise ServiceError(
+            ErrorCode.REQUEST_TOO_LARGE,
+            f"{every} has {len(sequences)} sequences; the limit is {service.config.max_completions}; send fewer at once",
+            param=every,
+        )
+    widest = max((s.token_ids.shape[1] for s in sequences if s.token_ids is not None), default=0)
+    most = min(service.config.max_top_k, info.vocab_size)
+    for value, name in ((top_k, names.top), (widest, names.token_ids)):
+        if value > most:
+            raise _impossible(f"{name} asks for {value} ids a position; this server gives at most {most}", name)
+    for i, sequence in enumerate(sequences):
+        name = names.sequences.format(i)
+        if len(sequence.ids) == 0:
+            raise _impossible(f"{name} is empty; give at least one token", name)
+        if len(sequence.ids) > info.max_length:
+            raise ServiceError(
+                ErrorCode.CONTEXT_LENGTH,
+                f"{name} has {len(sequence.ids)} tokens; the model's context holds {info.max_length}; shorten it",
+                param=name,
+            )
+        _check_ids(sequence.ids, info.vocab_size, name)
+        if sequence.token_ids is not None:
+            _check_ids(sequence.token_ids, info.vocab_size, names.token_ids)
+
+
+def _check_ids(ids: IntArray, vocab_size: int, name: str) -> None:
+    if (wrong := ids[(ids < 0) | (ids >= vocab_size)]).size:
+        raise _impossible(f"{name} holds the id {wrong[0]}; the vocabulary has {vocab_size} ids, 0 and up", name)
+
+
+def _impossible(message: str, param: str) -> ServiceError:
+    return ServiceError(ErrorCode.INVALID_VALUE, message, param=param)

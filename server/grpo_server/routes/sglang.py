@@ -1,0 +1,209 @@
+"""POST /generate as SGLang has it, for slime, axolotl and lm-evaluation-harness' `sglang-generate`: input log-probs.
+
+Positions from logprob_start_len on are reported; the first of them is null, as SGLang gives it. Prompts that share their
+first logprob_start_len + 1 ids are computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from grpo_client.protocol import IntArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.logs import request_id
+from grpo_server.routes._bodies import IdLists, described, json_response, read_json
+from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
+from grpo_server.routes._prompt_logprobs import ids_shown
+from grpo_server.routes._refusals import check_new_tokens, generation, scoring_temperature
+from grpo_server.routes._sequences import Names, SequenceScores, id_array, score_sequences
+from grpo_server.routes._sequences import Sequence as Scored
+from grpo_server.routes._strings import decode_texts, encode_texts, token_strings
+from grpo_server.service import Service
+
+router = APIRouter(tags=["SGLang"])
+
+DEFAULT_MAX_NEW_TOKENS = 128
+NAMES = Names("input_ids[{}]", "top_logprobs_num", "token_ids_logprob")
+
+# [log-prob or null, id, text or null]
+Entry = tuple[float | None, int, str | None]
+
+
+class SglangSampling(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    max_new_tokens: int | None = Field(None, description="0, or 1 for the likeliest next token as well.")
+    temperature: float | None = Field(1.0, description="Logits are divided by it. 0 (greedy) scores at 1.")
+    n: int | None = Field(None, description="1")
+
+
+class SglangRequest(BaseModel):
+    """Fields that only shape generated text are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    text: str | list[str] | None = None
+    input_ids: IdLists | None = None
+    sampling_params: SglangSampling | list[SglangSampling] = Field(description="One, or one per prompt.")
+    return_logprob: bool = False
+    logprob_start_len: int | list[int] = Field(-1, description="First reported position; -1: none of the prompt's.")
+    top_logprobs_num: int | list[int] = Field(0, description="So many best tokens a position.")
+    token_ids_logprob: IdLists | None = Field(
+        None, description="Ids to score at every reported position; a list, or one per prompt."
+    )
+    return_text_in_logprobs: bool = False
+    stream: bool = False
+
+    @model_validator(mode="after")
+    def _one_of(self) -> SglangRequest:
+        if (self.text is None) == (self.input_ids is None):
+            raise ValueError("send either text or input_ids")
+        return self
+
+    @property
+    def single(self) -> bool:
+        """A lone prompt is answered by a lone object."""
+        if self.input_ids is not None:
+            return not (self.input_ids and isinstance(self.input_ids[0], list))
+        return isinstance(self.text, str)
+
+
+@router.post("/generate", response_class=Response, openapi_extra=described(SglangRequest))
+async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -> Response:
+    """Log-probs of the input tokens, in meta_info.input_token_logprobs."""
+    asked = await read_json(request, service, SglangRequest)
+    if asked.stream:
+        raise generation("stream is set", "stream", "leave stream out")
+    if not asked.return_logprob:
+        raise generation("return_logprob is not set", "return_logprob", "send return_logprob=true")
+
+    async def answer() -> Response:
+        tokenizer, info = service.engine.tokenizer, scoring.info
+        ids = await _ids(service, asked)
+        plans = _plans(asked, ids)
+        scores = await score_sequences(
+            service,
+            scoring,
+            [plan.sequence for plan in plans],
+            NAMES,
+            top_k=max((plan.top for plan in plans), default=0),
+            next_token=any(plan.wants_next for plan in plans),
+        )
+        shown = chain.from_iterable(map(ids_shown, scores)) if asked.return_text_in_logprobs else ()
+        strings = await token_strings(service, tokenizer, shown)
+        new = [_new(plan, s) for plan, s in zip(plans, scores, strict=True)]
+        texts = await decode_texts(service, tokenizer, new)
+        name = request_id.get()
+
+        def body() -> Any:
+            objects = [
+                {"text": text, "output_ids": out, "meta_info": _meta(f"{name}-{i}", plan, s, strings, info.version)}
+                for i, (plan, s, out, text) in enumerate(zip(plans, scores, new, texts, strict=True))
+            ]
+            return objects[0] if asked.single else objects
+
+        return await json_response(service, body)
+
+    return await answer_to(request, answer())
+
+
+async def _ids(service: Service, asked: SglangRequest) -> list[IntArray]:
+    if asked.input_ids is None:
+        texts = [asked.text] if isinstance(asked.text, str) else asked.text or []
+        return await encode_texts(service, texts, "text[{}]", add_special_tokens=True)
+    lists = [asked.input_ids] if asked.single else asked.input_ids
+    return [id_array(ids) for ids in lists]  # pyright: ignore[reportArgumentType]
+
+
+class _Plan:
+    """What is asked of one prompt. start: first reported position, or n when none is."""
+
+    def __init__(self, i: int, ids: IntArray, params: SglangSampling, start: int, top: int, wanted: list[int]) -> None:
+        n = len(ids)
+        if not -1 <= start < max(n, 1):
+            raise ServiceError(
+                ErrorCode.INVALID_VALUE,
+                f"logprob_start_len is {start} and input_ids[{i}] has {n} tokens; send 0 to {n - 1}, or -1",
+                param="logprob_start_len",
+            )
+        if top < 0:
+            raise ServiceError(ErrorCode.INVALID_VALUE, "top_logprobs_num is below 0", param="top_logprobs_num")
+        if params.n not in (None, 1):
+            raise generation(f"n is {params.n}", "sampling_params.n", "leave n out")
+        self.start = n if start == -1 else start
+        self.top = top
+        self.wanted = wanted
+        self.wants_next = check_new_tokens(
+            params.max_new_tokens, "sampling_params.max_new_tokens", DEFAULT_MAX_NEW_TOKENS
+        )
+        first = min(self.start + 1, n)
+        rows = np.tile(np.array(wanted, dtype=np.int32), (n - first, 1)) if wanted else None
+        temperature = scoring_temperature(params.temperature, "sampling_params.temperature")
+        self.sequence = Scored(ids, first, temperature, rows)
+
+
+def _plans(asked: SglangRequest, ids: Sequence[IntArray]) -> list[_Plan]:
+    wanted = asked.token_ids_logprob or []
+    per_prompt = wanted if wanted and isinstance(wanted[0], list) else [wanted] * len(ids)
+    params = _each(asked.sampling_params, len(ids), "sampling_params")
+    starts = _each(asked.logprob_start_len, len(ids), "logprob_start_len")
+    tops = _each(asked.top_logprobs_num, len(ids), "top_logprobs_num")
+    rows: list[Any] = _each(list(per_prompt), len(ids), "token_ids_logprob")
+    width = max(map(len, rows), default=0)
+    if any(len(row) != width for row in rows):
+        raise ServiceError(
+            ErrorCode.INVALID_VALUE,
+            "token_ids_logprob: give equally many ids for every prompt (repeat one to fill up)",
+            param="token_ids_logprob",
+        )
+    return [_Plan(i, *each) for i, each in enumerate(zip(ids, params, starts, tops, rows, strict=True))]
+
+
+def _each(value: Any, count: int, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        return [value] * count
+    if len(value) != count:
+        raise ServiceError(
+            ErrorCode.INVALID_VALUE, f"{name} has {len(value)} entries for {count} prompts; give one each", param=name
+        )
+    return value
+
+
+def _new(plan: _Plan, scores: SequenceScores) -> list[int]:
+    return [scores.next_token.token_id] if plan.wants_next and scores.next_token is not None else []
+
+
+def _meta(
+    name: str, plan: _Plan, scores: SequenceScores, strings: Mapping[int, str | None], version: int
+) -> dict[str, Any]:
+    def entries(ids: Sequence[int], logprobs: Sequence[float | None]) -> list[Entry]:
+        return [(logprob, token, strings.get(token)) for token, logprob in zip(ids, logprobs, strict=True)]
+
+    reported = scores.ids[plan.start :].tolist()
+    lead = [None] * min(len(reported), 1)
+    new = scores.next_token if plan.wants_next else None
+    meta: dict[str, Any] = {
+        "id": name,
+        "finish_reason": {"type": "length", "length": 0 if new is None else 1},
+        "prompt_tokens": len(scores),
+        "completion_tokens": 0 if new is None else 1,
+        "weight_version": str(version),
+        "input_token_logprobs": entries(reported, [*lead, *scores.logprobs.tolist()]),
+        "output_token_logprobs": [] if new is None else entries([new.token_id], [new.logprob]),
+    }
+    if plan.top:
+        rows = zip(scores.top_ids[:, : plan.top].tolist(), scores.top_logprobs[:, : plan.top].tolist(), strict=True)
+        meta["input_top_logprobs"] = [*lead, *(entries(ids, logprobs) for ids, logprobs in rows)]
+        best = [] if new is None else [entries(new.top_ids[: plan.top].tolist(), new.top_logprobs[: plan.top].tolist())]
+        meta["output_top_logprobs"] = best
+    if plan.wanted:
+        rows = (entries(plan.wanted, row) for row in scores.token_logprobs.tolist())
+        meta["input_token_ids_logprobs"] = [*lead, *rows]
+        meta["output_token_ids_logprobs"] = []
+    return meta
