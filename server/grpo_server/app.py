@@ -17,6 +17,7 @@ from grpo_server.middleware.boundary import Boundary
 from grpo_server.schemas import ERROR_RESPONSES, request_schemas
 from grpo_server.scoring import Scoring
 from grpo_server.service import Service
+from grpo_server.simple_grpo import SECONDS_FOR_SHELF_ROOM, Shelf
 
 DESCRIPTION = """\
 Per-token log-probs of a frozen reference model: exact, fast, the same answer every time.
@@ -58,6 +59,7 @@ def create_app(config: ServerConfig, engine_loader: EngineLoader) -> FastAPI:
     )
     app.state.service = service
     app.state.scoring = Scoring(service)
+    app.state.shelf = Shelf(config.max_queue_bytes, SECONDS_FOR_SHELF_ROOM) if config.simple_grpo else None
     error_responses.install(app)
     for router in routes.discover():
         app.include_router(router)

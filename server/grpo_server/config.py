@@ -120,6 +120,10 @@ class ServerConfig(BaseSettings):
         256 * MIB, ge=0, description="Memory for results that may be asked for again, bytes; 0 turns the cache off."
     )
 
+    simple_grpo: bool = Field(
+        False, description="Also be simple_GRPO's reference server: POST /upload, GET /get. Holds scored uploads."
+    )
+
     # who may use it
     api_key_file: Path | None = Field(
         None, description="File with the keys that may score, one a line. Also GRPO_SERVER_API_KEY. None: open to all."

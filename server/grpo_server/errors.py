@@ -35,6 +35,7 @@ class ErrorCode(Enum):
     SWAPPING = ("swapping", 503, "service_unavailable_error")
     DRAINING = ("draining", 503, "service_unavailable_error")
     LOAD_FAILED = ("load_failed", 503, "service_unavailable_error")
+    SHELF_FULL = ("shelf_full", 503, "service_unavailable_error")
     OUT_OF_MEMORY = ("out_of_memory", 503, "service_unavailable_error")
 
     def __init__(self, code: str, status: int, kind: str) -> None:
