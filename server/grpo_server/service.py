@@ -123,12 +123,6 @@ class Service:
         self._announce(engine.info)
         self.progress = "ready"
         logger.info("ready after %.1f s", time.monotonic() - started)
-        if engine.info.max_length > self.config.max_batch_tokens:
-            logger.warning(
-                "the model's context is %d tokens, but sequences of more than --max-batch-tokens %d are refused",
-                engine.info.max_length,
-                self.config.max_batch_tokens,
-            )
         self.loaded.set()
 
     def _announce(self, info: ReferenceInfo) -> None:

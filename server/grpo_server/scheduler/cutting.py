@@ -1,8 +1,8 @@
 """A request is cut into pieces that fit a batch.
 
 A group stays whole where it fits, because its prompt is then computed once. A group that is larger than a batch is cut
-between completions and each cut carries the prompt again. A completion is never cut: one that does not fit beside
-its prompt cannot be scored here at all, and that is said before anything is queued.
+between completions and each cut carries the prompt again. A completion is never cut: one that with its prompt is longer
+than a batch is a piece by itself, and gets a batch to itself (how long a sequence may be is the context's business).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from grpo_client.protocol import Group, ScoreRequest
 
 from grpo_server.engine.work import Piece
-from grpo_server.errors import ErrorCode, ServiceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,28 +26,19 @@ class Cut:
 
 
 def cut(request: ScoreRequest, wanted: Collection[int], max_tokens: int) -> list[Cut]:
-    """Cut what is wanted of a request into pieces of at most max_tokens each.
+    """Cut what is wanted of a request into pieces of at most max_tokens each, or of one completion.
 
     wanted: flat indices (group by group, completion by completion) of the completions to compute.
-    Raises ServiceError (413) naming the completion that does not fit even alone.
     """
     cuts: list[Cut] = []
     place = 0
-    for k, group in enumerate(request.groups):
+    for group in request.groups:
         members: list[int] = []
         tokens = len(group.prompt)
         first = place
         for g, completion in enumerate(group.completions):
             if first + g not in wanted:
                 continue
-            alone = len(group.prompt) + len(completion)
-            if alone > max_tokens:
-                raise ServiceError(
-                    ErrorCode.REQUEST_TOO_LARGE,
-                    f"groups[{k}].completions[{g}] needs {alone} tokens together with its prompt, and a batch of this "
-                    f"server holds {max_tokens}; shorten it, or start the server with a larger --max-batch-tokens",
-                    param=f"groups[{k}].completions[{g}]",
-                )
             if members and tokens + len(completion) > max_tokens:
                 cuts.append(_cut(request, group, first, members, tokens))
                 members, tokens = [], len(group.prompt)

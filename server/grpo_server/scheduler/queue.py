@@ -28,7 +28,7 @@ class Entry:
 class FairQueue:
     """Jobs in rotation. Not for threads: it belongs to one event loop.
 
-    max_batch_tokens, max_batch_bytes: what a batch holds; every cut that is added must fit into an empty one.
+    max_batch_tokens, max_batch_bytes: what a batch holds. A cut that is larger than that gets a batch to itself.
     """
 
     def __init__(self, max_batch_tokens: int, max_batch_bytes: int | None = None) -> None:
@@ -74,7 +74,8 @@ class FairQueue:
             cut = job.waiting[0]
             if job.deficit < cut.tokens:
                 job.deficit += self._quantum
-            if cut.tokens > room or (room_bytes is not None and cut.bytes > room_bytes):
+            fits = cut.tokens <= room and (room_bytes is None or cut.bytes <= room_bytes)
+            if not fits and not (cut.tokens > self._max_tokens and not batch):
                 did_not_fit.append(job)
             elif job.deficit < cut.tokens:
                 self._rotation.append(job)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
 from grpo_client.protocol import Group, ScoreRequest
-from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.scheduler.cutting import cut
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,13 +35,9 @@ def test_only_what_is_wanted_is_cut() -> None:
     assert [len(c.piece.completions[0]) for c in cuts] == [6, 7]
 
 
-def test_a_completion_that_fits_nowhere_is_refused_by_name() -> None:
-    request = ask(10, 5, 7)
-    with pytest.raises(ServiceError) as caught:
-        cut(request, everything(request), max_tokens=16)
-    assert caught.value.code is ErrorCode.REQUEST_TOO_LARGE
-    assert caught.value.param == "groups[0].completions[1]"
-    assert "--max-batch-tokens" in caught.value.message
+def test_a_completion_longer_than_a_batch_is_a_piece_by_itself() -> None:
+    request = ScoreRequest((Group(tokens(10), (tokens(5), tokens(70), tokens(6))),))
+    assert [(c.places, c.tokens) for c in cut(request, everything(request), 64)] == [((0,), 15), ((1,), 80), ((2,), 16)]
 
 
 def test_a_cut_carries_all_that_its_completions_were_asked_with() -> None:

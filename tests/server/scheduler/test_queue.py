@@ -98,6 +98,17 @@ def test_two_huge_requests_share_evenly(loop: asyncio.AbstractEventLoop) -> None
         assert abs(len(one.waiting) - len(other.waiting)) <= 2
 
 
+def test_what_is_larger_than_a_batch_gets_one_to_itself_and_is_not_starved(loop: asyncio.AbstractEventLoop) -> None:
+    queue = FairQueue(BATCH)
+    huge = job(loop, 200)
+    queue.add(huge)
+    taken = []
+    for _ in range(20):  # small ones keep coming
+        queue.add(job(loop, 4))
+        taken.append([e.job for e in queue.take()])
+    assert [huge] in taken  # each round saves up a quarter of a batch for it
+
+
 def test_a_client_that_left_is_taken_out(loop: asyncio.AbstractEventLoop) -> None:
     queue = FairQueue(BATCH)
     left, stays = job(loop, 60, groups=3), job(loop, 4)
