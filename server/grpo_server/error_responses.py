@@ -25,7 +25,12 @@ SCOPE_ERROR_CODE: Final = "grpo_server.error_code"
 def response_of(scope: Scope, error: ServiceError) -> JSONResponse:
     """The response that tells a client of this error; noted in the scope."""
     scope[SCOPE_ERROR_CODE] = error.code.code
-    return JSONResponse(error.body(), error.status, error.headers())
+    return JSONResponse(_in_dialect(scope, error.body()), error.status, error.headers())
+
+
+def _in_dialect(scope: Scope, body: dict[str, Any]) -> dict[str, Any]:
+    """The Open Inference Protocol has a string where OpenAI has an object, and its clients break on an object."""
+    return {**body["error"], "error": body["error"]["message"]} if scope["path"].startswith("/v2/") else body
 
 
 def install(app: FastAPI) -> None:
@@ -47,7 +52,7 @@ async def _protocol_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ProtocolError)
     request.scope[SCOPE_ERROR_CODE] = error.code
     body = error_body(error.message, kind="invalid_request_error", code=error.code, param=error.param)
-    return JSONResponse(body, error.status)
+    return JSONResponse(_in_dialect(request.scope, body), error.status)
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
