@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from grpo_client import FingerprintMismatch
-from grpo_training.checkpoint import CheckpointError
-from grpo_training.config import ConfigError, TrainConfig
+from grpo_training.config import CheckpointError, ConfigError, TrainConfig
 from grpo_training.loop import train
 from grpo_training.metrics import read_records
 from grpo_training.step import StepReport

@@ -22,12 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from grpo_training.config import CheckpointError
+
 _NAME = re.compile(r"step-(\d{6,})")
 _TENSOR = "tensor:"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be used; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,10 @@ class ConfigError(ValueError):
     """The configuration cannot be used; the message names each field and what to do."""
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used; the message says why and what to do."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -107,6 +111,8 @@ class RolloutConfig(_Section):
     """Completions sampled of each prompt."""
     max_new_tokens: int = Field(default=16, ge=1)
     """A completion is cut here, whether it has ended or not."""
+    stop: tuple[str, ...] = ()
+    """A completion also ends with the first token that has one of these strings in it, as it ends with EOS."""
     temperature: float = Field(default=1.0, gt=0)
     """Logits are divided by it before normalising: in sampling, in the policy's and in the reference's log-probs."""
     max_prompt_tokens: int = Field(default=1024, ge=1)

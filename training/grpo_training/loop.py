@@ -20,8 +20,8 @@ import torch
 from transformers import get_scheduler
 
 from grpo_training import orthograd
-from grpo_training.checkpoint import CheckpointError, Checkpoints, TrainerState, load_checkpoint
-from grpo_training.config import ConfigError, TrainConfig
+from grpo_training.checkpoint import Checkpoints, TrainerState, load_checkpoint
+from grpo_training.config import CheckpointError, ConfigError, TrainConfig
 from grpo_training.metrics import JsonLines, TensorBoard
 from grpo_training.models import LoadedModel, load_model
 from grpo_training.plots import write_report
@@ -65,7 +65,7 @@ def train(
         torch.set_num_threads(config.model.threads)
 
     began = time.perf_counter()
-    loaded = load_model(config.model)
+    loaded = load_model(config.model, stop=config.rollout.stop)
     optimizer = make_optimizer(config, loaded)
     scheduler = get_scheduler(
         config.optimizer.schedule,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from grpo_client.demo_model import locate
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from grpo_training.config import ModelConfig
+from grpo_training.config import ConfigError, ModelConfig
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -22,8 +23,8 @@ class LoadedModel:
     eos_ids: frozenset[int]
 
 
-def load_model(config: ModelConfig) -> LoadedModel:
-    """Load weights onto the chosen device, ready to be trained.
+def load_model(config: ModelConfig, *, stop: Sequence[str] = ()) -> LoadedModel:
+    """Load weights onto the chosen device, ready to be trained. stop: strings that end a completion, beside EOS.
 
     The model stays in eval mode while it is trained: gradients do not need dropout, and with it the policy of step 0
     would already differ from its reference.
@@ -45,7 +46,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     if source.gguf_file is not None:
         _forget_gguf(model)
     torch.nn.Module.to(model, _device(config.device)).eval()
-    return LoadedModel(model, tokenizer, eos_ids(model, tokenizer))
+    return LoadedModel(model, tokenizer, eos_ids(model, tokenizer) | stop_ids(tokenizer, stop))
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -54,6 +55,20 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froze
     ids = set(named) if isinstance(named, list) else {named}
     ids.add(tokenizer.eos_token_id)
     return frozenset(int(i) for i in ids if i is not None)
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> frozenset[int]:
+    """Every id of the vocabulary whose text has one of the strings in it.
+
+    Raises ConfigError when a string is in no single token: it could never end a completion.
+    """
+    if not stop:
+        return frozenset()
+    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    found = {text: {i for i, token in enumerate(texts) if text in token} for text in stop}
+    if nowhere := [text for text, ids in found.items() if not ids]:
+        raise ConfigError(f"rollout.stop: no single token of this model contains {nowhere[0]!r}; give a shorter string")
+    return frozenset().union(*found.values())
 
 
 def _device(name: str) -> torch.device:

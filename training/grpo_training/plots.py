@@ -55,9 +55,11 @@ def write_report(
     samples = read_records(output / "samples.jsonl")
     summary = summarise(records, config, reference=reference, seconds=seconds, first_step=first_step)
     figure = draw(records, title=f"GRPO: {config.task.name or config.task.file} · {config.model.name}")
-    figure.savefig(output / "report.png", dpi=130)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=130, format="png")
+    (output / "report.png").write_bytes(buffer.getvalue())
     (output / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
-    (output / "report.html").write_text(_page(figure, summary, samples, config), encoding="utf-8")
+    (output / "report.html").write_text(_page(buffer.getvalue(), summary, samples, config), encoding="utf-8")
     return summary
 
 
@@ -147,9 +149,7 @@ def _mean(values: np.ndarray) -> float:
     return float(finite.mean()) if len(finite) else 0.0
 
 
-def _page(figure: Figure, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], config: TrainConfig) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=130, format="png")
+def _page(picture: bytes, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], config: TrainConfig) -> str:
     numbers = {k: v for k, v in summary.items() if isinstance(v, bool | int | float)}
     shown = [samples[0], samples[len(samples) // 2], samples[-1]] if samples else []
     rows = "".join(
@@ -164,7 +164,7 @@ def _page(figure: Figure, summary: Mapping[str, Any], samples: Sequence[Mapping[
             f"Mean reward {summary['reward_first']:.3f} over the first {WINDOW} steps, {summary['reward_last']:.3f} "
             f"over the last {WINDOW}."
         ),
-        picture=base64.b64encode(buffer.getvalue()).decode(),
+        picture=base64.b64encode(picture).decode(),
         figures="".join(f"<tr><th>{k}</th><td>{_short(v)}</td></tr>" for k, v in numbers.items()),
         samples=rows,
         config=html.escape(json.dumps(config.model_dump(mode="json"), indent=1)),

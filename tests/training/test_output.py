@@ -1,0 +1,100 @@
+"""What a person sees of a run: metrics files, the report, the terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+from grpo_training.config import TrainConfig
+from grpo_training.metrics import JsonLines, read_records
+from grpo_training.plots import draw, summarise, write_report
+from grpo_training.progress import Display, sparkline
+from grpo_training.step import Sample, StepReport
+from rich.console import Console
+
+CONFIG = TrainConfig.model_validate({"task": {"name": "basic_arithmetic"}})
+
+
+def records(steps: int, *, kl: bool = True) -> list[dict[str, float]]:
+    figures = {
+        "reward/correct": 0.5,
+        "completion/length": 8.0,
+        "time/step_s": 2.0,
+    }
+    if kl:
+        figures |= {"kl": 0.01, "reference/latency_s": 1.0, "time/reference_wait_s": 0.1}
+    return [{"step": i, "reward/mean": i / steps, **figures} for i in range(steps)]
+
+
+def test_json_lines_drop_what_is_done_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    first = JsonLines(path)
+    for step in range(4):
+        first.write(step, {"a": float(step)})
+    first.close()
+    path.write_text(path.read_text() + '{"step": 4, "a"')  # cut by a kill
+    second = JsonLines(path, first_step=2)
+    second.write(2, {"a": math.nan})
+    second.close()
+    assert read_records(path) == [{"step": 0, "a": 0.0}, {"step": 1, "a": 1.0}, {"step": 2, "a": None}]
+    path.write_text('{"step"\n{"step": 1}\n')
+    with pytest.raises(json.JSONDecodeError):
+        read_records(path)
+
+
+def test_summary() -> None:
+    summary = summarise(records(40), CONFIG)
+    assert summary["reward_first"] == pytest.approx(4.5 / 40)
+    assert summary["reward_last"] == pytest.approx(34.5 / 40)
+    assert summary["reward_gain"] == pytest.approx(0.75)
+    assert summary["kl_finite"]
+    assert summary["reference_wait_share"] == pytest.approx(0.05)
+    broken = records(3)
+    broken[1]["kl"] = None  # type: ignore[assignment]
+    assert not summarise(broken, CONFIG)["kl_finite"]
+    bare = summarise(records(3, kl=False), CONFIG)
+    assert (bare["kl_max"], bare["reference_wait_share"]) == (0.0, 0.0)
+
+
+def test_the_picture_shows_what_there_is() -> None:
+    panels = draw(records(30), title="t").axes
+    assert [len(axes.lines) for axes in panels] == [4, 2, 2, 4]
+    assert panels[0].lines[1].get_ydata()[-1] == pytest.approx(24.5 / 30)  # mean of the last ten
+    assert [len(axes.lines) for axes in draw(records(30, kl=False), title="t").axes] == [4, 0, 2, 0]
+
+
+def test_the_page_shows_completions_as_text_and_not_as_html(tmp_path: Path) -> None:
+    metrics, samples = JsonLines(tmp_path / "metrics.jsonl"), JsonLines(tmp_path / "samples.jsonl")
+    for record in records(3):
+        metrics.write(int(record["step"]), record)
+    samples.write(0, {"prompt": "<|user|>", "completions": ["<script>"], "rewards": [1.0]})
+    metrics.close()
+    samples.close()
+    write_report(tmp_path, CONFIG, reference={"model": "m"}, seconds=1.0)
+    page = (tmp_path / "report.html").read_text()
+    assert "&lt;script&gt;" in page
+    assert "<script>" not in page
+
+
+def test_sparkline() -> None:
+    assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
+    assert sparkline([2.0, 2.0]) == "▁▁"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_display(terminal: bool) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=120, color_system=None)
+    figures = {k: v for k, v in records(2)[1].items() if k != "step"}
+    with Display(console) as display:
+        display.started(CONFIG, 0, "the-reference")
+        display.stepped(0, StepReport(figures, Sample("1 + 1 [b]", [" 2[/b]"], [1.0])))
+        display.saved(Path("checkpoints/step-000001"))
+    shown = out.getvalue()
+    assert "the-reference" in shown
+    assert "reward" in shown
+    assert "step-000001" in shown
+    assert (" 2[/b]" in shown) is terminal  # markup in a completion is text, and only a terminal shows samples
