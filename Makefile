@@ -32,8 +32,9 @@ install: $(STAMP) ## Make .venv ready, when something changed; every other comma
 demo: $(STAMP) ## Start a server, score real prompts, run a short GRPO training against it; report in runs/demo/
 	$(RUN) -m grpo_training.demo --output runs/demo $(DEMO_FLAGS)
 
+# Two processes of one thread each: tiny models gain nothing from threads, and lose much where they share two cores.
 test: $(STAMP) ## Run all tests
-	$(RUN) -m pytest $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
 
 serve: $(STAMP) ## Serve the demo model on port 8000, or another: make serve MODEL=path-or-hub-id
 	$(VENV)/bin/grpo-server --model $(MODEL) $(SERVE_FLAGS)
