@@ -1,0 +1,55 @@
+"""TRL's DPOTrainer with reference log-probs precomputed by the service, in the columns that TRL reads.
+
+TRL tokenizes, truncates and batches; only the pass over the reference goes elsewhere, once per data set. The columns
+(`ref_chosen_logps`, `ref_rejected_logps`) are kept in the data set's cache under the reference's fingerprint, so another
+reference never reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from grpo_client import ReferenceClient
+from torch import Tensor
+from trl import DPOConfig, DPOTrainer
+
+from grpo_training.trl.served import ServedReference
+
+
+class RemoteReferenceDPOTrainer(DPOTrainer):
+    """DPOTrainer(model, args=DPOConfig(precompute_ref_log_probs=True, ...), ..., reference=url).
+
+    reference: URL, URLs of servers that host the same model, or a ReferenceClient of your own (then you close it).
+    Raises ValueError unless args.precompute_ref_log_probs is set, or with a `ref_model`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        ref_model: None = None,
+        args: DPOConfig | None = None,
+        *rest: Any,
+        reference: str | Sequence[str] | ReferenceClient,
+        **kwargs: Any,
+    ) -> None:
+        if args is None or not args.precompute_ref_log_probs:
+            raise ValueError(
+                "args.precompute_ref_log_probs must be True: without it TRL would ask its own copy of the model"
+            )
+        if ref_model is not None:
+            raise ValueError("ref_model and reference are two references: leave ref_model out")
+        client = (
+            reference if isinstance(reference, ReferenceClient) else ReferenceClient(reference, fingerprint="first")
+        )
+        self._served = ServedReference(client)
+        super().__init__(model, None, args, *rest, **kwargs)
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        # The cache's key is a hash of the model that TRL takes for the reference: the policy, which the service's is not.
+        self._precompute_model_hash = self._served.info.fingerprint
+        return super()._precompute_ref_logps(dataset, name, batch_size)
+
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(B,) sums of the chosen and of the rejected completions' log-probs; `model` is not used."""
+        return super().compute_ref_log_probs(self._served, inputs)

@@ -1,0 +1,78 @@
+"""TRL's GRPOTrainer with its reference over HTTP: the KL term as ever, without a second model in memory.
+
+TRL builds its reference in `__init__` when beta is not 0. Here beta is 0 while it does that, and the service takes the
+reference's place afterwards. The request goes out where TRL would have run the reference, and is waited for only after the
+rewards are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from grpo_client import ReferenceClient
+from torch import Tensor
+from trl import GRPOConfig, GRPOTrainer
+
+from grpo_training.trl.served import IGNORED, ServedReference
+
+
+class RemoteReferenceGRPOTrainer(GRPOTrainer):
+    """GRPOTrainer(model, reward_funcs, args, ..., reference=url).
+
+    reference: URL, URLs of servers that host the same model, or a ReferenceClient of your own (then you close it). With
+    a URL the first fingerprint that answers is pinned: a swapped reference ends the run. args.beta 0 asks nothing.
+    Raises ValueError for `sync_ref_model` (the reference is not this process's to move) and without args.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: GRPOConfig | None = None,
+        *rest: Any,
+        reference: str | Sequence[str] | ReferenceClient,
+        **kwargs: Any,
+    ) -> None:
+        if args is None:
+            raise ValueError("args: give a GRPOConfig; its default beta is 0, which needs no reference at all")
+        if args.sync_ref_model:
+            raise ValueError("sync_ref_model moves a reference that this process does not hold: set it to False")
+        beta, args.beta = args.beta, 0.0
+        try:
+            super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        finally:
+            args.beta = beta
+        self.beta = beta
+        self._awaited: Callable[[], Tensor] | None = None
+        if beta == 0.0:
+            return
+        if self._is_vlm or self.tools:
+            raise ValueError("the reference service scores text alone: no images, no tool calls")
+        client = (
+            reference if isinstance(reference, ReferenceClient) else ReferenceClient(reference, fingerprint="first")
+        )
+        vocab = self.model.config.get_text_config().vocab_size
+        # TRL asks `self.ref_model` for log-probs whenever it is there, with LoRA as well.
+        self.ref_model = ServedReference(client, temperature=self.temperature, vocab_size=vocab)
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if not isinstance(model, ServedReference):
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+            )
+        labels = input_ids.masked_fill(attention_mask == 0, IGNORED)
+        labels[:, :-logits_to_keep] = IGNORED
+        # All rows in one request, whatever the batch size of the forward passes: the service packs them itself.
+        self._awaited = model.submit(input_ids, attention_mask, labels)
+        return torch.zeros(input_ids.shape[0], logits_to_keep, device=input_ids.device), None, None
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        if self._awaited is not None:
+            width = output["ref_per_token_logps"].shape[1]
+            output["ref_per_token_logps"], self._awaited = self._awaited()[:, -width:], None
+        return output
