@@ -82,7 +82,7 @@ def check(model: PreTrainedModel, policy: Policy) -> None:
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
 def test_llama(tiny: LlamaForCausalLM, temperature: float) -> None:
     policy = Policy(tiny, temperature=temperature)
-    assert (policy.way, policy.fused) == ("shared", True)
+    assert (policy.way, policy.fused) == ("packed", True)
     check(tiny, policy)
     policy.way = "plain"
     check(tiny, policy)
@@ -96,7 +96,7 @@ def test_other_architectures(make) -> None:
     torch.manual_seed(0)
     model = make().eval()
     policy = Policy(model)
-    assert (policy.way, policy.fused) == ("shared", True)
+    assert (policy.way, policy.fused) == ("packed", True)
     check(model, policy)
 
 
@@ -111,7 +111,7 @@ def test_a_head_that_is_not_understood_is_left_to_the_model(tiny: LlamaForCausal
 
     monkeypatch.setattr(type(tiny), "forward", scaled)
     policy = Policy(tiny)
-    assert (policy.way, policy.fused) == ("shared", False)
+    assert (policy.way, policy.fused) == ("packed", False)
     check(tiny, policy)
     tiny.zero_grad()
 

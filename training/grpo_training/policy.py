@@ -1,7 +1,7 @@
-"""The policy's log-probs of sampled completions, with gradient: each prompt computed once per group.
+"""The policy's log-probs of sampled completions, with gradient: each prompt computed once per group, nothing padded.
 
-Two ways through the model, the same numbers: `shared` runs the prompts once and lets every completion continue from
-the cached keys and values (gradients flow back through them), `plain` runs prompt and completion together, row by row.
+Two ways through the model, the same numbers: `packed` runs prompts and completions as one flat stream, equal completions
+once, by the very attention that the reference server has; `plain` runs prompt and completion together, padded row by row.
 The first is used where a probe at start finds it equal to the second; the head never forms (tokens x vocabulary)
 logits where the probe finds that the fused one is the model's own.
 """
@@ -9,19 +9,23 @@ logits where the probe finds that the fused one is the model's own.
 from __future__ import annotations
 
 import logging
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Literal
 
+import numpy as np
 import torch
 from grpo_client.protocol import Normalizer
 from grpo_numerics import HeadSpec, fused_logprobs, token_logprobs
+from grpo_numerics.packed import NAME, PackedLayout, Schedule, attention_forward, packed_stream, stream_inputs
 from torch import Tensor
-from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from grpo_training.rollout import Rollout, pad_left
 
 logger = logging.getLogger(__name__)
 
-Way = Literal["shared", "plain"]
+Way = Literal["packed", "plain"]
 
 
 class Policy:
@@ -33,6 +37,7 @@ class Policy:
         self.temperature = temperature
         self.normalizer: Normalizer = normalizer
         self.spec = head_spec(model)
+        AttentionInterface.register(NAME, attention_forward)
         self._head = getattr(model.get_output_embeddings(), "weight", None)  # (V, D)
         self.fused = True
         self.way: Way = "plain"
@@ -40,8 +45,8 @@ class Policy:
 
     def logprobs(self, rollout: Rollout) -> Tensor:
         """(S, C) fp32 log-probs of the completion tokens under temperature and normalizer; 0 where masked."""
-        hidden = self._hidden_shared(rollout) if self.way == "shared" else self._hidden_plain(rollout)
-        rows, targets = hidden[rollout.mask], rollout.ids[rollout.mask]  # (N, D), (N,)
+        rows = self._packed(rollout) if self.way == "packed" else self._plain(rollout)[rollout.mask]  # (N, D)
+        targets = rollout.ids[rollout.mask]  # (N,)
         if self.fused:
             assert self._head is not None
             scores = fused_logprobs(
@@ -56,48 +61,46 @@ class Policy:
             scores = token_logprobs(rows, targets, temperature=self.temperature, normalizer=self.normalizer)
         return torch.zeros(rollout.mask.shape, device=scores.device).masked_scatter(rollout.mask, scores)
 
-    def _hidden_shared(self, rollout: Rollout) -> Tensor:
-        """(S, C, D): row t is what predicts completion token t (logits in place of D where the head is not fused)."""
-        prompt_ids, attention, positions = pad_left(rollout.prompts, rollout.ids.device)
-        cache = DynamicCache()
-        last = self._run(prompt_ids, attention, positions, cache)[:, -1:]
-        last = last.repeat_interleave(rollout.group_size, 0)
-        if rollout.ids.shape[1] == 1:
-            return last
-        cache.batch_repeat_interleave(rollout.group_size)
-        steps = torch.arange(1, rollout.ids.shape[1], device=positions.device)
-        rest = self._run(
-            rollout.ids[:, :-1],
-            torch.cat([attention.repeat_interleave(rollout.group_size, 0), rollout.mask[:, :-1].long()], dim=1),
-            positions[:, -1:].repeat_interleave(rollout.group_size, 0) + steps,
-            cache,
+    def _packed(self, rollout: Rollout) -> Tensor:
+        """(N, D): row n is what predicts the n-th completion token (logits in place of D where the head is not fused)."""
+        layout = PackedLayout.build(
+            [np.asarray(p, dtype=np.int32) for p in rollout.prompts],
+            [[np.asarray(c, dtype=np.int32) for c in group] for group in rollout.completions()],
         )
-        return torch.cat([last, rest], dim=1)
+        schedule = Schedule(layout, rollout.ids.device)
+        with self._packed_attention(), packed_stream(schedule) as calls:
+            hidden = self._run(**stream_inputs(schedule))[0]
+        if not calls.count:
+            raise RuntimeError("the model took the packed attention by name and did not call it")
+        return hidden[torch.from_numpy(layout.predict_rows).to(hidden.device)]
 
-    def _hidden_plain(self, rollout: Rollout) -> Tensor:
+    @contextmanager
+    def _packed_attention(self) -> Generator[None]:
+        """The model's own attention samples; the packed one is put in for this forward alone."""
+        own = self.model.config._attn_implementation or "eager"
+        self.model.set_attn_implementation(NAME)
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(own)
+
+    def _plain(self, rollout: Rollout) -> Tensor:
         """(S, C, D), every row with its own copy of the prompt."""
         prompt_ids, attention, positions = (
             t.repeat_interleave(rollout.group_size, 0) for t in pad_left(rollout.prompts, rollout.ids.device)
         )
         steps = torch.arange(1, rollout.ids.shape[1] + 1, device=positions.device)
         hidden = self._run(
-            torch.cat([prompt_ids, rollout.ids], dim=1),
-            torch.cat([attention, rollout.mask.long()], dim=1),
-            torch.cat([positions, positions[:, -1:] + steps], dim=1),
-            None,
+            input_ids=torch.cat([prompt_ids, rollout.ids], dim=1),
+            attention_mask=torch.cat([attention, rollout.mask.long()], dim=1),
+            position_ids=torch.cat([positions, positions[:, -1:] + steps], dim=1),
         )
         return hidden[:, -rollout.ids.shape[1] - 1 : -1]
 
-    def _run(self, ids: Tensor, attention: Tensor, positions: Tensor, cache: DynamicCache | None) -> Tensor:
+    def _run(self, **inputs: Tensor) -> Tensor:
         """Last hidden states (B, T, D), or logits (B, T, V) where the head is not fused."""
         body = self.model.base_model if self.fused else self.model
-        output = body(
-            input_ids=ids,
-            attention_mask=attention,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
+        output = body(**inputs, use_cache=False)
         return output.last_hidden_state if self.fused else output.logits
 
     @torch.no_grad()
@@ -119,12 +122,12 @@ class Policy:
 
         self.fused = self.spec is not None
         self.fused = self.fused and agrees()
-        self.way = "shared"
-        self.way = "shared" if agrees() else "plain"
+        self.way = "packed"
+        self.way = "packed" if agrees() else "plain"
         logger.info(
             "policy %s: prompts %s, head %s",
             type(self.model).__name__,
-            "computed once per group" if self.way == "shared" else "repeated for each completion",
+            "computed once per group" if self.way == "packed" else "repeated for each completion",
             "fused" if self.fused else "the model's own",
         )
 
