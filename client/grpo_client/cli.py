@@ -1,4 +1,4 @@
-"""`grpo-client`: score files of rollouts, ask a server who it is, wait until it is there."""
+"""`grpo-client`: score files of rollouts, ask a server who it is, wait until it is there, probe any endpoint."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from grpo_client.calls import Encoding
 from grpo_client.client import ReferenceClient
 from grpo_client.errors import GrpoClientError
 from grpo_client.pin import FIRST
+from grpo_client.probe.command import PROBE_HELP, probe
 from grpo_client.progress import score_progress
 from grpo_client.protocol import EXTRAS, Normalizer
 from grpo_client.rollouts import ScoreDefaults, numbered_lines
@@ -157,6 +158,9 @@ def wait(
     with _told(console), ReferenceClient(url) as client, console.status(f"waiting for {', '.join(url)}"):
         reference = client.wait_ready(timeout)
     console.print(f"ready: {reference.model} ({reference.fingerprint[:12]})", highlight=False)
+
+
+app.command(help=PROBE_HELP)(probe)
 
 
 @contextmanager

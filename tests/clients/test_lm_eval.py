@@ -80,7 +80,7 @@ def responses(outcome: dict[str, Any], task: str) -> list[tuple[float, bool]]:
 @pytest.fixture(scope="module")
 def by_transformers(tasks: Path, model_dir: str) -> dict[str, Any]:
     """What lm-eval's own model finds: transformers in fp32, in this process."""
-    args = {"pretrained": model_dir, "dtype": "float32", "device": "cpu"}
+    args = {"pretrained": model_dir, "dtype": "float32"}
     return evaluate(tasks, ["grpo_choice", "grpo_perplexity"], model="hf", model_args=args, batch_size=1, device="cpu")
 
 
