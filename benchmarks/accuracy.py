@@ -38,10 +38,9 @@ def real_text(tokenizer, sequences: int) -> ScoreRequest:
     import unittest
 
     modules = (argparse, asyncio, collections, decimal, email, json, logging, statistics, unittest)
-    texts = [
-        inspected.__doc__ or "" for m in modules for inspected in (m, *(v for v in vars(m).values() if callable(v)))
-    ]
-    ids = [i for i in (tokenizer(t).input_ids[:160] for t in texts if len(t) > 300) if len(i) > 60]
+    members = [member for m in modules for member in (m, *(v for v in vars(m).values() if callable(v)))]
+    texts = [m.__doc__ for m in members if isinstance(m.__doc__, str) and len(m.__doc__) > 300]
+    ids = [i for i in (tokenizer(t).input_ids[:160] for t in texts) if len(i) > 60]
     return ScoreRequest.of([i[:40] for i in ids[:sequences]], [[i[40:]] for i in ids[:sequences]])
 
 
@@ -61,7 +60,7 @@ def truth(request: ScoreRequest) -> np.ndarray:
 
 def main() -> None:
     source = locate("demo")
-    request = real_text(AutoTokenizer.from_pretrained(source.path, gguf_file=source.gguf_file), 24)
+    request = real_text(AutoTokenizer.from_pretrained(source.path, gguf_file=source.gguf_file), 16)
     exact = truth(request)
     table = Table("path", "mean |error|", "largest", "k3 noise (mean)", title=f"{len(exact)} tokens of real text, nats")
     rows: dict[str, Callable[[], contenders.Score]] = {
