@@ -1,7 +1,8 @@
 """Log-probs straight from hidden states: the LM head and the normaliser in one pass over vocabulary tiles.
 
 Never more than a tile of the (rows, vocabulary) logits exists, so that memory does not grow with either. How a tile
-comes about is `head_tiles`' business, the running sums are `online`'s, the gradient is `head_autograd`'s.
+comes about is `head_tiles`' business, the running sums are `online`'s, the gradient is `head_autograd`'s. On a GPU the Triton
+kernels of `triton_head` do the same where they can (`head_choice`); top-k and asked ids are always taken here.
 
 Two decisions hold the figures of a row together:
 
@@ -20,17 +21,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Set
-from dataclasses import dataclass, fields
-from typing import Any, Literal, cast
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
 
+from .head_choice import on_triton
 from .head_spec import HeadSpec, Tile
 from .head_tiles import LogitTiles, RowBlock, padded
 from .online import OnlineLogSumExp
 from .stable import entropy_from_odds, logprob_from_odds
 from .transforms import Normalizer, check_targets
+
+if TYPE_CHECKING:
+    from .triton_head import TritonTiles
 
 Want = Literal["entropy", "logsumexp", "rank"]
 
@@ -76,11 +81,18 @@ def score_rows(
     Logits are computed in fp32 or better from half weights too. Raises ValueError for what cannot be computed.
     """
     spec = spec or HeadSpec()
+    if unknown := want - {"entropy", "logsumexp", "rank"}:
+        raise ValueError(f"want knows entropy, logsumexp and rank, got {sorted(unknown)}")
+    if not top_k and token_ids is None and on_triton(hidden, weight):
+        from .triton_head import TritonTiles
+
+        kernels = TritonTiles(
+            hidden, weight, targets, spec=spec, temperature=temperature, normalizer=normalizer, tile=tile
+        )
+        return _joined([_by_kernels(kernels, block, want) for block in kernels.blocks])
     tiles = LogitTiles(hidden, weight, targets, spec=spec, temperature=temperature, normalizer=normalizer, tile=tile)
     if not 0 <= top_k <= tiles.vocab:
         raise ValueError(f"top_k must lie in [0, {tiles.vocab}], got {top_k}")
-    if unknown := want - {"entropy", "logsumexp", "rank"}:
-        raise ValueError(f"want knows entropy, logsumexp and rank, got {sorted(unknown)}")
     if token_ids is not None:
         if token_ids.ndim != 2:
             raise ValueError(f"token_ids must be (R, j), got {tuple(token_ids.shape)}")
@@ -99,6 +111,41 @@ def _joined(parts: list[HeadScores]) -> HeadScores:
         return parts[0]
     figures = [[getattr(part, field.name) for part in parts] for field in fields(HeadScores)]
     return HeadScores(*(cast(Any, None if of[0] is None else torch.cat(of)) for of in figures))
+
+
+def _by_kernels(tiles: TritonTiles, block: RowBlock, want: Set[str]) -> HeadScores:
+    """One row block, its sums made by the kernels."""
+    target = tiles.target_logits(block)[:, 0]
+    others, above = tiles.sums_of_others(block, target, entropy="entropy" in want, rank="rank" in want)
+    return _cut(_figures(target, others, above, want)[0], block.rows)
+
+
+def _figures(
+    target: Tensor, others: OnlineLogSumExp, above: Tensor | None, want: Set[str]
+) -> tuple[HeadScores, OnlineLogSumExp]:
+    """Figures of M rows, and the sums over their whole vocabulary.
+
+    target: (M,) the targets' logits. others: the sums over all other tokens. above: (M,) how many of them are larger.
+    """
+    rest = others.logsumexp()
+    logprobs = logprob_from_odds(target, rest)
+    lost = logprobs.isnan()
+    everything = OnlineLogSumExp(len(target), dtype=target.dtype, device=target.device)
+    everything.merge(others)
+    everything.consume(target[:, None].clone())
+    scores = HeadScores(
+        logprobs,
+        entropy=None if others.weighted is None else entropy_from_odds(target, rest, others.entropy()),
+        logsumexp=everything.logsumexp().masked_fill(lost, math.nan) if "logsumexp" in want else None,
+        rank=None if above is None else above.int().masked_fill(lost, -1),
+    )
+    return scores, everything
+
+
+def _cut(scores: HeadScores, rows: int) -> HeadScores:
+    """The first rows: those that are no padding."""
+    figures = (getattr(scores, field.name) for field in fields(HeadScores))
+    return HeadScores(*(cast(Any, None if figure is None else figure[:rows]) for figure in figures))
 
 
 class _Tally:
@@ -155,26 +202,19 @@ class _Tally:
 
     def scores(self) -> HeadScores:
         """The block's figures, without the padding."""
-        target, rest = self._target[:, 0], self._others.logsumexp()
-        logprobs = logprob_from_odds(target, rest)
-        everything = OnlineLogSumExp(len(target), dtype=target.dtype, device=target.device)
-        everything.merge(self._others)
-        everything.consume(self._target.clone())
+        scores, everything = _figures(self._target[:, 0], self._others, self._above, self._want)
+        logprobs = scores.logprobs
 
         def logprobs_of(logits: Tensor, ids: Tensor) -> Tensor:
             plain = (logits - everything.maximum[:, None]) - everything.total.log()[:, None]
             known = torch.where(ids == self.block.targets[:, None], logprobs[:, None], plain)
             return known.masked_fill(logprobs.isnan()[:, None], math.nan)
 
-        lost, rows = logprobs.isnan(), slice(self.block.rows)
-        ids, of_ids, above = self._ids, self._id_logits, self._above
-        rest_entropy = None if self._others.weighted is None else self._others.entropy()
-        return HeadScores(
-            logprobs[rows],
-            entropy=None if rest_entropy is None else entropy_from_odds(target, rest, rest_entropy)[rows],
-            logsumexp=everything.logsumexp().masked_fill(lost, math.nan)[rows] if "logsumexp" in self._want else None,
-            rank=None if above is None else above.int().masked_fill(lost, -1)[rows],
-            top_ids=self._top_ids.int()[rows] if self._top_k else None,
-            top_logprobs=logprobs_of(self._top, self._top_ids)[rows] if self._top_k else None,
-            token_logprobs=None if ids is None or of_ids is None else logprobs_of(of_ids, ids)[rows],
+        ids, of_ids = self._ids, self._id_logits
+        scores = replace(
+            scores,
+            top_ids=self._top_ids.int() if self._top_k else None,
+            top_logprobs=logprobs_of(self._top, self._top_ids) if self._top_k else None,
+            token_logprobs=None if ids is None or of_ids is None else logprobs_of(of_ids, ids),
         )
+        return _cut(scores, self.block.rows)

@@ -1,0 +1,155 @@
+"""The kernels as tensors see them: the same tiles as `head_tiles`, computed by Triton.
+
+Validation, padding, the target's float64 logit and everything elementwise on (R,) figures are inherited or left to the
+caller; here are only grids, scratch and arguments.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ..head_spec import ROW_MULTIPLE, HeadSpec, Tile
+from ..head_tiles import LogitTiles, RowBlock
+from ..online import OnlineLogSumExp
+from ..transforms import Normalizer
+from . import forward
+from .blocks import ROWS, SLICE, Blocks, product_blocks, vocabulary_tile
+
+_MERGED_ROWS, _MERGED_TILES = 16, 64
+
+
+class TritonTiles(LogitTiles):
+    """`LogitTiles` of a head that `head_choice.on_triton` takes. tile: checked, but the kernels choose their own."""
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        *,
+        spec: HeadSpec,
+        temperature: float | Tensor,
+        normalizer: Normalizer,
+        tile: Tile | tuple[int, int] | None,
+    ) -> None:
+        if tile is not None and min(tile) < 1:
+            raise ValueError(f"tile must hold at least one row and one token, got {tuple(tile)}")
+        own = Tile(ROWS, SLICE)
+        super().__init__(hidden, weight, targets, spec=spec, temperature=temperature, normalizer=normalizer, tile=own)
+        self.capability = torch.cuda.get_device_capability(weight.device) if weight.is_cuda else (8, 0)
+        self.elaborate = spec.softcap is not None or normalizer == "stablemax"
+
+    def target_products(self, block: RowBlock) -> Tensor:
+        """(M, 1) as the base class has them: summed in float64, rounded once."""
+        out = block.hidden.new_empty(block.height, dtype=torch.float64)
+        launch(
+            forward.target_products_kernel,
+            (block.height // ROW_MULTIPLE,),
+            block.hidden.contiguous(),
+            self.weight,
+            block.targets,
+            out,
+            self.weight.shape[1],
+            BLOCK_M=ROW_MULTIPLE,
+            BLOCK_K=128,
+        )
+        return out[:, None].to(self.dtype)
+
+    def sums_of_others(
+        self, block: RowBlock, target: Tensor, *, entropy: bool, rank: bool
+    ) -> tuple[OnlineLogSumExp, Tensor | None]:
+        """Sums over all tokens but each row's target, and (M,) how many of those have a logit above `target` (M,)."""
+        blocks = product_blocks(self.weight.dtype, self.capability, elaborate=self.elaborate)
+        tile = vocabulary_tile(self.vocab, blocks.n)
+        tiles, height = triton.cdiv(self.vocab, tile), block.height
+        partial = target.new_empty(3 if entropy else 2, tiles, height)
+        partial_above = target.new_empty(tiles, height, dtype=torch.int32) if rank else None
+        sums = OnlineLogSumExp(height, dtype=self.dtype, device=target.device, entropy=entropy)
+        above = target.new_empty(height, dtype=torch.int32) if rank else None
+        partial_weighted = partial[2] if entropy else None
+        launch(
+            forward.partials_kernel,
+            (triton.cdiv(height, blocks.m), tiles),
+            block.hidden.contiguous(),
+            self.weight,
+            self.bias,
+            temperature_of(block),
+            block.targets,
+            target.contiguous(),
+            partial[0],
+            partial[1],
+            partial_weighted,
+            partial_above,
+            height,
+            self.vocab,
+            self.weight.shape[1],
+            TILE=tile,
+            **self.head_options(),
+            **product_options(blocks, self.weight.shape[1]),
+        )
+        launch(
+            forward.merge_kernel,
+            (triton.cdiv(height, _MERGED_ROWS),),
+            partial[0],
+            partial[1],
+            partial_weighted,
+            partial_above,
+            sums.maximum,
+            sums.total,
+            sums.weighted,
+            above,
+            height,
+            tiles,
+            BLOCK_M=_MERGED_ROWS,
+            BLOCK_T=_MERGED_TILES,
+        )
+        return sums, above
+
+    def head_options(self) -> dict[str, Any]:
+        """What the model does to its logits, as the kernels take it; None where it does nothing."""
+        return {
+            "logit_scale": None if self.spec.logit_scale == 1.0 else self.spec.logit_scale,
+            "softcap": self.spec.softcap,
+            "STABLEMAX": self.normalizer == "stablemax",
+        }
+
+
+def temperature_of(block: RowBlock) -> Tensor | None:
+    """(M,) fp32, or None where dividing would change nothing."""
+    if isinstance(block.temperature, Tensor):
+        return block.temperature[:, 0].contiguous()
+    if block.temperature == 1.0:
+        return None
+    return torch.full((block.height,), block.temperature, dtype=torch.float32, device=block.hidden.device)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Tensor | float | None, **options: Any) -> None:
+    """Run a kernel on the device of its first argument, a tensor.
+
+    Multiply-adds fused: rounded once instead of twice, and said here because Triton's default is about to change.
+    """
+    first = arguments[0]
+    assert isinstance(first, Tensor)
+    with torch.cuda.device_of(first):
+        kernel[grid](*arguments, enable_fp_fusion=True, **options)
+
+
+def product_options(blocks: Blocks, dim: int) -> dict[str, Any]:
+    """Shape and options of the product of hidden and weight."""
+    return {"EVEN_K": dim % blocks.k == 0, **block_options(blocks)}
+
+
+def block_options(blocks: Blocks) -> dict[str, Any]:
+    """Shape and options of any product."""
+    return {
+        "BLOCK_M": blocks.m,
+        "BLOCK_N": blocks.n,
+        "BLOCK_K": blocks.k,
+        "PRECISION": blocks.precision,
+        "num_warps": blocks.warps,
+        "num_stages": blocks.stages,
+    }
