@@ -72,7 +72,7 @@ def reference_url(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     url = f"http://127.0.0.1:{port}"
     try:
         with ReferenceClient(url) as client:
-            client.wait_ready(120)
+            client.wait_ready(270)
         yield url
     finally:
         process.send_signal(signal.SIGTERM)

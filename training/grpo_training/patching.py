@@ -103,14 +103,18 @@ def conflicts(model: nn.Module | None = None) -> list[str]:
         found.append("it is patched already; call disable_cross_entropy_patch() first")
     elif not _is_torchs(F.cross_entropy):
         found.append(f"it is {describe(F.cross_entropy)}; turn that patch off")
-    for module in () if model is None else model.modules():
+    if model is not None and (reason := bypass(model)):
+        found.append(reason)
+    return found
+
+
+def bypass(model: nn.Module) -> str | None:
+    """Why a model would not use a patch: its forward is one of those that have a fused softmax loss. None: it would."""
+    for module in model.modules():
         source = getattr(module.forward, "__module__", None) or ""
         if source.partition(".")[0] in _RIVALS:
-            found.append(
-                f"{type(module).__name__}.forward is {describe(module.forward)}, which has a softmax loss of its own"
-            )
-            break
-    return found
+            return f"{type(module).__name__}.forward is {describe(module.forward)}, which has a softmax loss of its own"
+    return None
 
 
 def describe(function: Callable[..., Any]) -> str:

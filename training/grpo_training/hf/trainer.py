@@ -3,14 +3,10 @@
 The loss goes in through `model.loss_function`, so that shift, ignored labels and gradient accumulation stay where
 transformers has them; the projection goes onto the optimizer that `create_optimizer` has made, so that schedulers,
 clipping, checkpoints and accelerate's wrapper see an ordinary optimizer.
-
-Sharding: FSDP2 is as OrthoGrad has it. FSDP1 and DeepSpeed ZeRO hand the optimizer flat partitions, along which no dot
-product is a weight's, and are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,10 +14,9 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, Trainer
 
-from grpo_training.hf.architectures import architecture_of
 from grpo_training.hf.arguments import StableMaxTrainingArguments
 from grpo_training.hf.loss import StableMaxLoss, base_of
-from grpo_training.orthograd import FLAG, attach, parameter_groups
+from grpo_training.hf.projection import project_optimizer
 
 
 class StableMaxTrainer(Trainer):
@@ -68,17 +63,14 @@ class StableMaxTrainer(Trainer):
         optimizer = super().create_optimizer(model)
         inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper calls the optimizer inside
         if self.args.use_orthogonal_optimizer and self._projected is not inner:
-            self._refuse_partitions()
-            skip = self._skipped(model if model is not None else self.model)
-            if skip and given:
-                if self.args.skip_param_types is not None:
-                    raise ValueError(
-                        "skip_param_types cannot regroup an optimizer that you made: build it from "
-                        "grpo_training.orthograd.parameter_groups, and leave skip_param_types unset"
-                    )
-            else:
-                inner.param_groups[:] = flagged(inner.param_groups, skip)
-            attach(inner, granularity=self.args.granularity)
+            skip = self.args.skip_param_types
+            if given and skip is not None:
+                raise ValueError(
+                    "skip_param_types cannot regroup an optimizer that you made: build it from "
+                    "grpo_training.orthograd.parameter_groups, and leave skip_param_types unset"
+                )
+            target = self.model if model is None else model
+            project_optimizer(self, inner, target, skip=() if given else skip, granularity=self.args.granularity)
             self._projected = inner
         return optimizer
 
@@ -100,59 +92,6 @@ class StableMaxTrainer(Trainer):
         if not isinstance(base, PreTrainedModel):
             raise ValueError(f"{type(base).__name__} is no transformers model and has no loss_function to set")
         base.loss_function = self.loss
-
-    def _skipped(self, model: nn.Module) -> set[nn.Parameter]:
-        wanted = self.args.skip_param_types
-        if wanted is not None:
-            return skipped_parameters(model, wanted)
-        known = architecture_of(base_of(model))
-        return skipped_parameters(model, known.skip_param_types, strict=False) if known else set()
-
-    def _refuse_partitions(self) -> None:
-        if self.is_deepspeed_enabled:
-            raise ValueError(
-                "use_orthogonal_optimizer does not work with DeepSpeed ZeRO: its optimizer sees flat partitions of all "
-                "weights, along which nothing can be projected. Use FSDP2 (fsdp_version: 2), DDP or one process"
-            )
-        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
-            raise ValueError(
-                "use_orthogonal_optimizer does not work with FSDP1: it flattens many weights into one parameter. "
-                "Set fsdp_version to 2"
-            )
-
-
-def skipped_parameters(model: nn.Module, types: Iterable[str], *, strict: bool = True) -> set[nn.Parameter]:
-    """Parameters whose name contains one of `types`, or that belong to a module of a class (or subclass) of that name.
-
-    Raises ValueError for an entry that matches neither, unless not strict: it is a misspelling.
-    """
-    found: set[nn.Parameter] = set()
-    classes = {cls.__name__ for module in model.modules() for cls in type(module).__mro__}
-    names = [name for name, _ in model.named_parameters()]
-    for entry in types:
-        by_type = [entry] if entry in classes else []
-        by_name = [entry] if any(entry in name for name in names) else []
-        if not by_type and not by_name:
-            if strict:
-                raise ValueError(
-                    f"skip_param_types: nothing in the model matches {entry!r}, neither a name nor a class"
-                )
-            continue
-        for group in parameter_groups(model, skip_names=by_name, skip_types=by_type):
-            if not group[FLAG]:
-                found.update(group["params"])
-    return found
-
-
-def flagged(groups: Iterable[dict[str, Any]], skip: set[nn.Parameter]) -> list[dict[str, Any]]:
-    """The same groups, each cut in two where only some of its parameters are to be projected."""
-    result = []
-    for group in groups:
-        for project in (True, False):
-            params = [p for p in group["params"] if (p not in skip) is project]
-            if params:
-                result.append({**group, "params": params, FLAG: project})
-    return result
 
 
 def expand_final_layer(model: nn.Module) -> int:

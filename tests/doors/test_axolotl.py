@@ -1,0 +1,139 @@
+"""The plugin inside the real axolotl: its own validation, its own plugin manager, a few steps, and every conflict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from grpo_numerics import stablemax
+from grpo_training.orthograd import FLAG
+from grpo_training.patching import PatchConflict
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+base = pytest.importorskip("axolotl.integrations.base", reason="the Axolotl door needs the extra `axolotl`")
+from axolotl.utils.config import prepare_plugins, validate_config  # noqa: E402
+from axolotl.utils.dict import DictDefault  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+TORCHS = F.cross_entropy
+OURS = "grpo_training.axolotl.StableMaxPlugin"
+CUT = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
+LIGER = "axolotl.integrations.liger.LigerPlugin"
+
+
+@pytest.fixture(autouse=True)
+def fresh_manager() -> Iterator[None]:
+    """Axolotl's plugin manager is one for the process."""
+    base.PluginManager.get_instance().plugins.clear()
+    yield
+    base.PluginManager.get_instance().plugins.clear()
+    F.cross_entropy = TORCHS
+
+
+def validated(plugins: list[str], **fields: Any) -> Any:
+    cfg = DictDefault(
+        {
+            "base_model": "tiny",
+            "datasets": [{"path": "rows", "type": "alpaca"}],
+            "micro_batch_size": 1,
+            "gradient_accumulation_steps": 1,
+            "learning_rate": 1e-3,
+            "plugins": plugins,
+            **fields,
+        }
+    )
+    prepare_plugins(cfg)
+    result = validate_config(cfg)
+    base.PluginManager.get_instance().cfg = result
+    return result
+
+
+def test_axolotl_validates_the_fields() -> None:
+    cfg = validated([OURS], stablemax=True, orthograd=True, orthograd_granularity="row", orthograd_skip=["bias"])
+    assert (cfg.stablemax, cfg.orthograd, cfg.orthograd_granularity, cfg.orthograd_skip) == (
+        True,
+        True,
+        "row",
+        ["bias"],
+    )
+    with pytest.raises(ValueError, match="orthograd_granularity"):
+        validated([OURS], orthograd_granularity="column")
+
+
+@pytest.mark.parametrize(
+    ("plugins", "fields", "named"),
+    [
+        ([OURS, CUT], {"bf16": True}, "cut_cross_entropy"),  # on by default: its plugin is listed
+        ([CUT, OURS], {"bf16": True}, "cut_cross_entropy"),
+        ([OURS, LIGER], {"liger_cross_entropy": True}, "liger_cross_entropy"),
+        ([OURS, LIGER], {"liger_fused_linear_cross_entropy": True}, "liger_fused_linear_cross_entropy"),
+        ([OURS], {"chunked_cross_entropy": True}, "chunked_cross_entropy"),
+        ([OURS], {"orthograd": True, "deepspeed": "zero3.json"}, "deepspeed"),
+    ],
+)
+def test_conflicts_are_refused_by_validation(plugins: list[str], fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        validated(plugins, stablemax=True, **fields)
+
+
+def test_conflicts_are_refused_again_before_the_model_is_loaded() -> None:
+    cfg = validated([OURS], stablemax=True)
+    cfg.cut_cross_entropy = True
+    with pytest.raises(ValueError, match="cut_cross_entropy"):
+        base.PluginManager.get_instance().pre_model_load(cfg)
+    assert F.cross_entropy is TORCHS
+
+
+def test_a_model_that_goes_around_the_patch_is_refused() -> None:
+    cfg = validated([OURS], stablemax=True)
+    manager = base.PluginManager.get_instance()
+    manager.pre_model_load(cfg)
+
+    def forward(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    forward.__module__ = "liger_kernel.transformers.model.llama"
+    with pytest.raises(PatchConflict, match="liger_kernel"):
+        manager.post_model_load(cfg, type("Fused", (torch.nn.Module,), {"forward": forward})())
+
+
+def test_a_run_trains_under_both_and_gives_torch_back(tiny_path: Path, tmp_path: Path) -> None:
+    cfg = validated([OURS], stablemax=True, orthograd=True)
+    manager = base.PluginManager.get_instance()
+    manager.pre_model_load(cfg)
+    model = AutoModelForCausalLM.from_pretrained(tiny_path)
+    manager.post_model_load(cfg, model)
+    ids = torch.randint(3, 20, (4, 6), generator=torch.Generator().manual_seed(0))
+    args = TrainingArguments(
+        str(tmp_path), max_steps=1, optim="sgd", learning_rate=1e-2, max_grad_norm=0.0, report_to=[], use_cpu=True
+    )
+    trainer = Trainer(model=model, args=args, train_dataset=[{"input_ids": row, "labels": row} for row in ids])
+    manager.post_trainer_create(cfg, trainer)
+    with torch.no_grad():
+        p = stablemax(model(input_ids=ids).logits)[:, :-1].gather(-1, ids[:, 1:, None])
+        assert model(input_ids=ids, labels=ids).loss.item() == pytest.approx(-p.log().mean().item(), rel=1e-6)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    trainer.train()
+    skipped = {id(q) for group in trainer.optimizer.param_groups if not group[FLAG] for q in group["params"]}
+    assert {n for n, q in model.named_parameters() if id(q) in skipped} == {n for n in before if "norm" in n}
+    for name, now in model.named_parameters():
+        update = (now.detach() - before[name]).flatten()
+        if "norm" not in name:
+            assert abs(float(F.cosine_similarity(update, before[name].flatten(), dim=0))) < 1e-4, name
+    manager.post_train_unload(cfg)
+    assert F.cross_entropy is TORCHS
+
+
+def test_both_off_does_nothing() -> None:
+    cfg = validated([OURS])
+    manager = base.PluginManager.get_instance()
+    trainer = SimpleNamespace()
+    manager.pre_model_load(cfg)
+    manager.post_trainer_create(cfg, trainer)
+    assert F.cross_entropy is TORCHS
+    assert vars(trainer) == {}
