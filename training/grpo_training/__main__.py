@@ -1,6 +1,15 @@
-"""`python -m grpo_training` is `grpo-train`."""
+"""`grpo-train` and `python -m grpo_training`: the command, or the extra that it lacks."""
 
-from grpo_training.cli import main
+from __future__ import annotations
+
+from grpo_client.extras import needs_extra
+
+
+def main() -> None:
+    with needs_extra("training"):
+        from grpo_training import cli
+    cli.main()
+
 
 if __name__ == "__main__":
     main()
