@@ -15,6 +15,7 @@ import pytest
 import torch
 from grpo_training.config import LossConfig
 from grpo_training.losses import Totals, group_advantages, policy_loss, rollout_correction
+from grpo_training.regularizers import entropy_bonus, high_entropy_mask
 from torch import Tensor
 
 trl = pytest.importorskip("trl", reason="the TRL losses are the oracle: needs the extra `trl`")
@@ -43,12 +44,18 @@ def batch(seed: int) -> dict[str, Tensor]:
     }
 
 
-def theirs(data: dict[str, Tensor], o: LossConfig, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+def theirs(
+    data: dict[str, Tensor], o: LossConfig, weights: Tensor | None, *, top: float = 1.0, coefficient: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Loss and gradient by log-prob, from TRL."""
     logprobs = data["logprobs"].clone().requires_grad_()
-    entropies = torch.ones_like(logprobs)
+    entropies = logprobs**2  # any function of the leaves with a gradient of its own
     accelerator = SimpleNamespace(
-        num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x, sync_gradients=True
+        num_processes=1,
+        gather=lambda x: x,
+        reduce=lambda x, reduction: x,
+        pad_across_processes=lambda x, **_: x,
+        sync_gradients=True,
     )
     self = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *a, **k: (logprobs, entropies, None),
@@ -68,14 +75,17 @@ def theirs(data: dict[str, Tensor], o: LossConfig, weights: Tensor | None) -> tu
         epsilon_high=o.epsilon_high,
         max_completion_length=LIMIT,
         current_gradient_accumulation_steps=PORTIONS,
-        top_entropy_quantile=1.0,
+        top_entropy_quantile=top,
         off_policy_mask_threshold=None,
         use_vllm=weights is not None,
         vllm_importance_sampling_correction=True,
         aux_loss_enabled=False,
-        _entropy_bonus_enabled=False,
+        _entropy_bonus_enabled=coefficient > 0,
+        use_adaptive_entropy=False,
+        entropy_coef=coefficient,
         _metrics={"train": defaultdict(list)},
     )
+    self.get_high_entropy_mask = lambda *a: trl.GRPOTrainer.get_high_entropy_mask(self, *a)
     ids = torch.zeros(SEQUENCES, WIDTH, dtype=torch.long)
     inputs: dict[str, Any] = {
         "prompt_ids": ids[:, :1],
@@ -139,9 +149,35 @@ def test_value_and_gradient(fields: dict[str, Any]) -> None:
             torch.testing.assert_close(our_grad, their_grad, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [*CLIPPED, "cispo", "sapo"])
+@pytest.mark.parametrize("top", [1.0, 0.3])
+def test_entropy_bonus_and_mask(kind: str, top: float) -> None:
+    options = LossConfig.model_validate({"kind": kind, "beta": 0.1})
+    for seed in range(4):
+        data = batch(seed)
+        logprobs = data["logprobs"].clone().requires_grad_()
+        chosen = high_entropy_mask(logprobs**2, data["mask"], top)
+        totals = Totals(SEQUENCES * PORTIONS, PORTIONS * int(data["mask"].sum()) + 5, PORTIONS, LIMIT)
+        terms = policy_loss(
+            logprobs,
+            data["advantages"],
+            data["mask"],
+            options,
+            totals,
+            old_logprobs=data["old"],
+            ref_logprobs=data["ref"],
+            weights=chosen,
+        )
+        loss = terms.loss - 0.05 * entropy_bonus(logprobs**2, chosen, portions=PORTIONS)
+        loss.backward()
+        their_loss, their_grad = theirs(data, options, None, top=top, coefficient=0.05)
+        torch.testing.assert_close(loss.detach(), their_loss, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(logprobs.grad, their_grad, rtol=1e-6, atol=1e-6)
+
+
 def test_the_comparison_can_fail() -> None:
     data, options = batch(0), LossConfig(kind="grpo")
-    moved = options.model_copy(update={"epsilon_low": 0.25})
+    moved = options.model_copy(update={"epsilon_low": 0.9, "epsilon_high": 9.0})
     assert not torch.allclose(ours(data, moved, None)[1], theirs(data, options, None)[1], rtol=1e-6, atol=1e-6)
 
 
