@@ -23,7 +23,9 @@ def saved(tensor: torch.Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def test_simple_grpo(url: str, sequences: list[list[int]], logprobs: Oracle, report: Callable[[str, float], None]) -> None:
+def test_simple_grpo(
+    url: str, sequences: list[list[int]], logprobs: Oracle, report: Callable[[str, float], None]
+) -> None:
     """Its generator's upload (big-endian lengths around torch.save files), its trainer's get."""
     pair = sequences[:2]
     width = max(map(len, pair))

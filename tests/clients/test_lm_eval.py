@@ -67,7 +67,10 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(tasks: Path, names: list[str], **model: Any) -> dict[str, Any]:
     return lm_eval.simple_evaluate(
-        tasks=names, task_manager=TaskManager(include_path=str(tasks), include_defaults=False), bootstrap_iters=0, **model
+        tasks=names,
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+        bootstrap_iters=0,
+        **model,
     )
 
 

@@ -41,14 +41,12 @@ def test_echo(
     assert worst <= TOLERANCE
 
 
-def test_async_and_text(url: str, logprobs: Oracle, tokenizer) -> None:  # noqa: ANN001
+def test_async_and_text(url: str, logprobs: Oracle, tokenizer) -> None:
     text = "The capital of France is Paris"
 
     async def ask() -> list[float | None]:
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
-            answer = await client.completions.create(
-                model=MODEL, prompt=text, max_tokens=0, echo=True, logprobs=0
-            )
+            answer = await client.completions.create(model=MODEL, prompt=text, max_tokens=0, echo=True, logprobs=0)
         assert answer.choices[0].text == text
         return answer.choices[0].logprobs.token_logprobs  # type: ignore[union-attr,return-value]
 
