@@ -23,6 +23,9 @@ from grpo_numerics.triton_head.tiles import block_options, product_options
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+# Seconds of work; on a machine full of other work, minutes.
+pytestmark = pytest.mark.timeout(900)
+
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 DIM = 4096
 ARCHITECTURES = {80: "HMMA", 90: "HGMMA"}

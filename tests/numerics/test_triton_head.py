@@ -15,6 +15,7 @@ pytest.importorskip("triton", reason="the CUDA kernels need triton: pip install 
 CASES = Path(__file__).with_name("triton_interpreted.py")
 
 
+@pytest.mark.timeout(900)  # half a minute of work; on a machine full of other work, minutes
 def test_the_kernels_match_float64_under_the_interpreter() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(CASES)],

@@ -13,6 +13,7 @@ import pytest
 import torch
 from grpo_numerics import HeadSpec, entropy, fused_logprobs, score_rows, token_logprobs
 from grpo_numerics.head_choice import on_triton
+from grpo_numerics.triton_head import blocks, gradient, tiles
 from torch import Tensor
 
 # What a GPU does in silence with infinities, numpy, on which the interpreter stands, does with a warning.
@@ -105,7 +106,7 @@ def test_figures_and_gradients_match_float64(
 def test_hard_rows(normalizer: Any) -> None:
     """Masked and huge logits through the bias, in tiles far apart; whole tiles of masks before the first token."""
     row = torch.tensor([-INF, 1000.0, 1001.0, -INF, 995.0, -1e30, 990.0])
-    spread = 131
+    spread = 67  # wider than a block
     bias = torch.full((len(row) * spread,), -INF)
     bias[::spread] = row
     targets = torch.arange(len(row)) * spread
@@ -180,21 +181,25 @@ def test_a_sure_token_keeps_its_logprob_and_its_gradient(lead: float) -> None:
     torch.testing.assert_close(bias.grad.double(), expected, rtol=relative, atol=0)
 
 
-def test_a_large_vocabulary_takes_several_blocks_a_tile_and_several_slices() -> None:
-    """V past 128 tiles of 128 columns, so that a program loops; past SLICE, so that the gradient does."""
-    hidden, weight, bias, targets = random_head(2, 3, 128 * 128 + 77, torch.float32)
+def test_loops_over_blocks_of_a_tile_slices_and_row_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only a large head does, made to happen in a small one: each loop of programs and launches runs twice."""
+    monkeypatch.setattr(blocks, "_ENOUGH_TILES", 1)  # tiles of 256 columns, four blocks each
+    monkeypatch.setattr(tiles, "ROWS", 16)
+    monkeypatch.setattr(gradient, "SLICE", 160)
+    hidden, weight, bias, targets = random_head(20, 35, 300, torch.float32)
     targets[1] = len(weight) - 1
-    leaf = weight.clone().requires_grad_()
-    scores = fused_logprobs(hidden, leaf, targets, spec=HeadSpec(bias))
-    scores.sum().backward()
-    exact = weight.double().requires_grad_()
-    truth = token_logprobs(hidden.double() @ exact.T + bias.double(), targets)
-    truth.sum().backward()
-    eps = torch.finfo(torch.float32).eps
-    torch.testing.assert_close(scores.double(), truth, rtol=0, atol=16 * eps * 10)
-    assert leaf.grad is not None
-    assert exact.grad is not None
-    assert (leaf.grad.double() - exact.grad).norm() <= 32 * eps * exact.grad.norm()
+    upstream = torch.linspace(-1, 2, 20)
+
+    def gradients_of(kind: torch.dtype, fused: bool) -> tuple[Tensor, ...]:
+        h, w, b = (x.to(kind).requires_grad_() for x in (hidden, weight, bias))
+        scores = fused_logprobs(h, w, targets, spec=HeadSpec(b)) if fused else token_logprobs(h @ w.T + b, targets)
+        return (scores.detach(), *torch.autograd.grad((upstream.to(kind) * scores).sum(), (h, w, b)))
+
+    exact = gradients_of(torch.float64, fused=False)
+    naive = gradients_of(torch.float32, fused=False)
+    eps = 16 * torch.finfo(torch.float32).eps
+    for found, truth, plain in zip(gradients_of(torch.float32, fused=True), exact, naive, strict=True):
+        assert (found.double() - truth).norm() <= 2 * (plain.double() - truth).norm() + eps * truth.norm()
 
 
 def test_a_row_has_the_same_bits_alone_and_in_a_batch() -> None:
