@@ -136,8 +136,7 @@ class _PackedAttention(torch.autograd.Function):
 def _take(t: Tensor, call: CausalCall) -> Tensor:
     """The call's rows of (H, T, ...) as (n, H, L, ...)."""
     n, length = call.index.shape
-    in_order = call.start is not None
-    flat = t[:, call.start : call.start + n * length] if in_order else t.index_select(1, call.index.flatten())
+    flat = t.index_select(1, call.index.flatten()) if call.start is None else t[:, call.start : call.start + n * length]
     return flat.unflatten(1, (n, length)).transpose(0, 1)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from axolotl.integrations.base import BasePlugin
+from axolotl.integrations.base import BasePlugin  # pyright: ignore[reportMissingImports]
 from torch.optim import Optimizer
 from transformers import Trainer
 
@@ -70,6 +70,7 @@ def _projected(trainer: Trainer, create: Callable[..., Optimizer], cfg: Any) -> 
         inner = getattr(optimizer, "optimizer", optimizer)
         if not any(inner is one for one in done):
             target = trainer.model if model is None else model
+            assert target is not None
             project_optimizer(
                 trainer,
                 inner,

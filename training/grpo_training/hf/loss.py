@@ -65,4 +65,6 @@ class StableMaxLoss:
 def base_of(model: nn.Module) -> nn.Module:
     """The transformers model, inside a PEFT model or as it is: the one whose forward reads `loss_function`."""
     unwrap = getattr(model, "get_base_model", None)
-    return unwrap() if callable(unwrap) else model
+    base = unwrap() if callable(unwrap) else model
+    assert isinstance(base, nn.Module)
+    return base

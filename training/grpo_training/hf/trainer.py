@@ -47,6 +47,7 @@ class StableMaxTrainer(Trainer):
                 collapse_free=args.use_log_stable_max, label_smoothing=args.label_smoothing_factor
             )
             self.label_smoother = None  # it is a softmax loss on the model's logits, and would win over the model's
+            assert self.model is not None
             self._set_loss(self.model)
         self._projected: Optimizer | None = None
 
@@ -70,6 +71,7 @@ class StableMaxTrainer(Trainer):
                     "grpo_training.orthograd.parameter_groups, and leave skip_param_types unset"
                 )
             target = self.model if model is None else model
+            assert target is not None
             project_optimizer(self, inner, target, skip=() if given else skip, granularity=self.args.granularity)
             self._projected = inner
         return optimizer
@@ -102,11 +104,13 @@ def expand_final_layer(model: nn.Module) -> int:
     """
     if hasattr(model, "peft_config"):
         raise ValueError("expand_final_layer: expand the model before it gets its adapter")
-    if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    if not isinstance(model, PreTrainedModel) or head is None:
         raise ValueError(f"expand_final_layer: {type(model).__name__} has no output embedding")
-    new = model.get_output_embeddings().weight.shape[0]
+    new = head.weight.shape[0]
     model.resize_token_embeddings(new + 1, mean_resizing=False)
     head = model.get_output_embeddings()
+    assert head is not None
     with torch.no_grad():
         head.weight[new] = 0.0
         if getattr(head, "bias", None) is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from grpo_client import ReferenceClient
 from torch import Tensor
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportAttributeAccessIssue]
 
 from grpo_training.trl.served import ServedReference
 

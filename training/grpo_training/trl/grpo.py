@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from grpo_client import ReferenceClient
 from torch import Tensor
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportAttributeAccessIssue]
 
 from grpo_training.trl.served import IGNORED, ServedReference
 
