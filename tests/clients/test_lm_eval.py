@@ -94,7 +94,8 @@ def compare(
     for name in names:
         for metric, value in theirs["results"][name].items():
             if isinstance(value, float):
-                assert ours["results"][name][metric] == pytest.approx(value, abs=TOLERANCE), metric
+                # Relative: a word perplexity is the exponential of a sum of errors over the words of a text.
+                assert ours["results"][name][metric] == pytest.approx(value, rel=TOLERANCE), metric
         for (mine, _), (reference, _) in zip(responses(ours, name), responses(theirs, name), strict=True):
             worst = max(worst, abs(mine - reference))
     report(f"{label}: largest difference of a log-likelihood", worst)
