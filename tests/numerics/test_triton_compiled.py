@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="the CUDA kernels need triton: pip install 'grpo-refserver[dev]'")
+pytest.importorskip("triton", reason="the CUDA kernels need triton: pip install triton")
 
 import triton
 from grpo_numerics.triton_head import backward, blocks, forward

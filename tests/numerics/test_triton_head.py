@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="the CUDA kernels need triton: pip install 'grpo-refserver[dev]'")
+pytest.importorskip("triton", reason="the CUDA kernels need triton: pip install triton")
 
 CASES = Path(__file__).with_name("triton_interpreted.py")
 
