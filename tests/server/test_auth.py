@@ -53,6 +53,7 @@ async def test_everything_that_computes_needs_a_key(engine: FakeEngine, key_file
 async def test_the_gate_is_closed_unless_a_path_is_open(engine: FakeEngine, key_files: dict[str, Path]) -> None:
     app = create_app(make_config(**key_files), lambda: engine)
     open_paths = {"/livez", "/readyz", "/health", "/health/", "/metrics", "/docs", "/redoc", "/openapi.json"}
+    open_paths |= {"/v2/health/live", "/v2/health/ready"}  # the probes of the Open Inference Protocol
     async with running(app) as client:
         paths = {*open_paths, *app.openapi()["paths"], "/not/a/route", "/livez/../v1/models", "/Livez"}
         for path in paths:

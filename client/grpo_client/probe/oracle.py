@@ -107,7 +107,8 @@ class _Process:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._process.communicate()  # closes stdin, which ends it
+        if self._process.returncode is None:
+            self._process.communicate()  # closes stdin, which ends it
         self._said.close()
 
     def score(self, cases: Sequence[Case], temperature: float = 1.0) -> list[Scores]:
@@ -133,4 +134,5 @@ class _Process:
         self._process.communicate()
         self._said.seek(0)
         lines = self._said.read().decode("utf-8", "replace").strip().splitlines()
+        self._said.close()
         return OracleFailed(lines[-1] if lines else f"the oracle ended with status {self._process.returncode}")
