@@ -2,7 +2,7 @@
 # constraints.txt, and skips that when neither pyproject.toml nor constraints.txt has changed.
 #
 #   make demo PYTHON=python3.12      another interpreter, 3.11 or newer
-#   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"      PyTorch without CUDA on Linux
+#   make demo PIP_FLAGS="--extra-index-url URL"      with the index of CPU builds that pytorch.org/get-started names
 #   make test PYTEST_FLAGS="tests/client -x"      likewise DEMO_FLAGS, SERVE_FLAGS, BENCH_FLAGS
 
 VENV := .venv
