@@ -14,7 +14,9 @@ What is skipped is a flag of the parameter group (`orthograd`, True when absent,
 `parameter_groups` makes groups by name and by module type. One-element tensors are always skipped: all of their gradient
 lies along the weight, so nothing, or only rounding noise, would be left.
 
-Sharded parameters (DTensor, FSDP, ZeRO) are refused: a dot product over a shard is not the tensor's.
+Of a sharded parameter (DTensor: FSDP2, tensor parallelism) the inner products and norms are those of the whole tensor: the
+ranks add up what they have, so each gets its shard of the projection that one process would make. What hands the optimizer
+flat pieces of several weights (FSDP1, ZeRO) cannot be told from an ordinary vector here; its users must refuse it.
 """
 
 from __future__ import annotations
@@ -31,8 +33,10 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from grpo_training.config import Granularity
+from grpo_training.sharding import aligned, local, owners, sums_over_whole
 
 FLAG = "orthograd"
+_TOGETHER = 64  # sharded tensors to a collective: few enough that their projections beside the gradients are small
 Closure = Callable[[], Any]
 
 
@@ -43,23 +47,32 @@ def orthogonal(weight: Tensor, grad: Tensor, *, rows: bool = False) -> Tensor:
     the gradient is 0 and where it is not finite; 0 where the gradient is parallel to the weight within rounding, because
     rescaling would turn the rounding error into a full-size step.
     """
-    shape = (weight.shape[0], -1) if rows and weight.dim() > 1 else (1, -1)
-    w, g = _compute(weight).reshape(shape), _compute(grad).reshape(shape)  # (R, N)
-    ww, gg = (w * w).sum(-1, keepdim=True), (g * g).sum(-1, keepdim=True)
-    perp = _reject(w, g, ww)
-    return _finish(grad, g, perp, ww, gg, (perp * perp).sum(-1, keepdim=True))
+    [projected] = _projected([weight], [grad], rows=rows)
+    return projected
 
 
 def project(groups: Iterable[Mapping[str, Any]], *, granularity: Granularity = "tensor") -> None:
-    """Project, in place, the gradients of every parameter in `groups` whose group is not flagged `orthograd: False`."""
+    """Project, in place, the gradients of every parameter in `groups` whose group is not flagged `orthograd: False`.
+
+    With sharded parameters this is a collective: every rank calls it, with the same parameters in the same order.
+    """
     with torch.no_grad():
         params = [p for group in groups if group.get(FLAG, True) for p in group["params"] if _takes_part(p)]
         if granularity == "global":
-            _project_together(params)
-            return
-        for p in params:
-            assert p.grad is not None
-            p.grad.copy_(orthogonal(p, p.grad, rows=granularity == "row"))
+            size = max(len(params), 1)
+        else:
+            size = _TOGETHER if any(isinstance(p, DTensor) for p in params) else 1
+        for start in range(0, len(params), size):
+            batch = params[start : start + size]
+            grads = []
+            for p in batch:
+                assert p.grad is not None
+                if (grad := aligned(p.grad, p)) is not p.grad:
+                    p.grad = grad
+                grads.append(grad)
+            new = _projected(batch, grads, rows=granularity == "row", as_one=granularity == "global")
+            for grad, projected in zip(grads, new, strict=True):
+                local(grad).copy_(projected)
 
 
 def parameter_groups(
@@ -118,7 +131,7 @@ def attach(optimizer: Optimizer, *, granularity: Granularity = "tensor") -> Remo
         for group in optimizer.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    seen[p] = (weakref.ref(p.grad), p.grad._version, p._version)
+                    seen[p] = (weakref.ref(p.grad), _version(p.grad), _version(p))
 
     def hook(
         _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -198,47 +211,45 @@ def _unchanged(seen: WeakIdKeyDictionary, p: Tensor) -> bool:
     if p.grad is None or p not in seen:
         return False
     grad, grad_version, weight_version = seen[p]
-    return grad() is p.grad and grad_version == p.grad._version and weight_version == p._version
+    return grad() is p.grad and grad_version == _version(p.grad) and weight_version == _version(p)
+
+
+def _version(t: Tensor) -> int:
+    """FSDP2 and sharded optimizers write to the shard in place, of which the DTensor around it knows nothing."""
+    return local(t)._version
 
 
 def _takes_part(p: Tensor) -> bool:
     if p.grad is None or p.numel() <= 1:
         return False
-    if isinstance(p, DTensor):
-        raise ValueError(
-            "OrthoGrad does not support sharded parameters (DTensor): a shard's projection is not the tensor's"
-        )
     if p.grad.is_sparse:
         raise ValueError("OrthoGrad does not support sparse gradients: the projection is dense")
     return True
 
 
-def _project_together(params: list[Tensor]) -> None:
-    """All weights as one vector against all gradients as one vector."""
-    if not params:
-        return
-    ws = [_compute(p).reshape(1, -1) for p in params]
-    gs = [_compute(p.grad).reshape(1, -1) for p in params if p.grad is not None]
+def _projected(weights: list[Tensor], grads: list[Tensor], *, rows: bool = False, as_one: bool = False) -> list[Tensor]:
+    """This rank's part of each projected gradient. as_one: all weights are one vector, all gradients are one vector."""
+    groups = [owners(w, rows=rows and w.dim() > 1) for w in weights]
+    ws = [_rows(w, rows) for w in weights]
+    gs = [_rows(g, rows) for g in grads]
 
-    def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
-        return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum().reshape(1, 1)
+    def dots(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+        """(R, 1) inner products of each pair's rows."""
+        sums = sums_over_whole([(x * y).sum(-1, keepdim=True) for x, y in zip(a, b, strict=True)], groups)
+        return [torch.stack(sums).sum(0)] * len(sums) if as_one else sums
 
-    ww, gg = dot(ws, ws), dot(gs, gs)
-    perps = gs
-    for _ in range(2):
-        along = dot(ws, perps) / ww.clamp(min=_tiny(ww))
-        perps = [g - along * w for g, w in zip(perps, ws, strict=True)]
-    pp = dot(perps, perps)
-    for p, g, perp in zip(params, gs, perps, strict=True):
-        assert p.grad is not None
-        p.grad.copy_(_finish(p.grad, g, perp, ww, gg, pp))
+    ww, gg, perps = dots(ws, ws), dots(gs, gs), gs
+    for _ in range(2):  # one pass leaves a cosine of 1e-2 when they are nearly parallel
+        along = [wg / n.clamp(min=_tiny(n)) for wg, n in zip(dots(ws, perps), ww, strict=True)]
+        perps = [g - a * w for g, a, w in zip(perps, along, ws, strict=True)]
+    parts = zip(grads, gs, perps, ww, gg, dots(perps, perps), strict=True)
+    return [_finish(local(grad), *figures) for grad, *figures in parts]
 
 
-def _reject(w: Tensor, g: Tensor, ww: Tensor) -> Tensor:
-    """g minus its part along w, per row. Twice: one pass leaves a cosine of 1e-2 when they are nearly parallel."""
-    for _ in range(2):
-        g = g - (w * g).sum(-1, keepdim=True) / ww.clamp(min=_tiny(ww)) * w
-    return g
+def _rows(t: Tensor, rows: bool) -> Tensor:
+    """This rank's part as (R, N) in fp32 or better; one row unless rows are asked for. R or N may be 0."""
+    part = _compute(local(t))
+    return part.flatten(1) if rows and t.dim() > 1 else part.reshape(1, -1)
 
 
 def _finish(grad: Tensor, g: Tensor, perp: Tensor, ww: Tensor, gg: Tensor, pp: Tensor) -> Tensor:
