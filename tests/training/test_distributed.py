@@ -55,12 +55,26 @@ def compare(ours: Path, theirs: Path) -> None:
             torch.testing.assert_close(mine[name], tensor, atol=1e-5, rtol=1e-4)
 
 
+REWARD = """
+def lower_case(answer, entry):
+    return sum(c.islower() for c in answer or "") / 6
+"""
+
+
 def test_two_ranks_are_one_run(
-    make_config: MakeConfig, reference_server, tmp_path: Path, on_two_ranks: OnTwoRanks
+    make_config: MakeConfig,
+    reference_server,
+    tmp_path: Path,
+    on_two_ranks: OnTwoRanks,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    (tmp_path / "dense_reward.py").write_text(REWARD)  # one that differs within every group
+    monkeypatch.chdir(tmp_path)
+
     def config(name: str, strategy: str, kind: str, **trainer: object) -> TrainConfig:
         return make_config(
             reference_server.url,
+            task={"reward": "dense_reward:lower_case", "answer_pattern": None},
             loss={"kind": kind, "scale_advantages": "batch" if kind == "bnpo" else "group"},
             # A wide eps keeps Adam from turning rounding in a gradient near 0 into a whole step.
             optimizer={"weight_decay": 0.1, "eps": 1e-3, "orthograd": {"enabled": kind != "bnpo"}},
@@ -69,7 +83,6 @@ def test_two_ranks_are_one_run(
                 "save_model": True,
                 "gradient_accumulation": 2,
                 "iterations": 2,
-                "seed": 3,
                 **trainer,
             },
             distributed={"strategy": strategy},
@@ -91,6 +104,9 @@ def test_two_ranks_are_one_run(
 
     for kind in KINDS:
         train(config(f"one-{kind}", "auto", kind))
+        assert all(
+            r["reward/flat_groups"] < 1 and r["policy/grad_norm"] > 0.1 for r in learned(tmp_path / f"one-{kind}")
+        )
         for strategy in ("ddp", "fsdp2"):
             compare(tmp_path / f"{strategy}-{kind}", tmp_path / f"one-{kind}")
     for strategy in ("ddp", "fsdp2"):  # interrupted and resumed: the same bits

@@ -61,13 +61,14 @@ def test_dropout_is_for_gradients_alone(tiny: LlamaForCausalLM) -> None:
 def test_what_cannot_be_adapted_is_refused(tiny: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"lora\.target_modules"):
         add_adapter(copy.deepcopy(tiny), LoraConfig(target_modules=("no_such_layer",)), seed=0)
-    with pytest.raises(ConfigError, match="output layer"):
+    with pytest.warns(UserWarning, match="tied layer"), pytest.raises(ConfigError, match="output layer"):
         add_adapter(copy.deepcopy(tiny), LoraConfig(target_modules=("q_proj", "lm_head")), seed=0)
     monkeypatch.setattr("grpo_training.lora.find_spec", lambda name: None if name == "peft" else find_spec(name))
     with pytest.raises(ConfigError, match=r"grpo-refserver\[lora\]"):
         add_adapter(copy.deepcopy(tiny), LoraConfig(), seed=0)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 def test_a_run_its_resume_and_what_it_saves(
     make_config: MakeConfig, reference_server, tiny_path: Path, tmp_path: Path
 ) -> None:

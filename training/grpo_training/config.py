@@ -214,7 +214,7 @@ class LoraConfig(_Section):
 
     r: int = Field(default=16, ge=1)
     """Rank of the two matrices."""
-    alpha: float = Field(default=32.0, gt=0)
+    alpha: int = Field(default=32, ge=1)
     """What they add is multiplied by alpha / r."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Of the adapter's input, in the forward that has a gradient; sampling is without it."""

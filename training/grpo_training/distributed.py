@@ -100,7 +100,7 @@ class World:
             return
         for layer in decoder_layers(model):
             fully_shard(layer)
-        self._root = fully_shard(root)
+        self._root = cast(nn.Module, fully_shard(root))
 
     def forward(self, work: Callable[[], T], *, last: bool = True) -> T:
         """Run what reads the weights and will be differentiated. last: of the portions before a step of the optimizer."""

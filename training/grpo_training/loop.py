@@ -63,10 +63,9 @@ def train(
     reference stays away for longer than `reference.patience_s` or is another one.
     """
     world = World.join(config)
-    try:
-        return _train(config, world, resume=resume, overwrite=overwrite, observer=observer)
-    finally:
-        world.leave()
+    summary = _train(config, world, resume=resume, overwrite=overwrite, observer=observer)
+    world.leave()  # not after an error: the others may be waiting for this process, and the launcher ends them
+    return summary
 
 
 def _train(

@@ -50,7 +50,7 @@ def read_into(model: PreTrainedModel, directory: Path) -> None:
         other = "the whole model, and this run trains an adapter" if adapter else "an adapter, and this run has none"
         raise CheckpointError(f"{directory} holds {other}: take the lora section of its config.json")
     weights = read_adapter(model, directory) if adapter else _read_model(directory)
-    here = dict(model.named_parameters()) | dict(model.named_buffers())
+    here = model.state_dict(keep_vars=True)
     # A DTensor takes no ordinary tensor.
     weights = {name: cut_like(tensor, here[name]) if name in here else tensor for name, tensor in weights.items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
