@@ -29,7 +29,8 @@ def learned(output: Path) -> list[dict[str, float]]:
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:
-    return load_file(output / "model" / "model.safetensors")
+    [file] = (output / "model").glob("*.safetensors")
+    return load_file(file)
 
 
 def compare(ours: Path, theirs: Path) -> None:
@@ -116,6 +117,38 @@ def test_two_ranks_are_one_run(
     # Begun by two ranks with cut weights, ended by one process.
     train(config("handed-over", "auto", "grpo", **halves), resume=True)
     compare(tmp_path / "handed-over", tmp_path / "one-grpo")
+
+
+def test_adapters_and_recomputed_layers_are_shared_too(
+    make_config: MakeConfig,
+    reference_server,
+    tmp_path: Path,
+    on_two_ranks: OnTwoRanks,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("peft")
+    (tmp_path / "dense_reward.py").write_text(REWARD)
+    monkeypatch.chdir(tmp_path)
+
+    def config(strategy: str, steps: int = 3) -> TrainConfig:
+        return make_config(
+            reference_server.url,
+            model={"gradient_checkpointing": True},
+            task={"reward": "dense_reward:lower_case", "answer_pattern": None},
+            lora={"r": 4},
+            optimizer={"lr": 1e-2, "eps": 1e-3, "orthograd": {"enabled": True, "granularity": "row"}},
+            trainer={"output": str(tmp_path / strategy), "save_model": True, "steps": steps, "checkpoint_every": 1},
+            distributed={"strategy": strategy},
+        )
+
+    runs = [config("ddp").model_dump(mode="json"), config("fsdp2", steps=2).model_dump(mode="json")]
+    runs.append(config("fsdp2").model_dump(mode="json") | {"resume": True})
+    listed = tmp_path / "runs.json"
+    listed.write_text(json.dumps(runs))
+    on_two_ranks("train_together", listed)
+    train(config("auto"))
+    compare(tmp_path / "ddp", tmp_path / "auto")
+    compare(tmp_path / "fsdp2", tmp_path / "auto")
 
 
 def test_what_processes_cannot_share_is_refused(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
