@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,3 +203,25 @@ def reference_server(tiny_path: Path) -> Iterator[TinyReference]:
     server = TinyReference(AutoModelForCausalLM.from_pretrained(tiny_path, dtype=torch.float32).eval())
     yield server
     server.stop()
+
+
+@pytest.fixture
+def on_two_ranks(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Run a script of tests/training/ranks by torchrun as two CPU processes; returns the JSON that rank 0 left."""
+
+    def run(script: str, *arguments: object) -> dict[str, Any]:
+        answer = tmp_path / f"{script}.json"
+        path = Path(__file__).with_name("ranks") / f"{script}.py"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "ACCELERATE_USE_CPU": "true"}
+        done = subprocess.run(
+            [*command, str(path), str(answer), *map(str, arguments)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(answer.read_text())
+
+    return run

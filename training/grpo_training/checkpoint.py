@@ -1,10 +1,13 @@
 """Checkpoints that a killed run goes on from, bit for bit: safetensors and JSON, no pickle.
 
-A checkpoint is a directory `step-000050` that holds the model in Hugging Face's own format (any tool can load it), the
-optimizer's tensors in `optimizer.safetensors`, and everything that is not a tensor in `state.json`. It is written
-under another name and renamed when it is complete, so one that exists is whole.
+A checkpoint is a directory `step-000050` that holds the model in Hugging Face's own format (any tool can load it) or the
+adapter in peft's, the optimizer's tensors in `optimizer.safetensors`, and everything that is not a tensor in
+`state.json`. It is written under another name and renamed when it is complete, so one that exists is whole.
 
 There is no state of random generators: everything random in step n follows from (seed, n).
+
+What several processes have cut among them (FSDP2) is gathered, so that a checkpoint does not say how many they were, and
+any number of them goes on from it.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_training.config import CheckpointError
+from grpo_training.sharding import cut_like, whole
+from grpo_training.weights import gathered, read_into, write
 
 _NAME = re.compile(r"step-(\d{6,})")
 _TENSOR = "tensor:"
@@ -44,9 +49,11 @@ class TrainerState:
 class Checkpoints:
     """The checkpoints of one run, in one directory."""
 
-    def __init__(self, directory: Path, *, keep: int = 1) -> None:
+    def __init__(self, directory: Path, *, keep: int = 1, writes: bool = True) -> None:
+        """writes: False on all processes but one. They take part in `save`, and leave the disk alone."""
         self.directory = directory
         self._keep = keep
+        self._writes = writes
 
     def save(
         self,
@@ -58,14 +65,11 @@ class Checkpoints:
     ) -> Path:
         """Write a checkpoint and remove those beyond the `keep` latest. Returns its directory.
 
-        optimizer, scheduler: their `state_dict()`s.
+        optimizer, scheduler: their `state_dict()`s. With sharded weights every process must call it.
         """
         final = self.directory / f"step-{state.step:06d}"
         draft = self.directory / f"{final.name}.partial"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        model.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
+        weights = gathered(model)
         tensors: dict[str, Tensor] = {}
         values = {
             "step": state.step,
@@ -74,6 +78,12 @@ class Checkpoints:
             "optimizer": _take_out_tensors(optimizer, "optimizer", tensors),
             "scheduler": _take_out_tensors(scheduler, "scheduler", tensors),
         }
+        if not self._writes:
+            return final
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        write(model, draft, weights)
+        tokenizer.save_pretrained(draft)
         save_file(tensors, draft / "optimizer.safetensors")
         (draft / "state.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
         _flush(draft)
@@ -102,34 +112,34 @@ def load_checkpoint(
     """Put a checkpoint's numbers into a model, an optimizer and a scheduler made as for a new run."""
     try:
         values = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        weights = _load_weights(path)
         tensors = load_file(path / "optimizer.safetensors")
+        read_into(model, path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is not a complete checkpoint: {error.filename} is missing") from error
-    # Tied weights are saved once, so some names may be absent; what is present must fit.
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    tied = set(model.all_tied_weights_keys)
-    if unexpected or set(missing) - tied:
-        raise CheckpointError(
-            f"{path} is of another model: missing {sorted(set(missing) - tied)}, unknown {unexpected}"
-        )
-    optimizer.load_state_dict(_put_in_tensors(values["optimizer"], tensors))
+    optimizer.load_state_dict(_cut_states(_put_in_tensors(values["optimizer"], tensors), optimizer))
     scheduler.load_state_dict(_put_in_tensors(values["scheduler"], tensors))
     return TrainerState(values["step"], values["fingerprint"], values["config"])
 
 
-def _load_weights(path: Path) -> dict[str, Tensor]:
-    index = path / "model.safetensors.index.json"
-    if not index.is_file():
-        return load_file(path / "model.safetensors")
-    files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return {name: tensor for file in sorted(files) for name, tensor in load_file(path / file).items()}
+def _cut_states(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's state, each tensor of a weight's shape cut as the weight is."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = [n for group in state["param_groups"] for n in group["params"]]
+    owner = dict(zip(numbers, params, strict=False))
+    cut = {
+        n: {
+            k: cut_like(v, owner[n]) if isinstance(v, Tensor) and v.shape == owner[n].shape else v
+            for k, v in of.items()
+        }
+        for n, of in state["state"].items()
+    }
+    return {**state, "state": cut}
 
 
 def _take_out_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """The same nest of dicts, lists and plain values as JSON can hold, each tensor moved to `tensors` under its path."""
     if isinstance(value, Tensor):
-        tensors[name] = value.detach().contiguous()
+        tensors[name] = whole(value.detach()).contiguous()
         return f"{_TENSOR}{name}"
     if isinstance(value, dict):
         # JSON has string keys only: pairs keep integers integers.

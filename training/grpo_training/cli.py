@@ -79,12 +79,15 @@ def run_with_display(
     # Torch and transformers take seconds to import; `--help` and a misspelt field need neither.
     from transformers.utils.logging import disable_progress_bar
 
+    from grpo_training.distributed import is_main_process
     from grpo_training.loop import train
     from grpo_training.progress import Display
 
     disable_progress_bar()  # two bars at once make a mess of each other
-    with Display(console) as display:
+    with Display(console if is_main_process() else Console(quiet=True)) as display:
         summary = train(config, resume=resume, overwrite=overwrite, observer=display)
+    if not is_main_process():
+        return summary
     table = Table(box=None, show_header=False, padding=(0, 2))
     for name in _SHOWN:
         table.add_row(name.replace("_", " "), f"{summary[name]:.4g}")

@@ -48,6 +48,10 @@ class ModelConfig(_Section):
     """Torch threads on CPU; None leaves torch's own choice."""
     trust_remote_code: bool = False
     """Run the modelling code that comes with a hub checkpoint."""
+    precision: Literal["full", "bf16"] = "full"
+    """`bf16`: products of matrices in bfloat16 (autocast), weights kept in `dtype`. Log-probs are float32 all the same."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input and compute the layer again in backward: less memory, a third more work."""
 
 
 class ReferenceConfig(_Section):
@@ -205,6 +209,29 @@ class TrainerConfig(_Section):
     """Write the trained model in Hugging Face's format at the end."""
 
 
+class LoraConfig(_Section):
+    """An adapter that is trained in place of the model. Needs the extra `lora`."""
+
+    r: int = Field(default=16, ge=1)
+    """Rank of the two matrices."""
+    alpha: int = Field(default=32, ge=1)
+    """What they add is multiplied by alpha / r."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the adapter's input, in the forward that has a gradient; sampling is without it."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names of the linear layers that get an adapter; `all-linear`: all but the output layer."""
+    save_merged: bool = False
+    """At the end, also write the model with the adapter added into its weights, to `merged/`."""
+
+
+class DistributedConfig(_Section):
+    """How several processes share the work. How many there are is the launcher's business: torchrun, accelerate launch."""
+
+    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+    """`ddp`: every process holds the model. `fsdp2`: weights, gradients and optimizer are cut over the processes. `auto`: what
+    `accelerate launch` was told, else ddp."""
+
+
 class TrainConfig(_Section):
     """A whole run."""
 
@@ -215,6 +242,9 @@ class TrainConfig(_Section):
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     trainer: TrainerConfig = TrainerConfig()
+    distributed: DistributedConfig = DistributedConfig()
+    lora: LoraConfig | None = None
+    """Train an adapter (`lora: {}`) instead of the whole model."""
 
     @model_validator(mode="after")
     def _portions_are_whole(self) -> Self:

@@ -19,13 +19,15 @@ from typing import Any, Protocol
 import torch
 from transformers import get_scheduler
 
-from grpo_training import orthograd
+from grpo_training import lora, orthograd, weights
 from grpo_training.checkpoint import Checkpoints, TrainerState, load_checkpoint
 from grpo_training.config import CheckpointError, ConfigError, TrainConfig
+from grpo_training.distributed import World
 from grpo_training.metrics import JsonLines, TensorBoard
 from grpo_training.models import LoadedModel, load_model
 from grpo_training.plots import write_report
 from grpo_training.policy import Policy
+from grpo_training.recompute import recompute_layers
 from grpo_training.reference import Reference
 from grpo_training.step import Parts, StepReport, grpo_step
 from grpo_training.tasks import Task
@@ -34,7 +36,8 @@ logger = logging.getLogger(__name__)
 
 # What a resumed run may change: where and how long it runs, and whom it asks; not what is learned.
 _MAY_CHANGE = ("reference", "trainer.steps", "trainer.output", "trainer.checkpoint_every", "trainer.keep_checkpoints")
-_MAY_CHANGE += ("trainer.tensorboard", "trainer.save_model", "model.threads", "model.device")
+_MAY_CHANGE += ("trainer.tensorboard", "trainer.save_model", "model.threads", "model.device", "distributed")
+_MAY_CHANGE += ("model.gradient_checkpointing", "lora.save_merged")
 
 
 class Observer(Protocol):
@@ -52,20 +55,49 @@ def train(
 ) -> dict[str, Any]:
     """Run to `config.trainer.steps` and return the summary, which is also written to `summary.json`.
 
+    Under torchrun or `accelerate launch` this is one process of several; all but rank 0 write nothing, return {} and do not
+    tell the observer.
+
     resume: go on from the newest checkpoint in the output directory, or start when there is none. overwrite: start
     anew in a directory that holds a run. Raises ConfigError, CheckpointError, or the client's errors when the
     reference stays away for longer than `reference.patience_s` or is another one.
     """
+    world = World.join(config)
+    summary = _train(config, world, resume=resume, overwrite=overwrite, observer=observer)
+    world.leave()  # not after an error: the others may be waiting for this process, and the launcher ends them
+    return summary
+
+
+def _train(
+    config: TrainConfig, world: World, *, resume: bool, overwrite: bool, observer: Observer | None
+) -> dict[str, Any]:
+    # Also the moment from which on no process of this run has touched the disk and none of an earlier one still does.
+    world.agree([config.model_dump(mode="json")], "the processes have different settings: start all with one command")
     output = config.trainer.output
-    checkpoints = Checkpoints(output / "checkpoints", keep=config.trainer.keep_checkpoints)
+    checkpoints = Checkpoints(output / "checkpoints", keep=config.trainer.keep_checkpoints, writes=world.main)
     newest = checkpoints.latest() if resume else None
     if newest is None and not overwrite and (output / "metrics.jsonl").exists():
         raise ConfigError(f"{output} holds a run already: resume it, overwrite it, or choose another trainer.output")
     if config.model.threads is not None:
         torch.set_num_threads(config.model.threads)
 
+    world.agree(
+        [newest and newest.name], "the processes see different checkpoints: put trainer.output where all can read"
+    )
+
     began = time.perf_counter()
-    loaded = load_model(config.model, stop=config.rollout.stop)
+    loaded = load_model(config.model, stop=config.rollout.stop, device=world.device)
+    if config.lora is not None:
+        lora.add_adapter(loaded.model, config.lora, seed=config.trainer.seed)
+    policy = Policy(
+        loaded.model,
+        temperature=config.rollout.temperature,
+        normalizer=config.loss.normalizer,
+        precision=config.model.precision,
+    )
+    if config.model.gradient_checkpointing:
+        recompute_layers(loaded.model)
+    world.wrap(loaded.model)
     optimizer = make_optimizer(config, loaded)
     scheduler = get_scheduler(
         config.optimizer.schedule,
@@ -77,23 +109,34 @@ def train(
     if newest is not None:
         state = load_checkpoint(newest, loaded.model, optimizer, scheduler)
         _check_same_run(state.config, config)
+    observer = observer if world.main else None
     with _reference(config, state.fingerprint) as reference:
+        world.agree(
+            [reference and reference.info.fingerprint],
+            "the processes are answered by different references: give all of them the same reference.urls",
+        )
         parts = Parts(
             config=config,
             loaded=loaded,
-            policy=Policy(loaded.model, temperature=config.rollout.temperature, normalizer=config.loss.normalizer),
+            policy=policy,
             task=Task(config.task, loaded.tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens),
             optimizer=optimizer,
             scheduler=scheduler,
             reference=reference,
+            world=world,
         )
         if observer:
             observer.started(config, state.step, reference.info.model if reference else None)
         _steps(parts, state, checkpoints, observer)
         reference_info = reference.info.model_dump() if reference else None
+    trained = weights.gathered(loaded.model) if config.trainer.save_model else None
+    if not world.main:
+        return {}
     if config.trainer.save_model:
-        loaded.model.save_pretrained(output / "model")
+        weights.write(loaded.model, output / "model", trained)
         loaded.tokenizer.save_pretrained(output / "model")
+    if config.trainer.save_model and config.lora is not None and config.lora.save_merged:
+        lora.save_merged(config.model, output / "model", output / "merged")
     return write_report(
         output, config, reference=reference_info, seconds=time.perf_counter() - began, first_step=state.step
     )
@@ -119,12 +162,14 @@ def make_optimizer(config: TrainConfig, loaded: LoadedModel) -> torch.optim.Opti
 def _steps(parts: Parts, state: TrainerState, checkpoints: Checkpoints, observer: Observer | None) -> None:
     config = parts.config
     every = config.trainer.checkpoint_every
-    with _sinks(config, state.step) as (sinks, samples):
+    main = parts.world.main
+    with _sinks(config, state.step) if main else nullcontext(([], None)) as (sinks, samples):
         for step in range(state.step, config.trainer.steps):
             report = grpo_step(parts, step)
             for sink in sinks:
                 sink.write(step, report.figures)
-            samples.write(step, asdict(report.sample))
+            if samples is not None:
+                samples.write(step, asdict(report.sample))
             if observer:
                 observer.stepped(step, report)
             done = step + 1

@@ -17,7 +17,7 @@ Shape letters: S sequences, C completion tokens (padded), G completions a group.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,13 +37,15 @@ class Totals:
     """What the whole step holds, over all portions and processes.
 
     sequences, tokens: unmasked ones. portions: into how many the step is cut. max_tokens: the length limit of a
-    completion (dr_grpo divides by it, whatever the lengths were).
+    completion (dr_grpo divides by it, whatever the lengths were). portion_tokens: of this portion over all processes,
+    for bnpo; None where there is one process.
     """
 
     sequences: int
     tokens: int
     portions: int
     max_tokens: int
+    portion_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +155,17 @@ def kl_term(logprobs: Tensor, ref_logprobs: Tensor, *, kind: KlKind = "k3") -> T
     return kl_estimate(kind, logprobs, ref_logprobs)
 
 
-def mean_metrics(portions: Iterable[LossTerms]) -> dict[str, float]:
-    """Token means over all portions of a step, and the step's loss."""
+def mean_metrics(
+    portions: Iterable[LossTerms], *, summed: Callable[[Tensor], Tensor] | None = None
+) -> dict[str, float]:
+    """Token means over all portions of a step, and the step's loss. summed: adds a (N,) fp64 vector up over processes."""
     portions = list(portions)
-    tokens = float(sum(float(p.tokens) for p in portions))
-    means = {name: sum(float(p.sums[name]) for p in portions) / max(tokens, 1.0) for name in portions[0].sums}
-    return {"loss": sum(float(p.loss.detach()) for p in portions), **means}
+    names = list(portions[0].sums)
+    figures = [sum(float(p.tokens) for p in portions), sum(float(p.loss.detach()) for p in portions)]
+    figures += [sum(float(p.sums[name]) for p in portions) for name in names]
+    totals = torch.tensor(figures, dtype=torch.float64)
+    tokens, loss, *sums = (totals if summed is None else summed(totals)).tolist()
+    return {"loss": loss, **{name: value / max(tokens, 1.0) for name, value in zip(names, sums, strict=True)}}
 
 
 def _policy_term(logp: Tensor, ratio: Tensor, advantage: Tensor, options: LossConfig) -> Tensor:
@@ -189,7 +196,7 @@ def _reduce(per_token: Tensor, mask: Tensor, kind: LossKind, totals: Totals) -> 
 
     grpo, sapo  mean over sequences of the mean over their tokens
     luspo       mean over sequences of the sum over their tokens (a sequence-level ratio counts its length once a token)
-    bnpo        mean over the tokens of the portion; portions count alike
+    bnpo        mean over the tokens of the portion, of all processes; portions count alike
     dr_grpo     sum over tokens / (sequences * length limit)
     dapo, cispo mean over the tokens of the whole step
     """
@@ -199,7 +206,10 @@ def _reduce(per_token: Tensor, mask: Tensor, kind: LossKind, totals: Totals) -> 
     if kind == "luspo":
         return masked.sum() / totals.sequences
     if kind == "bnpo":
-        return masked.sum() / mask.sum().clamp(min=1) / totals.portions
+        tokens = (
+            mask.sum() if totals.portion_tokens is None else mask.new_tensor(totals.portion_tokens, dtype=torch.int64)
+        )
+        return masked.sum() / tokens.clamp(min=1) / totals.portions
     if kind == "dr_grpo":
         return masked.sum() / (totals.sequences * totals.max_tokens)
     return masked.sum() / max(totals.tokens, 1)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from grpo_client.demo_model import locate
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grpo_training.config import ConfigError, ModelConfig
 
@@ -23,8 +25,8 @@ class LoadedModel:
     eos_ids: frozenset[int]
 
 
-def load_model(config: ModelConfig, *, stop: Sequence[str] = ()) -> LoadedModel:
-    """Load weights onto the chosen device, ready to be trained. stop: strings that end a completion, beside EOS.
+def load_model(config: ModelConfig, *, stop: Sequence[str] = (), device: torch.device | None = None) -> LoadedModel:
+    """Load weights onto a device (config.device), ready to be trained. stop: strings that end a completion, beside EOS.
 
     The model stays in eval mode while it is trained: gradients do not need dropout, and with it the policy of step 0
     would already differ from its reference.
@@ -45,8 +47,13 @@ def load_model(config: ModelConfig, *, stop: Sequence[str] = ()) -> LoadedModel:
     )
     if source.gguf_file is not None:
         _forget_gguf(model)
-    torch.nn.Module.to(model, _device(config.device)).eval()
+    torch.nn.Module.to(model, device or _device(config.device)).eval()
     return LoadedModel(model, tokenizer, eos_ids(model, tokenizer) | stop_ids(tokenizer, stop))
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of a transformers model: what is sharded, and computed again, one at a time."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

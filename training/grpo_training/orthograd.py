@@ -14,7 +14,9 @@ What is skipped is a flag of the parameter group (`orthograd`, True when absent,
 `parameter_groups` makes groups by name and by module type. One-element tensors are always skipped: all of their gradient
 lies along the weight, so nothing, or only rounding noise, would be left.
 
-Sharded parameters (DTensor, FSDP, ZeRO) are refused: a dot product over a shard is not the tensor's.
+Of a sharded parameter (DTensor: FSDP2, tensor parallelism) the inner products and norms are those of the whole tensor: the
+ranks add up what they have, so each gets its shard of the projection that one process would make. What hands the optimizer
+flat pieces of several weights (FSDP1, ZeRO) cannot be told from an ordinary vector here; its users must refuse it.
 """
 
 from __future__ import annotations
@@ -31,35 +33,38 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from grpo_training.config import Granularity
+from grpo_training.projection import orthogonal, projected
+from grpo_training.sharding import aligned, local
+
+__all__ = ["FLAG", "OrthoGrad", "attach", "orthogonal", "parameter_groups", "project"]
 
 FLAG = "orthograd"
+_TOGETHER = 64  # sharded tensors to a collective: few enough that their projections beside the gradients are small
 Closure = Callable[[], Any]
 
 
-def orthogonal(weight: Tensor, grad: Tensor, *, rows: bool = False) -> Tensor:
-    """The gradient without its part along the weight, at its old norm. Same shape and dtype as `grad`.
-
-    rows: project each row (first dimension) by itself; a vector counts as one row. Unchanged where the weight is 0, where
-    the gradient is 0 and where it is not finite; 0 where the gradient is parallel to the weight within rounding, because
-    rescaling would turn the rounding error into a full-size step.
-    """
-    shape = (weight.shape[0], -1) if rows and weight.dim() > 1 else (1, -1)
-    w, g = _compute(weight).reshape(shape), _compute(grad).reshape(shape)  # (R, N)
-    ww, gg = (w * w).sum(-1, keepdim=True), (g * g).sum(-1, keepdim=True)
-    perp = _reject(w, g, ww)
-    return _finish(grad, g, perp, ww, gg, (perp * perp).sum(-1, keepdim=True))
-
-
 def project(groups: Iterable[Mapping[str, Any]], *, granularity: Granularity = "tensor") -> None:
-    """Project, in place, the gradients of every parameter in `groups` whose group is not flagged `orthograd: False`."""
+    """Project, in place, the gradients of every parameter in `groups` whose group is not flagged `orthograd: False`.
+
+    With sharded parameters this is a collective: every rank calls it, with the same parameters in the same order.
+    """
     with torch.no_grad():
         params = [p for group in groups if group.get(FLAG, True) for p in group["params"] if _takes_part(p)]
         if granularity == "global":
-            _project_together(params)
-            return
-        for p in params:
-            assert p.grad is not None
-            p.grad.copy_(orthogonal(p, p.grad, rows=granularity == "row"))
+            size = max(len(params), 1)
+        else:
+            size = _TOGETHER if any(isinstance(p, DTensor) for p in params) else 1
+        for start in range(0, len(params), size):
+            batch = params[start : start + size]
+            grads = []
+            for p in batch:
+                assert p.grad is not None
+                if (grad := aligned(p.grad, p)) is not p.grad:
+                    p.grad = grad
+                grads.append(grad)
+            new = projected(batch, grads, rows=granularity == "row", as_one=granularity == "global")
+            for grad, value in zip(grads, new, strict=True):
+                local(grad).copy_(value)
 
 
 def parameter_groups(
@@ -118,7 +123,7 @@ def attach(optimizer: Optimizer, *, granularity: Granularity = "tensor") -> Remo
         for group in optimizer.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    seen[p] = (weakref.ref(p.grad), p.grad._version, p._version)
+                    seen[p] = (weakref.ref(p.grad), _version(p.grad), _version(p))
 
     def hook(
         _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -198,61 +203,17 @@ def _unchanged(seen: WeakIdKeyDictionary, p: Tensor) -> bool:
     if p.grad is None or p not in seen:
         return False
     grad, grad_version, weight_version = seen[p]
-    return grad() is p.grad and grad_version == p.grad._version and weight_version == p._version
+    return grad() is p.grad and grad_version == _version(p.grad) and weight_version == _version(p)
+
+
+def _version(t: Tensor) -> int:
+    """FSDP2 and sharded optimizers write to the shard in place, of which the DTensor around it knows nothing."""
+    return local(t)._version
 
 
 def _takes_part(p: Tensor) -> bool:
     if p.grad is None or p.numel() <= 1:
         return False
-    if isinstance(p, DTensor):
-        raise ValueError(
-            "OrthoGrad does not support sharded parameters (DTensor): a shard's projection is not the tensor's"
-        )
     if p.grad.is_sparse:
         raise ValueError("OrthoGrad does not support sparse gradients: the projection is dense")
     return True
-
-
-def _project_together(params: list[Tensor]) -> None:
-    """All weights as one vector against all gradients as one vector."""
-    if not params:
-        return
-    ws = [_compute(p).reshape(1, -1) for p in params]
-    gs = [_compute(p.grad).reshape(1, -1) for p in params if p.grad is not None]
-
-    def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
-        return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum().reshape(1, 1)
-
-    ww, gg = dot(ws, ws), dot(gs, gs)
-    perps = gs
-    for _ in range(2):
-        along = dot(ws, perps) / ww.clamp(min=_tiny(ww))
-        perps = [g - along * w for g, w in zip(perps, ws, strict=True)]
-    pp = dot(perps, perps)
-    for p, g, perp in zip(params, gs, perps, strict=True):
-        assert p.grad is not None
-        p.grad.copy_(_finish(p.grad, g, perp, ww, gg, pp))
-
-
-def _reject(w: Tensor, g: Tensor, ww: Tensor) -> Tensor:
-    """g minus its part along w, per row. Twice: one pass leaves a cosine of 1e-2 when they are nearly parallel."""
-    for _ in range(2):
-        g = g - (w * g).sum(-1, keepdim=True) / ww.clamp(min=_tiny(ww)) * w
-    return g
-
-
-def _finish(grad: Tensor, g: Tensor, perp: Tensor, ww: Tensor, gg: Tensor, pp: Tensor) -> Tensor:
-    """Rescale to the old norm, with the guards; chosen by `where`, so that a GPU need not be waited for."""
-    noise = (4 * torch.finfo(g.dtype).eps) ** 2 * gg
-    scaled = torch.where(pp > noise, perp * (gg / pp.clamp(min=_tiny(pp))).sqrt(), torch.zeros_like(perp))
-    usable = (ww > 0) & (gg > 0) & torch.isfinite(gg) & torch.isfinite(ww)
-    return torch.where(usable, scaled, g).reshape(grad.shape).to(grad.dtype)
-
-
-def _compute(t: Tensor) -> Tensor:
-    """fp32 or better."""
-    return t.detach() if t.dtype in (torch.float32, torch.float64) else t.detach().float()
-
-
-def _tiny(t: Tensor) -> float:
-    return torch.finfo(t.dtype).tiny

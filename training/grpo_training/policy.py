@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import numpy as np
@@ -31,35 +31,53 @@ Way = Literal["packed", "plain"]
 class Policy:
     """A causal language model, seen as log p(completion | prompt)."""
 
-    def __init__(self, model: PreTrainedModel, *, temperature: float = 1.0, normalizer: Normalizer = "softmax") -> None:
-        """Probe the model once: which way its prompts can be shared, and whether its head can be fused."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        temperature: float = 1.0,
+        normalizer: Normalizer = "softmax",
+        precision: Literal["full", "bf16"] = "full",
+    ) -> None:
+        """Probe the model once: which way its prompts can be shared, and whether its head can be fused.
+
+        precision: bf16 runs the model under autocast. The probe does not: there rounding would hide what it looks for.
+        """
         self.model = model
         self.temperature = temperature
         self.normalizer: Normalizer = normalizer
-        self.spec = head_spec(model)
         AttentionInterface.register(NAME, attention_forward)
-        self._head = getattr(model.get_output_embeddings(), "weight", None)  # (V, D)
         self.fused = True
         self.way: Way = "plain"
+        self._half = False
         self._probe()
+        self._half = precision == "bf16"
 
     def logprobs(self, rollout: Rollout) -> Tensor:
         """(S, C) fp32 log-probs of the completion tokens under temperature and normalizer; 0 where masked."""
         rows = self._packed(rollout) if self.way == "packed" else self._plain(rollout)[rollout.mask]  # (N, D)
         targets = rollout.ids[rollout.mask]  # (N,)
         if self.fused:
-            assert self._head is not None
+            # Looked up each time: sharded weights are whole only inside a forward, and then are other tensors.
+            spec, head = head_spec(self.model), getattr(self.model.get_output_embeddings(), "weight", None)  # (V, D)
+            assert head is not None
+            if self._half:  # products in bf16, sums over the vocabulary in fp32
+                rows, head = rows.bfloat16(), head.bfloat16()
             scores = fused_logprobs(
                 rows,
-                self._head,
+                head,
                 targets,
-                spec=self.spec,
+                spec=spec,
                 temperature=self.temperature,
                 normalizer=self.normalizer,
             )
         else:
             scores = token_logprobs(rows, targets, temperature=self.temperature, normalizer=self.normalizer)
         return torch.zeros(rollout.mask.shape, device=scores.device).masked_scatter(rollout.mask, scores)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision that the model runs in, for whoever else runs it (the sampler)."""
+        return torch.autocast(self.model.device.type, dtype=torch.bfloat16) if self._half else nullcontext()
 
     def _packed(self, rollout: Rollout) -> Tensor:
         """(N, D): row n is what predicts the n-th completion token (logits in place of D where the head is not fused)."""
@@ -100,7 +118,8 @@ class Policy:
     def _run(self, **inputs: Tensor) -> Tensor:
         """Last hidden states (B, T, D), or logits (B, T, V) where the head is not fused."""
         body = self.model.base_model if self.fused else self.model
-        output = body(**inputs, use_cache=False)
+        with self.autocast():
+            output = body(**inputs, use_cache=False)
         return output.last_hidden_state if self.fused else output.logits
 
     @torch.no_grad()
@@ -120,7 +139,7 @@ class Policy:
                 logger.info("probe of %s: %s", type(self.model).__name__, error)
                 return False
 
-        self.fused = self.spec is not None
+        self.fused = head_spec(self.model) is not None
         self.fused = self.fused and agrees()
         self.way = "packed"
         self.way = "packed" if agrees() else "plain"
@@ -133,9 +152,9 @@ class Policy:
 
 
 def head_spec(model: PreTrainedModel) -> HeadSpec | None:
-    """What the model does between its output embedding and its logits; None when it has no such embedding."""
+    """What the model does between its output embedding and its logits; None when it has no plain one."""
     head = model.get_output_embeddings()
-    if head is None or not isinstance(getattr(head, "weight", None), Tensor):
+    if head is None or hasattr(head, "base_layer") or not isinstance(getattr(head, "weight", None), Tensor):
         return None
     config = model.config.get_text_config(decoder=True)
     return HeadSpec(

@@ -73,17 +73,19 @@ def sample(
     eos_ids: frozenset[int],
     seed: int,
     normalizer: Normalizer = "softmax",
+    places: tuple[Tensor, int] | None = None,
 ) -> Rollout:
     """Sample `group_size` completions of each prompt, from logits / temperature, in fp32.
 
     seed: of this call; the same seed, model and prompts give the same rollout. An end-of-sequence id is part of its
-    completion and the last token of it.
+    completion and the last token of it. places: these rows' (S,) places in a batch of so many rows, of which other
+    processes sample the rest; each row then gets the tokens that it would get if one process sampled them all.
     """
     device = model.device
     rows = len(prompts) * group_size
-    uniforms = torch.rand(max_new_tokens, rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
-        device
-    )
+    mine, total = (slice(None), rows) if places is None else places
+    uniforms = torch.rand(max_new_tokens, total, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    uniforms = uniforms[:, mine].to(device)
     eos = torch.tensor(sorted(eos_ids), device=device)
     ids = torch.zeros(rows, max_new_tokens, dtype=torch.int64, device=device)
     mask = torch.zeros(rows, max_new_tokens, dtype=torch.bool, device=device)

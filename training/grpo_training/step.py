@@ -4,7 +4,8 @@
     log-probs  ->  loss, backward  ->  update
 
 The reference works while rewards and the policy's forward are computed; how long the step then still waits for it is
-measured. Everything random follows from (seed, step).
+measured. Everything random follows from (seed, step). Where several processes run, each does this with its own groups, and
+what is counted, averaged or logged is the whole step's.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from grpo_training.config import TrainConfig
+from grpo_training.distributed import Share, World
 from grpo_training.losses import LossTerms, Totals, group_advantages, mean_metrics, policy_loss
 from grpo_training.models import LoadedModel
 from grpo_training.policy import Policy
 from grpo_training.reference import Pending, Reference
 from grpo_training.rollout import Rollout, sample
+from grpo_training.sharding import whole
 from grpo_training.tasks import Judged, Problem, Task
 
 
@@ -38,6 +41,7 @@ class Parts:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     reference: Reference | None
+    world: World
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,39 +81,49 @@ def step_seed(seed: int, step: int) -> int:
 
 def grpo_step(parts: Parts, step: int) -> StepReport:
     """Do step number `step` (from 0) and say what happened."""
-    config, clock, started = parts.config, Clock(), time.perf_counter()
+    config, world, clock, started = parts.config, parts.world, Clock(), time.perf_counter()
+    share = world.share(config)
     with clock("rollout"):
-        problems = parts.task.problems(step, config.rollout.prompts_per_step, config.trainer.seed)
-        rollout = _sample(parts, problems, step)
+        everyones = parts.task.problems(step, config.rollout.prompts_per_step, config.trainer.seed)
+        problems = [everyones[i] for i in share.prompts]
+        rollout = _sample(parts, problems, step, share)
     portions = rollout.split(config.trainer.gradient_accumulation)
     pending = parts.reference.submit(portions) if parts.reference else None
     with clock("reward"):
         texts = _texts(parts, rollout)
         judged = [parts.task.judge(problems[i // rollout.group_size], text) for i, text in enumerate(texts)]
         rewards = torch.tensor([j.reward for j in judged])
-        advantages = group_advantages(rewards, rollout.group_size, scale=config.loss.scale_advantages)
-    figures = _update(parts, portions, advantages.to(rollout.ids.device), pending, clock)
-    figures |= _describe(rollout, rewards, judged)
+        rows = world.rows(_rows(rollout, rewards, judged), config)  # (S, 5) of all processes
+        advantages = group_advantages(rows[:, 0], rollout.group_size, scale=config.loss.scale_advantages)[share.rows]
+    figures = _update(parts, step, portions, advantages.to(rollout.ids.device), pending, clock)
+    figures |= _describe(rows, rollout.group_size)
+    slowest = {f"time/{name}_s": seconds for name, seconds in clock.seconds.items()}
+    slowest["time/step_s"] = time.perf_counter() - started
     if pending:
-        figures["reference/latency_s"] = max(p.latency_s for p in pending)
-    figures |= {f"time/{name}_s": seconds for name, seconds in clock.seconds.items()}
-    figures["time/step_s"] = time.perf_counter() - started
+        slowest["reference/latency_s"] = max(p.latency_s for p in pending)
+    figures |= world.maxima(slowest)
     group = slice(0, rollout.group_size)
     return StepReport(figures, Sample(problems[0].prompt_text, texts[group], rewards[group].tolist()))
 
 
-def _sample(parts: Parts, problems: list[Problem], step: int) -> Rollout:
+def _sample(parts: Parts, problems: list[Problem], step: int, share: Share) -> Rollout:
     config = parts.config
-    return sample(
-        parts.loaded.model,
-        [p.prompt_ids for p in problems],
-        group_size=config.rollout.group_size,
-        max_new_tokens=config.rollout.max_new_tokens,
-        temperature=config.rollout.temperature,
-        eos_ids=parts.loaded.eos_ids,
-        seed=step_seed(config.trainer.seed, step),
-        normalizer=config.loss.normalizer,
-    )
+
+    def draw() -> Rollout:
+        return sample(
+            parts.loaded.model,
+            [p.prompt_ids for p in problems],
+            group_size=config.rollout.group_size,
+            max_new_tokens=config.rollout.max_new_tokens,
+            temperature=config.rollout.temperature,
+            eos_ids=parts.loaded.eos_ids,
+            seed=step_seed(config.trainer.seed, step),
+            normalizer=config.loss.normalizer,
+            places=(share.rows, config.rollout.prompts_per_step * config.rollout.group_size),
+        )
+
+    with parts.policy.autocast():
+        return parts.world.generate(draw)
 
 
 def _texts(parts: Parts, rollout: Rollout) -> list[str]:
@@ -118,13 +132,13 @@ def _texts(parts: Parts, rollout: Rollout) -> list[str]:
 
 
 def _update(
-    parts: Parts, portions: list[Rollout], advantages: Tensor, pending: list[Pending] | None, clock: Clock
+    parts: Parts, step: int, portions: list[Rollout], advantages: Tensor, pending: list[Pending] | None, clock: Clock
 ) -> dict[str, float]:
     """Optimizer steps on one batch of rollouts; returns the figures of the last one."""
-    config = parts.config
+    config, world = parts.config, parts.world
     totals = Totals(
-        sequences=sum(len(p.ids) for p in portions),
-        tokens=int(sum(p.mask.sum() for p in portions)),
+        sequences=sum(len(p.ids) for p in portions) * world.size,
+        tokens=int(world.sum(torch.stack([p.mask.sum() for p in portions])).sum()),
         portions=len(portions),
         max_tokens=config.rollout.max_new_tokens,
     )
@@ -132,12 +146,14 @@ def _update(
     old: list[Tensor | None] = [None] * len(portions)
     scores: list[tuple[Tensor, Tensor] | None] = [None] * len(portions)
     figures: dict[str, float] = {}
+    if config.lora is not None and config.lora.dropout > 0:  # the one thing that draws from torch's own generator
+        torch.manual_seed(step_seed(config.trainer.seed, step) + world.rank)
     for iteration in range(config.trainer.iterations):
         terms: list[LossTerms] = []
         gap = torch.zeros(())
         for i, portion in enumerate(portions):
             with clock("forward"):
-                logprobs = parts.policy.logprobs(portion)
+                logprobs = world.forward(lambda of=portion: parts.policy.logprobs(of), last=i + 1 == len(portions))
             if pending and scores[i] is None:
                 with clock("reference_wait"):
                     scores[i] = pending[i].collect()
@@ -147,11 +163,11 @@ def _update(
                 old[i] = logprobs.detach()
             with clock("backward"):
                 terms.append(_portion_loss(parts, portion, logprobs, shares[i], old[i], scores[i], totals))
-                terms[-1].loss.backward()
+                world.backward(terms[-1].loss)
         if iteration == 0:
-            figures["policy/sampler_gap"] = float(gap)
+            figures |= world.maxima({"policy/sampler_gap": float(gap)})
         with clock("optimizer"):
-            figures |= mean_metrics(terms) | _optimize(parts)
+            figures |= mean_metrics(terms, summed=world.sum) | _optimize(parts)
     parts.scheduler.step()
     return figures
 
@@ -167,6 +183,8 @@ def _portion_loss(
 ) -> LossTerms:
     reference, usable = scores if scores is not None else (None, None)
     mask = portion.mask if usable is None else portion.mask & usable[:, None]
+    if parts.config.loss.kind == "bnpo":
+        totals = replace(totals, portion_tokens=int(parts.world.sum(mask.sum())))
     return policy_loss(logprobs, advantages, mask, parts.config.loss, totals, old_logprobs=old, ref_logprobs=reference)
 
 
@@ -174,6 +192,7 @@ def _optimize(parts: Parts) -> dict[str, float]:
     """Clip, step, clear. A step whose gradient is not finite is left out, and counted."""
     limit = parts.config.optimizer.max_grad_norm
     norm = torch.nn.utils.clip_grad_norm_(parts.loaded.model.parameters(), float("inf") if limit is None else limit)
+    norm = whole(norm)
     usable = bool(torch.isfinite(norm))
     lr = float(parts.optimizer.param_groups[0]["lr"])
     if usable:
@@ -182,18 +201,25 @@ def _optimize(parts: Parts) -> dict[str, float]:
     return {"policy/grad_norm": float(norm), "policy/lr": lr, "policy/skipped": float(not usable)}
 
 
-def _describe(rollout: Rollout, rewards: Tensor, judged: list[Judged]) -> dict[str, float]:
-    lengths = rollout.lengths.float()
-    grouped = rewards.view(-1, rollout.group_size)
+def _rows(rollout: Rollout, rewards: Tensor, judged: list[Judged]) -> Tensor:
+    """(S, 5) what the figures are made of, a line for each completion: reward, correct, length, ended, summed entropy."""
+    correct = torch.tensor([float(j.correct) for j in judged])
+    columns = (rewards, correct, rollout.lengths, rollout.ended, rollout.entropy.sum(-1))
+    return torch.stack([column.double().cpu() for column in columns], dim=1)
+
+
+def _describe(rows: Tensor, group_size: int) -> dict[str, float]:
+    rewards, correct, lengths, ended, entropy = rows.unbind(1)
+    grouped = rewards.view(-1, group_size)
     return {
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std()) if len(rewards) > 1 else 0.0,
-        "reward/correct": sum(j.correct for j in judged) / len(judged),
+        "reward/correct": float(correct.mean()),
         # Groups whose rewards are all equal teach nothing.
-        "reward/flat_groups": float((grouped == grouped[:, :1]).all(-1).float().mean()),
+        "reward/flat_groups": float((grouped == grouped[:, :1]).all(-1).double().mean()),
         "completion/length": float(lengths.mean()),
         "completion/length_max": float(lengths.max()),
-        "completion/ended": float(rollout.ended.float().mean()),
+        "completion/ended": float(ended.mean()),
         "completion/tokens": float(lengths.sum()),
-        "policy/entropy": float(rollout.entropy.sum() / rollout.mask.sum()),
+        "policy/entropy": float(entropy.sum() / lengths.sum()),
     }

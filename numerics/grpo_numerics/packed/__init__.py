@@ -5,7 +5,7 @@ and merges them with gradient, `hook` is the door for transformers' models.
 """
 
 from .attention import packed_attention
-from .hook import NAME, attention_forward, packed_stream, stream_inputs
+from .hook import NAME, attention_forward, current_stream, packed_stream, stream_again, stream_inputs
 from .layout import PackedLayout, Segment
 from .schedule import Schedule
 
@@ -15,7 +15,9 @@ __all__ = [
     "Schedule",
     "Segment",
     "attention_forward",
+    "current_stream",
     "packed_attention",
     "packed_stream",
+    "stream_again",
     "stream_inputs",
 ]

@@ -41,9 +41,21 @@ _current: ContextVar[Calls | None] = ContextVar("grpo_packed_stream", default=No
 def packed_stream(schedule: Schedule) -> Generator[Calls]:
     """Inside, attention layers of a model that was switched to `NAME` read the stream by `schedule`."""
     calls = Calls(schedule)
+    with stream_again(calls):
+        yield calls
+
+
+def current_stream() -> Calls | None:
+    """The stream that layers read here, to be given to `stream_again`; None outside one."""
+    return _current.get()
+
+
+@contextmanager
+def stream_again(calls: Calls | None) -> Generator[None]:
+    """Re-enter a stream that was left: gradient checkpointing runs layers anew in backward, possibly on another thread."""
     token = _current.set(calls)
     try:
-        yield calls
+        yield
     finally:
         _current.reset(token)
 
@@ -69,6 +81,10 @@ def attention_forward(
     if attention_mask is not None or dropout:
         raise RuntimeError("the packed attention takes neither a mask nor dropout: call model.eval() and pass no mask")
     calls.count += 1
+    if torch.is_autocast_enabled(query.device.type):
+        # Rotary embeddings leave q and k in fp32 beside a bf16 v; and the backward of this function runs outside autocast.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     out = packed_attention(
         query[0],
         key[0],

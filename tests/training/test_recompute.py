@@ -1,0 +1,67 @@
+"""Gradient checkpointing: the same gradients, from layers that backward has computed again."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from grpo_training.config import ConfigError
+from grpo_training.policy import Policy
+from grpo_training.recompute import recompute_layers
+from grpo_training.rollout import Rollout
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel
+
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14]]
+LENGTHS = [4, 1, 6, 3]
+
+
+def rollout() -> Rollout:
+    ids = torch.randint(3, 80, (4, 6), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(6) < torch.tensor(LENGTHS)[:, None]
+    zeros = torch.zeros(4, 6)
+    return Rollout(PROMPTS, 2, ids.where(mask, 0), mask, zeros, zeros, mask[:, 0])
+
+
+def gradients(model: PreTrainedModel, policy: Policy) -> dict[str, Tensor]:
+    model.zero_grad()
+    policy.logprobs(rollout()).square().sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def gpt2() -> PreTrainedModel:
+    torch.manual_seed(0)
+    ids = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **ids)).eval()
+
+
+@pytest.mark.parametrize("way", ["packed", "plain"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_gradients_are_the_same(tiny: LlamaForCausalLM, kind: str, way: str) -> None:
+    model = copy.deepcopy(tiny) if kind == "llama" else gpt2()
+    policy = Policy(model)
+    assert policy.way == "packed"
+    policy.way = way  # type: ignore[assignment]
+    kept = gradients(model, policy)
+    own = model.config._attn_implementation
+    forwards: list[bool] = []
+    layer = model.base_model.layers[0].mlp if kind == "llama" else model.base_model.h[0].mlp
+    layer.register_forward_pre_hook(lambda *_: forwards.append(torch.is_grad_enabled()))
+    recompute_layers(model)
+    again = gradients(model, policy)
+    assert forwards == [True, True]  # once in forward, once in backward
+    assert again.keys() == kept.keys()
+    for name, gradient in kept.items():
+        assert torch.equal(again[name], gradient), name
+    assert model.config._attn_implementation == own
+    with torch.no_grad():
+        policy.logprobs(rollout())
+    assert len(forwards) == 3
+
+
+def test_a_model_without_marked_layers_is_refused(tiny: LlamaForCausalLM) -> None:
+    model = copy.deepcopy(tiny)
+    model.base_model.layers = torch.nn.ModuleList()
+    with pytest.raises(ConfigError, match="gradient_checkpointing"):
+        recompute_layers(model)

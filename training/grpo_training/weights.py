@@ -1,0 +1,68 @@
+"""The trained weights, from the processes that hold them to disk and back, in Hugging Face's format or peft's.
+
+weights = gathered(model)                 on every process: a collective where the weights are cut (FSDP2)
+write(model, directory, weights)          on one
+read_into(model, directory)               on every process
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from grpo_training.config import CheckpointError
+from grpo_training.lora import ADAPTER_FILE, has_adapter, read_adapter, save_adapter
+from grpo_training.sharding import cut_like, whole
+
+
+def gathered(model: PreTrainedModel) -> dict[str, Tensor] | None:
+    """What is to be saved, in one piece, on every process; None where the model has it in one piece anyway.
+
+    With an adapter that is the adapter alone. Tied weights stay one tensor.
+    """
+    state = model.state_dict(keep_vars=True)
+    if has_adapter(model):
+        state = {name: tensor for name, tensor in state.items() if tensor.requires_grad}
+    elif not any(isinstance(tensor, DTensor) for tensor in state.values()):
+        return None
+    pieces = {id(tensor): whole(tensor).detach().cpu() for tensor in state.values()}
+    return {name: pieces[id(tensor)] for name, tensor in state.items()}
+
+
+def write(model: PreTrainedModel, directory: Path, weights: dict[str, Tensor] | None) -> None:
+    """Save the model, or its adapter. weights: from `gathered`."""
+    if has_adapter(model):
+        assert weights is not None
+        save_adapter(model, directory, weights)
+    else:
+        model.save_pretrained(directory, state_dict=weights)
+
+
+def read_into(model: PreTrainedModel, directory: Path) -> None:
+    """Put saved weights into a model made as for a new run, cut as the model is. Raises CheckpointError if they do not fit."""
+    adapter = has_adapter(model)
+    if adapter != (directory / ADAPTER_FILE).is_file():
+        other = "the whole model, and this run trains an adapter" if adapter else "an adapter, and this run has none"
+        raise CheckpointError(f"{directory} holds {other}: take the lora section of its config.json")
+    weights = read_adapter(model, directory) if adapter else _read_model(directory)
+    here = model.state_dict(keep_vars=True)
+    # A DTensor takes no ordinary tensor.
+    weights = {name: cut_like(tensor, here[name]) if name in here else tensor for name, tensor in weights.items()}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    # Tied weights are saved once, and an adapter without its base.
+    absent = {name for name in missing if not adapter or here[name].requires_grad} - set(model.all_tied_weights_keys)
+    if unexpected or absent:
+        raise CheckpointError(f"{directory} is of another model: missing {sorted(absent)}, unknown {unexpected}")
+
+
+def _read_model(directory: Path) -> dict[str, Tensor]:
+    index = directory / "model.safetensors.index.json"
+    if not index.is_file():
+        return load_file(directory / "model.safetensors")
+    files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return {name: tensor for file in sorted(files) for name, tensor in load_file(directory / file).items()}
