@@ -30,6 +30,10 @@ def test_the_example_loads_and_overrides_apply() -> None:
         ("optimizer.orthograd.granularty=row", "did you mean granularity?"),
         ("optimizer.lr=-1", "optimizer.lr: Input should be greater than 0"),
         ("loss.kind=ppo", "loss.kind: Input should be 'grpo'"),
+        ("loss.top_entropy_quantile=0", "loss.top_entropy_quantile: Input should be greater than 0"),
+        ("loss.rollout_correction=mask", "loss.rollout_correction: Input should be 'auto'"),
+        ("loss.kl_in=rewards", "loss.kl_in: Input should be 'loss' or 'reward'"),
+        ("collapse.warn_at=5", "collapse.warn_at: Input should be less than or equal to 1"),
         ("rollout.temperature=0", "rollout.temperature"),
         ("rollout.group_size=1", "rollout.group_size=1 leaves every advantage at 0"),
         ("trainer.gradient_accumulation=99", "must divide rollout.prompts_per_step"),
@@ -74,3 +78,8 @@ def test_every_field_is_explained_here_and_in_the_documentation() -> None:
         for field, info in model.model_fields.items():
             assert info.description, f"{section}.{field} has no docstring"
             assert f"`{field}`" in page, f"docs/training.md does not speak of {section}.{field}"
+
+
+def test_settings_that_contradict_each_other() -> None:
+    with pytest.raises(ConfigError, match="set bias_corrected_kl=false, or kl_in=loss"):
+        load_config(EXAMPLE, ["loss.kl_in=reward", "loss.bias_corrected_kl=true"])

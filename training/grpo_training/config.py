@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 LossKind = Literal["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo"]
 KlKind = Literal["k1", "k2", "k3", "k3+", "abs"]
 Granularity = Literal["tensor", "row", "global"]
+Correction = Literal["auto", "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 
 class ConfigError(ValueError):
@@ -128,6 +129,9 @@ class LossConfig(_Section):
     """Weight of the KL to the reference. 0 asks nothing of the server."""
     kl: KlKind = "k3"
     """Estimator of that KL."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """`loss`: beta times the estimate is added to each token's term. `reward`: beta times its sum over a completion is
+    taken off that completion's reward, before advantages are formed."""
     bias_corrected_kl: bool = False
     """Multiply the estimate by the importance ratio."""
     epsilon_low: float = Field(default=0.2, ge=0)
@@ -140,12 +144,31 @@ class LossConfig(_Section):
     """Importance ratio of each token, or of the sequence (GSPO: exp of the mean log-ratio)."""
     scale_advantages: Literal["group", "batch", "none"] = "group"
     """Divide the advantage by the standard deviation of its group, of the batch, or not at all (Dr. GRPO)."""
+    entropy_coef: float = Field(default=0.0, ge=0)
+    """Weight of the entropy bonus: the mean entropy of a token, in nats, times this is taken off the loss."""
+    top_entropy_quantile: float = Field(default=1.0, gt=0, le=1)
+    """Share of the tokens that the policy term and the bonus act on: those whose distribution has the largest entropy.
+    The KL acts on all. 1 is no mask."""
+    rollout_correction: Correction = "auto"
+    """Weight for what another engine sampled, (policy / sampler) of the token or of the sequence, where above the cap cut
+    down to it (truncate) or left out (mask). `auto`: sequence_mask with another engine, none with the policy itself."""
+    rollout_correction_cap: float = Field(default=3.0, gt=0)
+    """The largest such weight."""
     sapo_temperature_pos: float = Field(default=1.0, gt=0)
     """sapo: softness of the gate where the advantage is positive."""
     sapo_temperature_neg: float = Field(default=1.05, gt=0)
     """sapo: softness of the gate elsewhere."""
     normalizer: Normalizer = "softmax"
     """What turns logits into probabilities, in sampling, policy and reference alike."""
+
+    @model_validator(mode="after")
+    def _no_ratio_in_a_reward(self) -> Self:
+        if self.kl_in == "reward" and self.bias_corrected_kl:
+            raise ValueError(
+                "bias_corrected_kl multiplies the loss's KL by the importance ratio, and kl_in=reward takes the KL out of "
+                "the loss: set bias_corrected_kl=false, or kl_in=loss"
+            )
+        return self
 
 
 class OrthoGradConfig(_Section):
@@ -182,6 +205,15 @@ class OptimizerConfig(_Section):
     """See OrthoGradConfig."""
 
 
+class CollapseConfig(_Section):
+    """Watching for softmax collapse: see grpo_training.collapse."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between measurements, each of which costs a forward and two passes over the weights; 0 measures nothing."""
+    warn_at: float = Field(default=0.05, gt=0, le=1)
+    """Share of loss terms that are exactly 0 from which on a warning says so, once."""
+
+
 class TrainerConfig(_Section):
     """How long, in what portions, and what is written."""
 
@@ -214,6 +246,7 @@ class TrainConfig(_Section):
     rollout: RolloutConfig = RolloutConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    collapse: CollapseConfig = CollapseConfig()
     trainer: TrainerConfig = TrainerConfig()
 
     @model_validator(mode="after")

@@ -27,14 +27,16 @@ from grpo_training.models import LoadedModel, load_model
 from grpo_training.plots import write_report
 from grpo_training.policy import Policy
 from grpo_training.reference import Reference
+from grpo_training.sampling import PolicySampler
 from grpo_training.step import Parts, StepReport, grpo_step
 from grpo_training.tasks import Task
+from grpo_training.watch import CollapseWatch
 
 logger = logging.getLogger(__name__)
 
 # What a resumed run may change: where and how long it runs, and whom it asks; not what is learned.
 _MAY_CHANGE = ("reference", "trainer.steps", "trainer.output", "trainer.checkpoint_every", "trainer.keep_checkpoints")
-_MAY_CHANGE += ("trainer.tensorboard", "trainer.save_model", "model.threads", "model.device")
+_MAY_CHANGE += ("trainer.tensorboard", "trainer.save_model", "model.threads", "model.device", "collapse")
 
 
 class Observer(Protocol):
@@ -83,6 +85,8 @@ def train(
             loaded=loaded,
             policy=Policy(loaded.model, temperature=config.rollout.temperature, normalizer=config.loss.normalizer),
             task=Task(config.task, loaded.tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens),
+            sampler=PolicySampler(config, loaded),
+            watch=CollapseWatch(config.collapse, normalizer=config.loss.normalizer),
             optimizer=optimizer,
             scheduler=scheduler,
             reference=reference,

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 from grpo_client.protocol import Normalizer
-from grpo_numerics import HeadSpec, fused_logprobs, token_logprobs
+from grpo_numerics import HeadSpec, entropy, fused_logprobs, score_rows, token_logprobs
 from grpo_numerics.packed import NAME, PackedLayout, Schedule, attention_forward, packed_stream, stream_inputs
 from torch import Tensor
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
@@ -45,21 +45,42 @@ class Policy:
 
     def logprobs(self, rollout: Rollout) -> Tensor:
         """(S, C) fp32 log-probs of the completion tokens under temperature and normalizer; 0 where masked."""
+        return self.scores(rollout)[0]
+
+    def scores(self, rollout: Rollout, *, entropies: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The log-probs, and where asked for the entropies of the distributions: (S, C) fp32, nats, 0 where masked.
+
+        Both carry gradient, and both come from one pass over the head.
+        """
         rows = self._packed(rollout) if self.way == "packed" else self._plain(rollout)[rollout.mask]  # (N, D)
         targets = rollout.ids[rollout.mask]  # (N,)
-        if self.fused:
+        under = {"temperature": self.temperature, "normalizer": self.normalizer}
+        uncertainty: Tensor | None = None
+        if self.fused and entropies:
             assert self._head is not None
-            scores = fused_logprobs(
-                rows,
-                self._head,
-                targets,
-                spec=self.spec,
-                temperature=self.temperature,
-                normalizer=self.normalizer,
+            scores, uncertainty = fused_logprobs(
+                rows, self._head, targets, spec=self.spec, return_entropy=True, **under
             )
+        elif self.fused:
+            assert self._head is not None
+            scores = fused_logprobs(rows, self._head, targets, spec=self.spec, **under)
         else:
-            scores = token_logprobs(rows, targets, temperature=self.temperature, normalizer=self.normalizer)
-        return torch.zeros(rollout.mask.shape, device=scores.device).masked_scatter(rollout.mask, scores)
+            scores = token_logprobs(rows, targets, **under)
+            uncertainty = entropy(rows, **under) if entropies else None
+        return _spread(scores, rollout.mask), None if uncertainty is None else _spread(uncertainty, rollout.mask)
+
+    @torch.no_grad()
+    def max_logit(self, rollout: Rollout) -> float:
+        """The largest logit over all completion tokens, before temperature and normalizer. A forward of its own."""
+        rows = self._packed(rollout) if self.way == "packed" else self._plain(rollout)[rollout.mask]
+        if not self.fused:
+            return float(rows.max())
+        assert self._head is not None
+        # Under softmax at temperature 1 a logit is its log-prob plus the log-sum-exp: so no row of logits is formed.
+        best = score_rows(rows, self._head, rollout.ids[rollout.mask], spec=self.spec, top_k=1, want={"logsumexp"})
+        assert best.top_logprobs is not None
+        assert best.logsumexp is not None
+        return float((best.top_logprobs[:, 0] + best.logsumexp).max())
 
     def _packed(self, rollout: Rollout) -> Tensor:
         """(N, D): row n is what predicts the n-th completion token (logits in place of D where the head is not fused)."""
@@ -130,6 +151,11 @@ class Policy:
             "computed once per group" if self.way == "packed" else "repeated for each completion",
             "fused" if self.fused else "the model's own",
         )
+
+
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    """(N,) values of the unmasked places, as (S, C) with 0 elsewhere."""
+    return torch.zeros(mask.shape, device=values.device).masked_scatter(mask, values)
 
 
 def head_spec(model: PreTrainedModel) -> HeadSpec | None:

@@ -19,12 +19,21 @@ import torch
 from torch import Tensor
 
 from grpo_training.config import TrainConfig
-from grpo_training.losses import LossTerms, Totals, group_advantages, mean_metrics, policy_loss
+from grpo_training.losses import LossTerms, Totals, group_advantages, mean_metrics
 from grpo_training.models import LoadedModel
+from grpo_training.objective import (
+    PortionData,
+    correction_in_use,
+    needs_entropies,
+    penalised,
+    portion_loss,
+)
 from grpo_training.policy import Policy
 from grpo_training.reference import Pending, Reference
-from grpo_training.rollout import Rollout, sample
-from grpo_training.tasks import Judged, Problem, Task
+from grpo_training.rollout import Rollout
+from grpo_training.sampling import Sampler
+from grpo_training.tasks import Judged, Task
+from grpo_training.watch import CollapseWatch
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,8 @@ class Parts:
     loaded: LoadedModel
     policy: Policy
     task: Task
+    sampler: Sampler
+    watch: CollapseWatch
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     reference: Reference | None
@@ -55,6 +66,10 @@ class StepReport:
 
     figures: dict[str, float]
     sample: Sample
+
+
+# (S, C) log-probs and (S,) which of them may be used; None while they have not been collected.
+Scores = tuple[Tensor, Tensor] | None
 
 
 class Clock:
@@ -80,16 +95,22 @@ def grpo_step(parts: Parts, step: int) -> StepReport:
     config, clock, started = parts.config, Clock(), time.perf_counter()
     with clock("rollout"):
         problems = parts.task.problems(step, config.rollout.prompts_per_step, config.trainer.seed)
-        rollout = _sample(parts, problems, step)
+        rollout = parts.sampler.sample([p.prompt_ids for p in problems], seed=step_seed(config.trainer.seed, step))
     portions = rollout.split(config.trainer.gradient_accumulation)
     pending = parts.reference.submit(portions) if parts.reference else None
     with clock("reward"):
         texts = _texts(parts, rollout)
         judged = [parts.task.judge(problems[i // rollout.group_size], text) for i, text in enumerate(texts)]
         rewards = torch.tensor([j.reward for j in judged])
-        advantages = group_advantages(rewards, rollout.group_size, scale=config.loss.scale_advantages)
-    figures = _update(parts, portions, advantages.to(rollout.ids.device), pending, clock)
-    figures |= _describe(rollout, rewards, judged)
+    scores: list[Scores] = [None] * len(portions)
+    figures: dict[str, float] = {}
+    earned = rewards
+    if pending and config.loss.kl_in == "reward":
+        scores, earned, figures = _penalise(parts, portions, pending, rewards, clock)
+    advantages = group_advantages(earned, rollout.group_size, scale=config.loss.scale_advantages)
+    parts.watch.begin(step, parts.policy, portions)
+    figures |= _update(parts, portions, advantages.to(rollout.ids.device), pending, scores, clock)
+    figures |= parts.watch.figures() | _describe(rollout, rewards, judged)
     if pending:
         figures["reference/latency_s"] = max(p.latency_s for p in pending)
     figures |= {f"time/{name}_s": seconds for name, seconds in clock.seconds.items()}
@@ -98,27 +119,46 @@ def grpo_step(parts: Parts, step: int) -> StepReport:
     return StepReport(figures, Sample(problems[0].prompt_text, texts[group], rewards[group].tolist()))
 
 
-def _sample(parts: Parts, problems: list[Problem], step: int) -> Rollout:
-    config = parts.config
-    return sample(
-        parts.loaded.model,
-        [p.prompt_ids for p in problems],
-        group_size=config.rollout.group_size,
-        max_new_tokens=config.rollout.max_new_tokens,
-        temperature=config.rollout.temperature,
-        eos_ids=parts.loaded.eos_ids,
-        seed=step_seed(config.trainer.seed, step),
-        normalizer=config.loss.normalizer,
-    )
-
-
 def _texts(parts: Parts, rollout: Rollout) -> list[str]:
     rows = [ids for group in rollout.completions() for ids in group]
     return list(parts.loaded.tokenizer.batch_decode(rows, skip_special_tokens=True))
 
 
+def _penalise(
+    parts: Parts, portions: list[Rollout], pending: list[Pending], rewards: Tensor, clock: Clock
+) -> tuple[list[Scores], Tensor, dict[str, float]]:
+    """The reference's scores, the rewards less the KL, and its figures. The reference is waited for before the update.
+
+    What the policy itself sampled has its log-probs already; what another engine sampled is scored by the policy first.
+    """
+    options = parts.config.loss
+    scores: list[Scores] = []
+    earned: list[Tensor] = []
+    figures = {"kl": 0.0}
+    for portion, mine, under_way in zip(portions, rewards.chunk(len(portions)), pending, strict=True):
+        policy = portion.logprobs
+        if parts.sampler.foreign:
+            with clock("forward"), torch.no_grad():
+                policy = parts.policy.logprobs(portion)
+        with clock("reference_wait"):
+            reference, usable = under_way.collect()
+        mask = portion.mask & usable[:, None]
+        shaped, kl = penalised(mine.to(policy.device), policy, reference, mask, options)
+        scores.append((reference, usable))
+        earned.append(shaped.cpu())
+        figures["kl"] += kl * float(portion.mask.sum())
+    figures["kl"] /= sum(float(p.mask.sum()) for p in portions)
+    figures["reward/less_kl"] = float(torch.cat(earned).mean())
+    return scores, torch.cat(earned), figures
+
+
 def _update(
-    parts: Parts, portions: list[Rollout], advantages: Tensor, pending: list[Pending] | None, clock: Clock
+    parts: Parts,
+    portions: list[Rollout],
+    advantages: Tensor,
+    pending: list[Pending] | None,
+    scores: list[Scores],
+    clock: Clock,
 ) -> dict[str, float]:
     """Optimizer steps on one batch of rollouts; returns the figures of the last one."""
     config = parts.config
@@ -128,25 +168,40 @@ def _update(
         portions=len(portions),
         max_tokens=config.rollout.max_new_tokens,
     )
+    correction = correction_in_use(config.loss, foreign=parts.sampler.foreign)
     shares = advantages.chunk(len(portions))
     old: list[Tensor | None] = [None] * len(portions)
-    scores: list[tuple[Tensor, Tensor] | None] = [None] * len(portions)
     figures: dict[str, float] = {}
     for iteration in range(config.trainer.iterations):
         terms: list[LossTerms] = []
         gap = torch.zeros(())
         for i, portion in enumerate(portions):
             with clock("forward"):
-                logprobs = parts.policy.logprobs(portion)
+                logprobs, entropies = parts.policy.scores(
+                    portion, entropies=needs_entropies(config.loss) or portion.entropy is None
+                )
             if pending and scores[i] is None:
                 with clock("reference_wait"):
                     scores[i] = pending[i].collect()
             if iteration == 0:
-                # What sampled and what is trained are the same weights: a gap is the error of one of the two.
+                # With the policy as its own sampler the weights are the same: a gap is the error of one of the two.
                 gap = torch.maximum(gap, (logprobs.detach() - portion.logprobs).abs().max().cpu())
                 old[i] = logprobs.detach()
+                parts.watch.saw_terms(logprobs, portion.mask)
+            reference, usable = scores[i] or (None, None)
+            before = old[i]
+            assert before is not None
+            data = PortionData(
+                logprobs=logprobs,
+                entropies=entropies,
+                old=before,
+                sampler=portion.logprobs,
+                reference=reference,
+                mask=portion.mask if usable is None else portion.mask & usable[:, None],
+                advantages=shares[i],
+            )
             with clock("backward"):
-                terms.append(_portion_loss(parts, portion, logprobs, shares[i], old[i], scores[i], totals))
+                terms.append(portion_loss(data, config.loss, totals, correction=correction))
                 terms[-1].loss.backward()
         if iteration == 0:
             figures["policy/sampler_gap"] = float(gap)
@@ -156,20 +211,6 @@ def _update(
     return figures
 
 
-def _portion_loss(
-    parts: Parts,
-    portion: Rollout,
-    logprobs: Tensor,
-    advantages: Tensor,
-    old: Tensor | None,
-    scores: tuple[Tensor, Tensor] | None,
-    totals: Totals,
-) -> LossTerms:
-    reference, usable = scores if scores is not None else (None, None)
-    mask = portion.mask if usable is None else portion.mask & usable[:, None]
-    return policy_loss(logprobs, advantages, mask, parts.config.loss, totals, old_logprobs=old, ref_logprobs=reference)
-
-
 def _optimize(parts: Parts) -> dict[str, float]:
     """Clip, step, clear. A step whose gradient is not finite is left out, and counted."""
     limit = parts.config.optimizer.max_grad_norm
@@ -177,7 +218,9 @@ def _optimize(parts: Parts) -> dict[str, float]:
     usable = bool(torch.isfinite(norm))
     lr = float(parts.optimizer.param_groups[0]["lr"])
     if usable:
+        parts.watch.before_update(parts.loaded.model.parameters())
         parts.optimizer.step()
+        parts.watch.after_update()
     parts.optimizer.zero_grad(set_to_none=True)
     return {"policy/grad_norm": float(norm), "policy/lr": lr, "policy/skipped": float(not usable)}
 
@@ -185,7 +228,7 @@ def _optimize(parts: Parts) -> dict[str, float]:
 def _describe(rollout: Rollout, rewards: Tensor, judged: list[Judged]) -> dict[str, float]:
     lengths = rollout.lengths.float()
     grouped = rewards.view(-1, rollout.group_size)
-    return {
+    figures = {
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std()) if len(rewards) > 1 else 0.0,
         "reward/correct": sum(j.correct for j in judged) / len(judged),
@@ -195,5 +238,7 @@ def _describe(rollout: Rollout, rewards: Tensor, judged: list[Judged]) -> dict[s
         "completion/length_max": float(lengths.max()),
         "completion/ended": float(rollout.ended.float().mean()),
         "completion/tokens": float(lengths.sum()),
-        "policy/entropy": float(rollout.entropy.sum() / rollout.mask.sum()),
     }
+    if rollout.entropy is not None:
+        figures["policy/entropy"] = float(rollout.entropy.sum() / rollout.mask.sum())
+    return figures
