@@ -8,6 +8,7 @@ An unknown field is refused with the name it was probably meant to be. Nothing h
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -214,6 +215,37 @@ class CollapseConfig(_Section):
     """Share of loss terms that are exactly 0 from which on a warning says so, once."""
 
 
+class EvalConfig(_Section):
+    """Answers to held-out questions, by the weights as they are then."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between evaluations; the first is before step 0, the last after the last step. 0 evaluates never."""
+    task: TaskConfig | None = None
+    """What is asked. None: the training task's dataset, drawn with eval.seed."""
+    tasks: Mapping[str, TaskConfig] = Field(default_factory=dict)
+    """Several of them by name, in place of `task`."""
+    prompts: int = Field(default=64, ge=1)
+    """Questions of each task, the same ones at every evaluation."""
+    completions: int = Field(default=1, ge=1)
+    """Answers to each question; more than one needs a temperature."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 takes the likeliest token each time; else it divides the logits, and the same random numbers come each time."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """An answer is cut here; None: at rollout.max_new_tokens."""
+    seed: int = Field(default=1_000_003, ge=0)
+    """Which questions and, with a temperature, which random numbers. Training's seed has no part in it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.task is not None and self.tasks:
+            raise ValueError("give either task (one) or tasks (several, by name)")
+        if bad := [name for name in self.tasks if not re.fullmatch(r"[\w.-]+", name)]:
+            raise ValueError(f"tasks: {bad[0]!r} becomes part of a metric's name: use letters, digits, _, - and .")
+        if self.completions > 1 and self.temperature == 0:
+            raise ValueError("completions above 1 are all the same at temperature 0: set temperature, or completions=1")
+        return self
+
+
 class TrainerConfig(_Section):
     """How long, in what portions, and what is written."""
 
@@ -247,6 +279,7 @@ class TrainConfig(_Section):
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     collapse: CollapseConfig = CollapseConfig()
+    eval: EvalConfig = EvalConfig()
     trainer: TrainerConfig = TrainerConfig()
 
     @model_validator(mode="after")
@@ -317,6 +350,8 @@ def _explain(error: ValidationError) -> Iterator[str]:
 def _fields_at(location: Sequence[int | str]) -> list[str]:
     section: type[BaseModel] = TrainConfig
     for key in location:
+        if str(key) not in section.model_fields:
+            continue  # a name that the user chose, as in eval.tasks
         annotation = section.model_fields[str(key)].annotation
         candidates = [annotation, *get_args(annotation)]
         section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))

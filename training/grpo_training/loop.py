@@ -22,6 +22,7 @@ from transformers import get_scheduler
 from grpo_training import orthograd
 from grpo_training.checkpoint import Checkpoints, TrainerState, load_checkpoint
 from grpo_training.config import CheckpointError, ConfigError, TrainConfig
+from grpo_training.evaluation import EvaluationLog, Evaluator, held_out_tasks
 from grpo_training.metrics import JsonLines, TensorBoard
 from grpo_training.models import LoadedModel, load_model
 from grpo_training.plots import write_report
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 # What a resumed run may change: where and how long it runs, and whom it asks; not what is learned.
 _MAY_CHANGE = ("reference", "trainer.steps", "trainer.output", "trainer.checkpoint_every", "trainer.keep_checkpoints")
-_MAY_CHANGE += ("trainer.tensorboard", "trainer.save_model", "model.threads", "model.device", "collapse")
+_MAY_CHANGE += ("trainer.tensorboard", "trainer.save_model", "model.threads", "model.device", "collapse", "eval.every")
 
 
 class Observer(Protocol):
@@ -45,6 +46,8 @@ class Observer(Protocol):
     def started(self, config: TrainConfig, first_step: int, reference: str | None) -> None: ...
 
     def stepped(self, step: int, report: StepReport) -> None: ...
+
+    def evaluated(self, done: int, figures: dict[str, float]) -> None: ...
 
     def saved(self, path: Path) -> None: ...
 
@@ -63,6 +66,7 @@ def train(
     newest = checkpoints.latest() if resume else None
     if newest is None and not overwrite and (output / "metrics.jsonl").exists():
         raise ConfigError(f"{output} holds a run already: resume it, overwrite it, or choose another trainer.output")
+    held_out = held_out_tasks(config)
     if config.model.threads is not None:
         torch.set_num_threads(config.model.threads)
 
@@ -93,7 +97,7 @@ def train(
         )
         if observer:
             observer.started(config, state.step, reference.info.model if reference else None)
-        _steps(parts, state, checkpoints, observer)
+        _steps(parts, Evaluator(config, held_out, loaded), state, checkpoints, observer)
         reference_info = reference.info.model_dump() if reference else None
     if config.trainer.save_model:
         loaded.model.save_pretrained(output / "model")
@@ -120,10 +124,13 @@ def make_optimizer(config: TrainConfig, loaded: LoadedModel) -> torch.optim.Opti
     return optimizer
 
 
-def _steps(parts: Parts, state: TrainerState, checkpoints: Checkpoints, observer: Observer | None) -> None:
+def _steps(
+    parts: Parts, evaluator: Evaluator, state: TrainerState, checkpoints: Checkpoints, observer: Observer | None
+) -> None:
     config = parts.config
     every = config.trainer.checkpoint_every
-    with _sinks(config, state.step) as (sinks, samples):
+    with _sinks(config, state.step) as (sinks, samples), EvaluationLog(config, state.step) as evaluations:
+        evaluations.after(state.step, evaluator, observer)
         for step in range(state.step, config.trainer.steps):
             report = grpo_step(parts, step)
             for sink in sinks:
@@ -132,6 +139,8 @@ def _steps(parts: Parts, state: TrainerState, checkpoints: Checkpoints, observer
             if observer:
                 observer.stepped(step, report)
             done = step + 1
+            # Before the checkpoint: whoever goes on from it need not evaluate it again.
+            evaluations.after(done, evaluator, observer)
             if every and (done % every == 0 or done == config.trainer.steps):
                 path = checkpoints.save(
                     TrainerState(
