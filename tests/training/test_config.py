@@ -86,3 +86,24 @@ def test_every_field_is_explained_here_and_in_the_documentation() -> None:
 def test_settings_that_contradict_each_other() -> None:
     with pytest.raises(ConfigError, match="set bias_corrected_kl=false, or kl_in=loss"):
         load_config(EXAMPLE, ["loss.kl_in=reward", "loss.bias_corrected_kl=true"])
+
+
+SERVER = ["rollout.backend=openai", "rollout.base_url=http://host:1/v1/", "rollout.model=m"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (SERVER[:2], "rollout: Value error, backend=openai needs base_url"),
+        (SERVER[1:2], "set backend=openai, or leave them out"),
+        ([*SERVER, "rollout.base_url=host:1"], "rollout.base_url: Value error, must look like http://localhost:8000"),
+        ([*SERVER, "rollout.base_url=http://u:p@host"], "name its variable in api_key_env"),
+        ([*SERVER, "rollout.sync_every=2"], "sync_every and sync_command belong together"),
+        ([*SERVER, "rollout.sync_every=2", "rollout.sync_command=[true]"], r"must have {path} in it"),
+        ([*SERVER, "loss.normalizer=stablemax"], "set rollout.backend=policy"),
+    ],
+)
+def test_a_rollout_server_is_told_whole(overrides: list[str], says: str) -> None:
+    assert load_config(EXAMPLE, SERVER).rollout.base_url == "http://host:1"
+    with pytest.raises(ConfigError, match=says):
+        load_config(EXAMPLE, overrides)

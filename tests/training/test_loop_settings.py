@@ -17,14 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 MakeConfig = Callable[..., TrainConfig]
 
 
-@pytest.fixture(autouse=True)
-def varied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reward of seven values, so that no group of the tiny model's gibberish is flat."""
-    (tmp_path / "varied_reward.py").write_text("def seven(answer, entry):\n    return sum(map(ord, answer)) % 7 / 7\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-
-VARIED = {"reward": "varied_reward:seven", "answer_pattern": None}
+@pytest.fixture
+def make_config(make_config: MakeConfig, varied_task: dict[str, Any]) -> MakeConfig:
+    """Runs whose groups are not flat, so that every step has a gradient."""
+    return lambda *args, **sections: make_config(*args, **{"task": varied_task} | sections)
 
 
 def records(config: TrainConfig) -> list[dict[str, float]]:
@@ -33,7 +29,7 @@ def records(config: TrainConfig) -> list[dict[str, float]]:
 
 
 def first_step(make: MakeConfig, **loss: Any) -> dict[str, float]:
-    return records(make(task=VARIED, loss={"beta": 0.0, **loss}, trainer={"steps": 1}))[0]
+    return records(make(loss={"beta": 0.0, **loss}, trainer={"steps": 1}))[0]
 
 
 def test_the_entropy_bonus(make_config: MakeConfig) -> None:
@@ -60,15 +56,13 @@ def test_the_correction_is_nothing_where_the_policy_sampled(make_config: MakeCon
 
 def test_the_kl_in_the_reward(make_config: MakeConfig, reference_server) -> None:
     loss = {"kl": "k1", "beta": 0.3}
-    in_reward = records(
-        make_config(reference_server.url, task=VARIED, loss=loss | {"kl_in": "reward"}, trainer={"steps": 3})
-    )
+    in_reward = records(make_config(reference_server.url, loss=loss | {"kl_in": "reward"}, trainer={"steps": 3}))
     assert abs(in_reward[0]["kl"]) < 1e-5  # the policy still is its reference
     for r in in_reward:
         a_completion = r["kl"] * r["completion/length"]
         assert r["reward/less_kl"] == pytest.approx(r["reward/mean"] - 0.3 * a_completion, abs=1e-6)
     assert abs(in_reward[2]["kl"]) > 1e-4
-    in_loss = records(make_config(reference_server.url, task=VARIED, loss=loss, trainer={"steps": 3}))
+    in_loss = records(make_config(reference_server.url, loss=loss, trainer={"steps": 3}))
     assert "reward/less_kl" not in in_loss[0]
     assert in_loss[2]["loss"] != in_reward[2]["loss"]
 
@@ -77,7 +71,6 @@ def test_the_kl_in_the_reward(make_config: MakeConfig, reference_server) -> None
 def test_the_scale_of_advantages(make_config: MakeConfig, scale: str) -> None:
     """With one token a completion and dapo the gradient is linear in the advantages, so their scale is seen in it."""
     make = {
-        "task": VARIED,
         "rollout": {"max_new_tokens": 1},
         "trainer": {"steps": 1},
         "optimizer": {"max_grad_norm": None},
@@ -92,7 +85,7 @@ def test_the_scale_of_advantages(make_config: MakeConfig, scale: str) -> None:
 
 
 def test_collapse_is_measured_at_its_interval(make_config: MakeConfig, tiny_path: Path) -> None:
-    found = records(make_config(task=VARIED, loss={"beta": 0.0}, collapse={"every": 2}, trainer={"steps": 4}))
+    found = records(make_config(loss={"beta": 0.0}, collapse={"every": 2}, trainer={"steps": 4}))
     names = {f"collapse/{name}" for name in ("zero_share", "max_logit", "cosine", "norm_growth")}
     assert [names <= r.keys() for r in found] == [False, True, False, True]
     assert all(-1 <= found[i]["collapse/cosine"] <= 1 for i in (1, 3))
@@ -101,8 +94,8 @@ def test_collapse_is_measured_at_its_interval(make_config: MakeConfig, tiny_path
 
 
 def test_it_changes_nothing_to_look(make_config: MakeConfig) -> None:
-    looked = records(make_config(task=VARIED, loss={"beta": 0.0}, collapse={"every": 1}, trainer={"steps": 2}))[1]
-    plain = records(make_config(task=VARIED, loss={"beta": 0.0}, trainer={"steps": 2}))[1]
+    looked = records(make_config(loss={"beta": 0.0}, collapse={"every": 1}, trainer={"steps": 2}))[1]
+    plain = records(make_config(loss={"beta": 0.0}, trainer={"steps": 2}))[1]
     assert {k: looked[k] for k in ("loss", "policy/grad_norm")} == {k: plain[k] for k in ("loss", "policy/grad_norm")}
 
 

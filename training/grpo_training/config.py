@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from grpo_client.protocol import Normalizer
@@ -29,6 +30,10 @@ class ConfigError(ValueError):
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be used; the message says why and what to do."""
+
+
+class RolloutError(RuntimeError):
+    """The rollout server failed, or what it answers cannot be trained on; the message says why and what to do."""
 
 
 class _Section(BaseModel):
@@ -119,6 +124,52 @@ class RolloutConfig(_Section):
     """Logits are divided by it before normalising: in sampling, in the policy's and in the reference's log-probs."""
     max_prompt_tokens: int = Field(default=1024, ge=1)
     """A longer prompt is refused: cutting it would change the question."""
+    backend: Literal["policy", "openai"] = "policy"
+    """Who samples: the trained weights in this process, or a server with the OpenAI completions API that takes and returns
+    token ids (vLLM, SGLang). What follows is for the latter."""
+    base_url: str | None = None
+    """`http://host:8000`; requests go to `/v1/completions` there."""
+    model: str | None = None
+    """The name under which that server knows the model."""
+    api_key_env: str | None = None
+    """Environment variable that holds the server's API key; None: no key is sent."""
+    timeout: float = Field(default=600.0, gt=0)
+    """Seconds without a byte before a try counts as lost: an answer comes when its last completion has ended."""
+    max_wait: float = Field(default=900.0, ge=0)
+    """Seconds over which a request is tried again while the server is away or full; `Retry-After` is kept to."""
+    concurrency: int = Field(default=16, ge=1)
+    """Requests under way at once; each is one prompt with its group."""
+    sync_every: int = Field(default=0, ge=0)
+    """Steps between bringing the policy's weights to the server with `sync_command`. 0 never does: the server stays as it
+    is, or somebody else updates it."""
+    sync_command: tuple[str, ...] = ()
+    """A program and its arguments that make the server load the model directory `{path}`, and end when it has."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _base_without_route(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError(f"must look like http://localhost:8000, got {value!r}")
+        if parts.username or parts.password:
+            raise ValueError("must not hold a password, which logs would show; name its variable in api_key_env")
+        return value.rstrip("/").removesuffix("/v1")
+
+    @model_validator(mode="after")
+    def _whole_backend(self) -> Self:
+        if self.backend == "openai" and not (self.base_url and self.model):
+            raise ValueError("backend=openai needs base_url (such as http://localhost:8000) and model")
+        if self.backend == "policy" and (self.base_url or self.sync_every or self.sync_command):
+            raise ValueError(
+                "base_url, sync_every and sync_command are for a server: set backend=openai, or leave them out"
+            )
+        if bool(self.sync_every) != bool(self.sync_command):
+            raise ValueError("sync_every and sync_command belong together: give both or neither")
+        if self.sync_command and not any("{path}" in word for word in self.sync_command):
+            raise ValueError("sync_command must have {path} in it: the directory that the server is to load")
+        return self
 
 
 class LossConfig(_Section):
@@ -289,6 +340,11 @@ class TrainConfig(_Section):
             raise ValueError(
                 f"trainer.gradient_accumulation={portions} must divide rollout.prompts_per_step={prompts}: "
                 f"a group is never cut"
+            )
+        if self.rollout.backend == "openai" and self.loss.normalizer != "softmax":
+            raise ValueError(
+                f"rollout.backend=openai samples from a softmax, which loss.normalizer={self.loss.normalizer} is not: "
+                f"set rollout.backend=policy"
             )
         if self.rollout.group_size < 2 and self.loss.scale_advantages != "batch":
             raise ValueError(

@@ -28,7 +28,7 @@ from grpo_training.models import LoadedModel, load_model
 from grpo_training.plots import write_report
 from grpo_training.policy import Policy
 from grpo_training.reference import Reference
-from grpo_training.sampling import PolicySampler
+from grpo_training.sampling import open_sampler
 from grpo_training.step import Parts, StepReport, grpo_step
 from grpo_training.tasks import Task
 from grpo_training.watch import CollapseWatch
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 # What a resumed run may change: where and how long it runs, and whom it asks; not what is learned.
 _MAY_CHANGE = ("reference", "trainer.steps", "trainer.output", "trainer.checkpoint_every", "trainer.keep_checkpoints")
 _MAY_CHANGE += ("trainer.tensorboard", "trainer.save_model", "model.threads", "model.device", "collapse", "eval.every")
+_MAY_CHANGE += ("rollout.base_url", "rollout.api_key_env", "rollout.timeout", "rollout.max_wait", "rollout.concurrency")
 
 
 class Observer(Protocol):
@@ -59,7 +60,7 @@ def train(
 
     resume: go on from the newest checkpoint in the output directory, or start when there is none. overwrite: start
     anew in a directory that holds a run. Raises ConfigError, CheckpointError, or the client's errors when the
-    reference stays away for longer than `reference.patience_s` or is another one.
+    reference stays away for longer than `reference.max_wait` or is another one, RolloutError when a rollout server does.
     """
     output = config.trainer.output
     checkpoints = Checkpoints(output / "checkpoints", keep=config.trainer.keep_checkpoints)
@@ -83,13 +84,19 @@ def train(
     if newest is not None:
         state = load_checkpoint(newest, loaded.model, optimizer, scheduler)
         _check_same_run(state.config, config)
-    with _reference(config, state.fingerprint) as reference:
+    policy = Policy(loaded.model, temperature=config.rollout.temperature, normalizer=config.loss.normalizer)
+    task = Task(config.task, loaded.tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens)
+    first = [p.prompt_ids for p in task.problems(0, 1, config.trainer.seed)]
+    with (
+        open_sampler(config, loaded, policy, first) as sampler,
+        _reference(config, state.fingerprint) as reference,
+    ):
         parts = Parts(
             config=config,
             loaded=loaded,
-            policy=Policy(loaded.model, temperature=config.rollout.temperature, normalizer=config.loss.normalizer),
-            task=Task(config.task, loaded.tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens),
-            sampler=PolicySampler(config, loaded),
+            policy=policy,
+            task=task,
+            sampler=sampler,
             watch=CollapseWatch(config.collapse, normalizer=config.loss.normalizer),
             optimizer=optimizer,
             scheduler=scheduler,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from grpo_training.config import TrainConfig
+from grpo_training.config import ConfigError, TrainConfig
 from grpo_training.models import LoadedModel
+from grpo_training.policy import Policy
 from grpo_training.rollout import Rollout, sample
+from grpo_training.rollout_openai import OpenAISampler
+from grpo_training.weight_sync import WeightSync
 
 
 class Sampler(Protocol):
@@ -16,6 +21,10 @@ class Sampler(Protocol):
 
     @property
     def foreign(self) -> bool: ...
+
+    def prepare(self, step: int) -> None:
+        """Step `step` (from 0) is about to sample: see to it that the weights are those that should."""
+        ...
 
     def sample(self, prompts: Sequence[Sequence[int]], *, seed: int) -> Rollout:
         """A group of completions of each prompt, in the prompts' order. seed: everything random follows from it."""
@@ -33,6 +42,9 @@ class PolicySampler:
     def foreign(self) -> bool:
         return False
 
+    def prepare(self, step: int) -> None:
+        """The weights are the policy's own."""
+
     def sample(self, prompts: Sequence[Sequence[int]], *, seed: int) -> Rollout:
         options = self.config.rollout
         return sample(
@@ -45,3 +57,32 @@ class PolicySampler:
             seed=seed,
             normalizer=self.config.loss.normalizer,
         )
+
+
+@contextmanager
+def open_sampler(
+    config: TrainConfig, loaded: LoadedModel, policy: Policy, prompts: Sequence[Sequence[int]]
+) -> Iterator[Sampler]:
+    """The sampler that the configuration names, for as long as the block lasts.
+
+    A server is asked for a first rollout of `prompts`, so that what it cannot do ends the run before it begins. Raises
+    RolloutError then, and ConfigError when the API key's variable is not set.
+    """
+    options = config.rollout
+    if options.backend == "policy":
+        yield PolicySampler(config, loaded)
+        return
+    api_key = os.environ.get(options.api_key_env) if options.api_key_env else None
+    if options.api_key_env and not api_key:
+        raise ConfigError(f"rollout.api_key_env: the environment has no variable {options.api_key_env}; set it")
+    sync = WeightSync(options, loaded, config.trainer.output / "served") if options.sync_every else None
+    with OpenAISampler(
+        options,
+        eos_ids=loaded.eos_ids,
+        vocab_size=loaded.model.config.get_text_config().vocab_size,
+        device=loaded.model.device,
+        api_key=api_key,
+        bring_weights=sync,
+    ) as sampler:
+        sampler.check_temperature(policy, sampler.sample(prompts, seed=config.trainer.seed))
+        yield sampler

@@ -95,6 +95,7 @@ def grpo_step(parts: Parts, step: int) -> StepReport:
     config, clock, started = parts.config, Clock(), time.perf_counter()
     with clock("rollout"):
         problems = parts.task.problems(step, config.rollout.prompts_per_step, config.trainer.seed)
+        parts.sampler.prepare(step)
         rollout = parts.sampler.sample([p.prompt_ids for p in problems], seed=step_seed(config.trainer.seed, step))
     portions = rollout.split(config.trainer.gradient_accumulation)
     pending = parts.reference.submit(portions) if parts.reference else None
