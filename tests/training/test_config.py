@@ -99,7 +99,7 @@ SERVER = ["rollout.backend=openai", "rollout.base_url=http://host:1/v1/", "rollo
         ([*SERVER, "rollout.base_url=host:1"], "rollout.base_url: Value error, must look like http://localhost:8000"),
         ([*SERVER, "rollout.base_url=http://u:p@host"], "name its variable in api_key_env"),
         ([*SERVER, "rollout.sync_every=2"], "sync_every and sync_command belong together"),
-        ([*SERVER, "rollout.sync_every=2", "rollout.sync_command=[true]"], r"must have {path} in it"),
+        ([*SERVER, "rollout.sync_every=2", "rollout.sync_command=[reload]"], "must have {path} in it"),
         ([*SERVER, "loss.normalizer=stablemax"], "set rollout.backend=policy"),
     ],
 )
