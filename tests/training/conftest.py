@@ -105,6 +105,14 @@ def make_config(tiny_path: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
     return make
 
 
+@pytest.fixture
+def varied_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Fields of `task`: a reward of seven values, so that hardly a group of the tiny model's gibberish is flat."""
+    (tmp_path / "varied_reward.py").write_text("def seven(answer, entry):\n    return sum(map(ord, answer)) % 7 / 7\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return {"reward": "varied_reward:seven", "answer_pattern": None}
+
+
 class TinyReference:
     """A reference server on a free port, scoring one row at a time with a plain forward; stops and starts again.
 

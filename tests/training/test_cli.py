@@ -55,6 +55,13 @@ def test_a_reference_that_stays_away_ends_with_status_1(config_file: Path) -> No
     assert "--resume" in shown
 
 
+def test_a_rollout_server_that_stays_away_ends_with_status_1(config_file: Path) -> None:
+    away = ["backend=openai", "base_url=http://127.0.0.1:9", "model=m", "max_wait=0"]
+    code, shown = run("--config", config_file, *(word for field in away for word in ("--set", f"rollout.{field}")))
+    assert code == 1
+    assert "cannot sample: the rollout server failed: http://127.0.0.1:9" in shown
+
+
 def test_a_checkpoint_of_other_settings_ends_with_status_1(config_file: Path, reference_server) -> None:
     here = ["--config", config_file, "--reference-url", reference_server.url]
     assert run(*here)[0] == 0

@@ -30,6 +30,13 @@ def test_the_example_loads_and_overrides_apply() -> None:
         ("optimizer.orthograd.granularty=row", "did you mean granularity?"),
         ("optimizer.lr=-1", "optimizer.lr: Input should be greater than 0"),
         ("loss.kind=ppo", "loss.kind: Input should be 'grpo'"),
+        ("loss.top_entropy_quantile=0", "loss.top_entropy_quantile: Input should be greater than 0"),
+        ("loss.rollout_correction=mask", "loss.rollout_correction: Input should be 'auto'"),
+        ("loss.kl_in=rewards", "loss.kl_in: Input should be 'loss' or 'reward'"),
+        ("eval.completions=2", "eval: Value error, completions above 1 are all the same at temperature 0"),
+        ("eval.tasks.sums.tempalte=x", "eval.tasks.sums.tempalte: there is no such field; did you mean template?"),
+        ("eval.tasks.a/b.name=basic_arithmetic", "becomes part of a metric's name"),
+        ("collapse.warn_at=5", "collapse.warn_at: Input should be less than or equal to 1"),
         ("rollout.temperature=0", "rollout.temperature"),
         ("rollout.group_size=1", "rollout.group_size=1 leaves every advantage at 0"),
         ("trainer.gradient_accumulation=99", "must divide rollout.prompts_per_step"),
@@ -74,3 +81,29 @@ def test_every_field_is_explained_here_and_in_the_documentation() -> None:
         for field, info in model.model_fields.items():
             assert info.description, f"{section}.{field} has no docstring"
             assert f"`{field}`" in page, f"docs/training.md does not speak of {section}.{field}"
+
+
+def test_settings_that_contradict_each_other() -> None:
+    with pytest.raises(ConfigError, match="set bias_corrected_kl=false, or kl_in=loss"):
+        load_config(EXAMPLE, ["loss.kl_in=reward", "loss.bias_corrected_kl=true"])
+
+
+SERVER = ["rollout.backend=openai", "rollout.base_url=http://host:1/v1/", "rollout.model=m"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (SERVER[:2], "rollout: Value error, backend=openai needs base_url"),
+        (SERVER[1:2], "set backend=openai, or leave them out"),
+        ([*SERVER, "rollout.base_url=host:1"], "rollout.base_url: Value error, must look like http://localhost:8000"),
+        ([*SERVER, "rollout.base_url=http://u:p@host"], "name its variable in api_key_env"),
+        ([*SERVER, "rollout.sync_every=2"], "sync_every and sync_command belong together"),
+        ([*SERVER, "rollout.sync_every=2", "rollout.sync_command=[reload]"], "must have {path} in it"),
+        ([*SERVER, "loss.normalizer=stablemax"], "set rollout.backend=policy"),
+    ],
+)
+def test_a_rollout_server_is_told_whole(overrides: list[str], says: str) -> None:
+    assert load_config(EXAMPLE, SERVER).rollout.base_url == "http://host:1"
+    with pytest.raises(ConfigError, match=says):
+        load_config(EXAMPLE, overrides)

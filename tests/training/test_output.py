@@ -64,6 +64,11 @@ def test_the_picture_shows_what_there_is() -> None:
     assert [len(axes.lines) for axes in panels] == [4, 2, 2, 4]
     assert panels[0].lines[1].get_ydata()[-1] == pytest.approx(24.5 / 30)  # mean of the last ten
     assert [len(axes.lines) for axes in draw(records(30, kl=False), title="t").axes] == [4, 0, 2, 0]
+    held_out = [{"step": n, "eval/sums/reward": n / 30, "eval/sums/length": 3.0} for n in (0, 10, 30)]
+    panels = draw(records(30), title="t", evaluations=held_out).axes
+    assert [len(axes.lines) for axes in panels] == [5, 2, 3, 4]
+    assert panels[0].lines[-1].get_xdata().tolist() == [0, 10, 30]
+    assert panels[0].lines[-1].get_ydata()[-1] == 1.0
 
 
 def test_the_page_shows_completions_as_text_and_not_as_html(tmp_path: Path) -> None:

@@ -121,3 +121,37 @@ def test_a_single_token(tiny: LlamaForCausalLM) -> None:
     one = Rollout(PROMPTS, 2, data.ids[:, :1], data.mask[:, :1], data.logprobs[:, :1], data.entropy[:, :1], data.ended)
     full = Policy(tiny).logprobs(data)
     torch.testing.assert_close(Policy(tiny).logprobs(one), full[:, :1], atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("way", ["packed", "plain"])
+def test_entropies_and_the_largest_logit(fused: bool, way: str) -> None:
+    model = gemma2()
+    policy = Policy(model, temperature=0.8)
+    policy.fused, policy.way = fused, way  # type: ignore[assignment]
+    data = rollout()
+    logits = torch.cat(
+        [
+            model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+            for prompt, group in zip(data.prompts, data.completions(), strict=True)
+            for completion in group
+        ]
+    )
+    logp = (logits / 0.8).log_softmax(-1)
+    wanted = -(logp.exp() * logp).sum(-1)
+    logprobs, entropies = policy.scores(data, entropies=True)
+    assert entropies is not None
+    # fp32: sums over 96 tokens in another order.
+    torch.testing.assert_close(entropies[data.mask], wanted, atol=2e-5, rtol=0)
+    assert not entropies[~data.mask].any()
+    assert torch.equal(logprobs, policy.logprobs(data))
+    assert policy.max_logit(data) == pytest.approx(float(logits.max()), abs=1e-5)
+
+    model.zero_grad()
+    entropies.sum().backward()
+    ours = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    wanted.sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(ours[name], parameter.grad, atol=2e-4, rtol=1e-3)

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from grpo_training.config import CheckpointError, ConfigError, TrainConfig, load_config
+from grpo_training.config import CheckpointError, ConfigError, RolloutError, TrainConfig, load_config
 
 # Figures of the summary that the terminal shows at the end.
 _SHOWN = ("reward_first", "reward_last", "reward_gain", "correct_last", "kl_last", "kl_max", "step_s_median")
@@ -62,6 +62,9 @@ def run(
         raise typer.Exit(2) from error
     except CheckpointError as error:
         console.print(f"[red]cannot resume:[/red] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    except RolloutError as error:
+        console.print(f"[red]cannot sample:[/red] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except GrpoClientError as error:
         console.print(

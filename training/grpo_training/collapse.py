@@ -53,13 +53,17 @@ class CollapseMonitor:
         for rows, wanted in zip(logits[kept].split(ROWS_AT_ONCE), targets[kept].split(ROWS_AT_ONCE), strict=True):
             cross_entropy = stablemax_cross_entropy if self.normalizer == "stablemax" else F.cross_entropy
             self.saw_terms(cross_entropy(rows.float(), wanted, reduction="none"))
-            self._max_logit = max(self._max_logit, float(rows.max()))
+            self.saw_max_logit(float(rows.max()))
 
     @torch.no_grad()
     def saw_terms(self, terms: Tensor) -> None:
         """Loss terms, or log-probs, of any shape, where no logits are to be had (a fused head never forms them)."""
         self._terms += terms.numel()
         self._zeros += int((terms == 0).sum())
+
+    def saw_max_logit(self, value: float) -> None:
+        """A largest logit that somebody else has found."""
+        self._max_logit = max(self._max_logit, value)
 
     @torch.no_grad()
     def before_step(self, parameters: Iterable[Tensor]) -> None:

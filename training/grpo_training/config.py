@@ -8,9 +8,11 @@ An unknown field is refused with the name it was probably meant to be. Nothing h
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from grpo_client.protocol import Normalizer
@@ -19,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 LossKind = Literal["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo"]
 KlKind = Literal["k1", "k2", "k3", "k3+", "abs"]
 Granularity = Literal["tensor", "row", "global"]
+Correction = Literal["auto", "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 
 class ConfigError(ValueError):
@@ -27,6 +30,10 @@ class ConfigError(ValueError):
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be used; the message says why and what to do."""
+
+
+class RolloutError(RuntimeError):
+    """The rollout server failed, or what it answers cannot be trained on; the message says why and what to do."""
 
 
 class _Section(BaseModel):
@@ -121,6 +128,52 @@ class RolloutConfig(_Section):
     """Logits are divided by it before normalising: in sampling, in the policy's and in the reference's log-probs."""
     max_prompt_tokens: int = Field(default=1024, ge=1)
     """A longer prompt is refused: cutting it would change the question."""
+    backend: Literal["policy", "openai"] = "policy"
+    """Who samples: the trained weights in this process, or a server with the OpenAI completions API that takes and returns
+    token ids (vLLM, SGLang). What follows is for the latter."""
+    base_url: str | None = None
+    """`http://host:8000`; requests go to `/v1/completions` there."""
+    model: str | None = None
+    """The name under which that server knows the model."""
+    api_key_env: str | None = None
+    """Environment variable that holds the server's API key; None: no key is sent."""
+    timeout: float = Field(default=600.0, gt=0)
+    """Seconds without a byte before a try counts as lost: an answer comes when its last completion has ended."""
+    max_wait: float = Field(default=900.0, ge=0)
+    """Seconds over which a request is tried again while the server is away or full; `Retry-After` is kept to."""
+    concurrency: int = Field(default=16, ge=1)
+    """Requests under way at once; each is one prompt with its group."""
+    sync_every: int = Field(default=0, ge=0)
+    """Steps between bringing the policy's weights to the server with `sync_command`. 0 never does: the server stays as it
+    is, or somebody else updates it."""
+    sync_command: tuple[str, ...] = ()
+    """A program and its arguments that make the server load the model directory `{path}`, and end when it has."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _base_without_route(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError(f"must look like http://localhost:8000, got {value!r}")
+        if parts.username or parts.password:
+            raise ValueError("must not hold a password, which logs would show; name its variable in api_key_env")
+        return value.rstrip("/").removesuffix("/v1")
+
+    @model_validator(mode="after")
+    def _whole_backend(self) -> Self:
+        if self.backend == "openai" and not (self.base_url and self.model):
+            raise ValueError("backend=openai needs base_url (such as http://localhost:8000) and model")
+        if self.backend == "policy" and (self.base_url or self.sync_every or self.sync_command):
+            raise ValueError(
+                "base_url, sync_every and sync_command are for a server: set backend=openai, or leave them out"
+            )
+        if bool(self.sync_every) != bool(self.sync_command):
+            raise ValueError("sync_every and sync_command belong together: give both or neither")
+        if self.sync_command and not any("{path}" in word for word in self.sync_command):
+            raise ValueError("sync_command must have {path} in it: the directory that the server is to load")
+        return self
 
 
 class LossConfig(_Section):
@@ -132,6 +185,9 @@ class LossConfig(_Section):
     """Weight of the KL to the reference. 0 asks nothing of the server."""
     kl: KlKind = "k3"
     """Estimator of that KL."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """`loss`: beta times the estimate is added to each token's term. `reward`: beta times its sum over a completion is
+    taken off that completion's reward, before advantages are formed."""
     bias_corrected_kl: bool = False
     """Multiply the estimate by the importance ratio."""
     epsilon_low: float = Field(default=0.2, ge=0)
@@ -144,12 +200,31 @@ class LossConfig(_Section):
     """Importance ratio of each token, or of the sequence (GSPO: exp of the mean log-ratio)."""
     scale_advantages: Literal["group", "batch", "none"] = "group"
     """Divide the advantage by the standard deviation of its group, of the batch, or not at all (Dr. GRPO)."""
+    entropy_coef: float = Field(default=0.0, ge=0)
+    """Weight of the entropy bonus: the mean entropy of a token, in nats, times this is taken off the loss."""
+    top_entropy_quantile: float = Field(default=1.0, gt=0, le=1)
+    """Share of the tokens that the policy term and the bonus act on: those whose distribution has the largest entropy.
+    The KL acts on all. 1 is no mask."""
+    rollout_correction: Correction = "auto"
+    """Weight for what another engine sampled, (policy / sampler) of the token or of the sequence, where above the cap cut
+    down to it (truncate) or left out (mask). `auto`: sequence_mask with another engine, none with the policy itself."""
+    rollout_correction_cap: float = Field(default=3.0, gt=0)
+    """The largest such weight."""
     sapo_temperature_pos: float = Field(default=1.0, gt=0)
     """sapo: softness of the gate where the advantage is positive."""
     sapo_temperature_neg: float = Field(default=1.05, gt=0)
     """sapo: softness of the gate elsewhere."""
     normalizer: Normalizer = "softmax"
     """What turns logits into probabilities, in sampling, policy and reference alike."""
+
+    @model_validator(mode="after")
+    def _no_ratio_in_a_reward(self) -> Self:
+        if self.kl_in == "reward" and self.bias_corrected_kl:
+            raise ValueError(
+                "bias_corrected_kl multiplies the loss's KL by the importance ratio, and kl_in=reward takes the KL out of "
+                "the loss: set bias_corrected_kl=false, or kl_in=loss"
+            )
+        return self
 
 
 class OrthoGradConfig(_Section):
@@ -184,6 +259,46 @@ class OptimizerConfig(_Section):
     """Steps over which the rate rises linearly from 0."""
     orthograd: OrthoGradConfig = OrthoGradConfig()
     """See OrthoGradConfig."""
+
+
+class CollapseConfig(_Section):
+    """Watching for softmax collapse: see grpo_training.collapse."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between measurements, each of which costs a forward and two passes over the weights; 0 measures nothing."""
+    warn_at: float = Field(default=0.05, gt=0, le=1)
+    """Share of loss terms that are exactly 0 from which on a warning says so, once."""
+
+
+class EvalConfig(_Section):
+    """Answers to held-out questions, by the weights as they are then."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between evaluations; the first is before step 0, the last after the last step. 0 evaluates never."""
+    task: TaskConfig | None = None
+    """What is asked. None: the training task's dataset, drawn with eval.seed."""
+    tasks: Mapping[str, TaskConfig] = Field(default_factory=dict)
+    """Several of them by name, in place of `task`."""
+    prompts: int = Field(default=64, ge=1)
+    """Questions of each task, the same ones at every evaluation."""
+    completions: int = Field(default=1, ge=1)
+    """Answers to each question; more than one needs a temperature."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 takes the likeliest token each time; else it divides the logits, and the same random numbers come each time."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """An answer is cut here; None: at rollout.max_new_tokens."""
+    seed: int = Field(default=1_000_003, ge=0)
+    """Which questions and, with a temperature, which random numbers. Training's seed has no part in it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.task is not None and self.tasks:
+            raise ValueError("give either task (one) or tasks (several, by name)")
+        if bad := [name for name in self.tasks if not re.fullmatch(r"[\w.-]+", name)]:
+            raise ValueError(f"tasks: {bad[0]!r} becomes part of a metric's name: use letters, digits, _, - and .")
+        if self.completions > 1 and self.temperature == 0:
+            raise ValueError("completions above 1 are all the same at temperature 0: set temperature, or completions=1")
+        return self
 
 
 class TrainerConfig(_Section):
@@ -241,6 +356,8 @@ class TrainConfig(_Section):
     rollout: RolloutConfig = RolloutConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    collapse: CollapseConfig = CollapseConfig()
+    eval: EvalConfig = EvalConfig()
     trainer: TrainerConfig = TrainerConfig()
     distributed: DistributedConfig = DistributedConfig()
     lora: LoraConfig | None = None
@@ -253,6 +370,11 @@ class TrainConfig(_Section):
             raise ValueError(
                 f"trainer.gradient_accumulation={portions} must divide rollout.prompts_per_step={prompts}: "
                 f"a group is never cut"
+            )
+        if self.rollout.backend == "openai" and self.loss.normalizer != "softmax":
+            raise ValueError(
+                f"rollout.backend=openai samples from a softmax, which loss.normalizer={self.loss.normalizer} is not: "
+                f"set rollout.backend=policy"
             )
         if self.rollout.group_size < 2 and self.loss.scale_advantages != "batch":
             raise ValueError(
@@ -314,6 +436,8 @@ def _explain(error: ValidationError) -> Iterator[str]:
 def _fields_at(location: Sequence[int | str]) -> list[str]:
     section: type[BaseModel] = TrainConfig
     for key in location:
+        if str(key) not in section.model_fields:
+            continue  # a name that the user chose, as in eval.tasks
         annotation = section.model_fields[str(key)].annotation
         candidates = [annotation, *get_args(annotation)]
         section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))

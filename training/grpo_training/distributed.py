@@ -61,6 +61,8 @@ class World:
         if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
             return cls("single", 0, 1, None)
         strategy = _strategy(config)
+        if strategy == "fsdp2" and config.collapse.every:
+            raise ConfigError("collapse.every reads whole weights and gradients, which FSDP2 cuts: set it to 0")
         # A step waits for the server for so long; the other ranks must not take that for a death.
         patience = timedelta(seconds=config.reference.max_wait) + timedelta(minutes=30)
         theirs = dist.is_initialized()

@@ -23,14 +23,17 @@ from grpo_training import lora, orthograd, weights
 from grpo_training.checkpoint import Checkpoints, TrainerState, load_checkpoint
 from grpo_training.config import CheckpointError, ConfigError, TrainConfig
 from grpo_training.distributed import World
+from grpo_training.evaluation import EvaluationLog, Evaluator, held_out_tasks
 from grpo_training.metrics import JsonLines, TensorBoard
 from grpo_training.models import LoadedModel, load_model
 from grpo_training.plots import write_report
 from grpo_training.policy import Policy
 from grpo_training.recompute import recompute_layers
 from grpo_training.reference import Reference
+from grpo_training.sampling import open_sampler
 from grpo_training.step import Parts, StepReport, grpo_step
 from grpo_training.tasks import Task
+from grpo_training.watch import CollapseWatch
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ logger = logging.getLogger(__name__)
 _MAY_CHANGE = ("reference", "trainer.steps", "trainer.output", "trainer.checkpoint_every", "trainer.keep_checkpoints")
 _MAY_CHANGE += ("trainer.tensorboard", "trainer.save_model", "model.threads", "model.device", "distributed")
 _MAY_CHANGE += ("model.gradient_checkpointing", "lora.save_merged")
+_MAY_CHANGE += ("collapse", "eval.every")
+_MAY_CHANGE += ("rollout.base_url", "rollout.api_key_env", "rollout.timeout", "rollout.max_wait", "rollout.concurrency")
 
 
 class Observer(Protocol):
@@ -46,6 +51,8 @@ class Observer(Protocol):
     def started(self, config: TrainConfig, first_step: int, reference: str | None) -> None: ...
 
     def stepped(self, step: int, report: StepReport) -> None: ...
+
+    def evaluated(self, done: int, figures: dict[str, float]) -> None: ...
 
     def saved(self, path: Path) -> None: ...
 
@@ -60,7 +67,7 @@ def train(
 
     resume: go on from the newest checkpoint in the output directory, or start when there is none. overwrite: start
     anew in a directory that holds a run. Raises ConfigError, CheckpointError, or the client's errors when the
-    reference stays away for longer than `reference.patience_s` or is another one.
+    reference stays away for longer than `reference.max_wait` or is another one, RolloutError when a rollout server does.
     """
     world = World.join(config)
     summary = _train(config, world, resume=resume, overwrite=overwrite, observer=observer)
@@ -78,6 +85,7 @@ def _train(
     newest = checkpoints.latest() if resume else None
     if newest is None and not overwrite and (output / "metrics.jsonl").exists():
         raise ConfigError(f"{output} holds a run already: resume it, overwrite it, or choose another trainer.output")
+    held_out = held_out_tasks(config)
     if config.model.threads is not None:
         torch.set_num_threads(config.model.threads)
 
@@ -110,7 +118,12 @@ def _train(
         state = load_checkpoint(newest, loaded.model, optimizer, scheduler)
         _check_same_run(state.config, config)
     observer = observer if world.main else None
-    with _reference(config, state.fingerprint) as reference:
+    task = Task(config.task, loaded.tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens)
+    first = [p.prompt_ids for p in task.problems(0, 1, config.trainer.seed)]
+    with (
+        open_sampler(config, loaded, policy, world, first) as sampler,
+        _reference(config, state.fingerprint) as reference,
+    ):
         world.agree(
             [reference and reference.info.fingerprint],
             "the processes are answered by different references: give all of them the same reference.urls",
@@ -119,7 +132,9 @@ def _train(
             config=config,
             loaded=loaded,
             policy=policy,
-            task=Task(config.task, loaded.tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens),
+            task=task,
+            sampler=sampler,
+            watch=CollapseWatch(config.collapse, normalizer=config.loss.normalizer),
             optimizer=optimizer,
             scheduler=scheduler,
             reference=reference,
@@ -127,7 +142,7 @@ def _train(
         )
         if observer:
             observer.started(config, state.step, reference.info.model if reference else None)
-        _steps(parts, state, checkpoints, observer)
+        _steps(parts, Evaluator(config, held_out, loaded, policy, world), state, checkpoints, observer)
         reference_info = reference.info.model_dump() if reference else None
     trained = weights.gathered(loaded.model) if config.trainer.save_model else None
     if not world.main:
@@ -159,11 +174,18 @@ def make_optimizer(config: TrainConfig, loaded: LoadedModel) -> torch.optim.Opti
     return optimizer
 
 
-def _steps(parts: Parts, state: TrainerState, checkpoints: Checkpoints, observer: Observer | None) -> None:
+def _steps(
+    parts: Parts, evaluator: Evaluator, state: TrainerState, checkpoints: Checkpoints, observer: Observer | None
+) -> None:
     config = parts.config
     every = config.trainer.checkpoint_every
     main = parts.world.main
-    with _sinks(config, state.step) if main else nullcontext(([], None)) as (sinks, samples):
+    sinks_and_samples = _sinks(config, state.step) if main else nullcontext(([], None))
+    with sinks_and_samples as (sinks, samples), EvaluationLog(config, state.step, writes=main) as evaluations:
+        parts.world.agree(
+            evaluations.done, "the processes see different eval.jsonl: put trainer.output on a shared disk"
+        )
+        evaluations.after(state.step, evaluator, observer)
         for step in range(state.step, config.trainer.steps):
             report = grpo_step(parts, step)
             for sink in sinks:
@@ -173,6 +195,8 @@ def _steps(parts: Parts, state: TrainerState, checkpoints: Checkpoints, observer
             if observer:
                 observer.stepped(step, report)
             done = step + 1
+            # Before the checkpoint: whoever goes on from it need not evaluate it again.
+            evaluations.after(done, evaluator, observer)
             if every and (done % every == 0 or done == config.trainer.steps):
                 path = checkpoints.save(
                     TrainerState(

@@ -120,11 +120,12 @@ def policy_loss(
     """The portion's share of the step's loss.
 
     logprobs: (S, C), with gradient. advantages: (S,). mask: (S, C) bool. old_logprobs: (S, C) of the policy that
-    sampled, None meaning this very policy. ref_logprobs: (S, C), needed when options.beta > 0. weights: (S, C) or
-    (S, 1) from `rollout_correction`. What the mask hides may be anything, NaN included: it reaches neither the loss nor
-    its gradient.
+    sampled, None meaning this very policy. ref_logprobs: (S, C), needed when options.beta > 0 and the KL is in the loss.
+    weights: (S, C) or (S, 1) from `rollout_correction`. What the mask hides may be anything, NaN included: it reaches
+    neither the loss nor its gradient.
     """
-    if options.beta > 0 and ref_logprobs is None:
+    with_kl = options.beta > 0 and options.kl_in == "loss"
+    if with_kl and ref_logprobs is None:
         raise ValueError("beta > 0 needs ref_logprobs")
     # Hidden places get one and the same finite value on every side, before any exp could make a NaN of them.
     logp = logprobs.where(mask, 0.0)
@@ -136,7 +137,7 @@ def policy_loss(
     if weights is not None:
         per_token = per_token * weights
     sums: dict[str, Tensor] = {}
-    if options.beta > 0:
+    if with_kl:
         assert ref_logprobs is not None
         kl = kl_term(logp, ref_logprobs.where(mask, 0.0), kind=options.kl)
         if options.bias_corrected_kl:

@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from grpo_training.config import TrainConfig
 from grpo_training.metrics import read_records
 
+EVALUATIONS = "eval.jsonl"
 WINDOW = 10  # steps that the summary and the smooth lines average over
 
 _PAGE = """<!doctype html>
@@ -53,8 +54,11 @@ def write_report(
     """
     records = read_records(output / "metrics.jsonl")
     samples = read_records(output / "samples.jsonl")
+    evaluations = read_records(output / EVALUATIONS) if (output / EVALUATIONS).exists() else []
     summary = summarise(records, config, reference=reference, seconds=seconds, first_step=first_step)
-    figure = draw(records, title=f"GRPO: {config.task.name or config.task.file} · {config.model.name}")
+    summary |= {"eval": _evaluated(evaluations)}
+    title = f"GRPO: {config.task.name or config.task.file} · {config.model.name}"
+    figure = draw(records, title=title, evaluations=evaluations)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=130, format="png")
     (output / "report.png").write_bytes(buffer.getvalue())
@@ -100,8 +104,11 @@ def summarise(
     }
 
 
-def draw(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
-    """Reward, KL, completion length and reference latency by step: each step faintly, a running mean boldly."""
+def draw(records: Sequence[Mapping[str, Any]], *, title: str, evaluations: Sequence[Mapping[str, Any]] = ()) -> Figure:
+    """Reward, KL, completion length and reference latency by step: each step faintly, a running mean boldly.
+
+    evaluations: their records, step being the number of steps done. Rewards and lengths are marked in the same panels.
+    """
     figure = Figure(figsize=(11, 7.2), layout="constrained")
     figure.suptitle(title, fontsize=14)
     reward, kl, length, latency = figure.subplots(2, 2).flat
@@ -116,6 +123,11 @@ def draw(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
     _line(latency, steps, 1e3 * _column(records, "reference/latency_s"), "#ea580c", "answered after")
     _line(latency, steps, 1e3 * _column(records, "time/reference_wait_s"), "#0f766e", "of that waited for")
     latency.set(title="Reference latency (ms)", ylim=(0, None))
+    for axes, figure_name in ((reward, "reward"), (length, "length")):
+        for name in _evaluated(evaluations):
+            points = _column(evaluations, f"eval/{name}/{figure_name}")
+            done = [r["step"] for r in evaluations]
+            axes.plot(done, points, marker="o", markersize=4, linewidth=1, linestyle="--", label=f"held out: {name}")
     for axes in (reward, kl, length, latency):
         axes.set_xlabel("step")
         axes.grid(alpha=0.25)
@@ -123,6 +135,16 @@ def draw(records: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False)
     return figure
+
+
+def _evaluated(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Of each held-out task its first, last and best mean reward."""
+    names = dict.fromkeys(key.split("/")[1] for record in evaluations for key in record if key.startswith("eval/"))
+    rewards = {name: _column(evaluations, f"eval/{name}/reward") for name in names}
+    return {
+        name: {"reward_first": float(r[0]), "reward_last": float(r[-1]), "reward_best": float(np.nanmax(r))}
+        for name, r in rewards.items()
+    }
 
 
 def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
@@ -151,6 +173,8 @@ def _mean(values: np.ndarray) -> float:
 
 def _page(picture: bytes, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], config: TrainConfig) -> str:
     numbers = {k: v for k, v in summary.items() if isinstance(v, bool | int | float)}
+    for name, figures in summary["eval"].items():
+        numbers |= {f"held out: {html.escape(name)}, {k}": v for k, v in figures.items()}
     shown = [samples[0], samples[len(samples) // 2], samples[-1]] if samples else []
     rows = "".join(
         f"<tr><td>step {s['step']}<br><code>{html.escape(s['prompt'])}</code></td><td><code>"

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 from grpo_client.protocol import Normalizer
-from grpo_numerics import HeadSpec, fused_logprobs, token_logprobs
+from grpo_numerics import HeadSpec, entropy, fused_logprobs, score_rows, token_logprobs
 from grpo_numerics.packed import NAME, PackedLayout, Schedule, attention_forward, packed_stream, stream_inputs
 from torch import Tensor
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
@@ -55,25 +55,51 @@ class Policy:
 
     def logprobs(self, rollout: Rollout) -> Tensor:
         """(S, C) fp32 log-probs of the completion tokens under temperature and normalizer; 0 where masked."""
+        return self.scores(rollout)[0]
+
+    def scores(self, rollout: Rollout, *, entropies: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The log-probs, and where asked for the entropies of the distributions: (S, C) fp32, nats, 0 where masked.
+
+        Both carry gradient, and both come from one pass over the head.
+        """
         rows = self._packed(rollout) if self.way == "packed" else self._plain(rollout)[rollout.mask]  # (N, D)
         targets = rollout.ids[rollout.mask]  # (N,)
+        under = {"temperature": self.temperature, "normalizer": self.normalizer}
+        uncertainty: Tensor | None = None
         if self.fused:
-            # Looked up each time: sharded weights are whole only inside a forward, and then are other tensors.
-            spec, head = head_spec(self.model), getattr(self.model.get_output_embeddings(), "weight", None)  # (V, D)
-            assert head is not None
-            if self._half:  # products in bf16, sums over the vocabulary in fp32
-                rows, head = rows.bfloat16(), head.bfloat16()
-            scores = fused_logprobs(
-                rows,
-                head,
-                targets,
-                spec=spec,
-                temperature=self.temperature,
-                normalizer=self.normalizer,
-            )
+            rows, head, spec = self._head(rows)
+            if entropies:
+                scores, uncertainty = fused_logprobs(rows, head, targets, spec=spec, return_entropy=True, **under)
+            else:
+                scores = fused_logprobs(rows, head, targets, spec=spec, **under)
         else:
-            scores = token_logprobs(rows, targets, temperature=self.temperature, normalizer=self.normalizer)
-        return torch.zeros(rollout.mask.shape, device=scores.device).masked_scatter(rollout.mask, scores)
+            scores = token_logprobs(rows, targets, **under)
+            uncertainty = entropy(rows, **under) if entropies else None
+        return _spread(scores, rollout.mask), None if uncertainty is None else _spread(uncertainty, rollout.mask)
+
+    @torch.no_grad()
+    def max_logit(self, rollout: Rollout) -> float:
+        """The largest logit over all completion tokens, before temperature and normalizer. A forward of its own."""
+        rows = self._packed(rollout) if self.way == "packed" else self._plain(rollout)[rollout.mask]
+        if not self.fused:
+            return float(rows.max())
+        rows, head, spec = self._head(rows)
+        # Under softmax at temperature 1 a logit is its log-prob plus the log-sum-exp: so no row of logits is formed.
+        best = score_rows(rows, head, rollout.ids[rollout.mask], spec=spec, top_k=1, want={"logsumexp"})
+        assert best.top_logprobs is not None
+        assert best.logsumexp is not None
+        return float((best.top_logprobs[:, 0] + best.logsumexp).max())
+
+    def _head(self, rows: Tensor) -> tuple[Tensor, Tensor, HeadSpec | None]:
+        """Rows (N, D) and weight (V, D) as they are to be multiplied, and what the head does beside.
+
+        Looked up each time: sharded weights are whole only inside a forward, and then are other tensors.
+        """
+        head = getattr(self.model.get_output_embeddings(), "weight", None)
+        assert head is not None
+        if self._half:  # products in bf16, sums over the vocabulary in fp32
+            rows, head = rows.bfloat16(), head.bfloat16()
+        return rows, head, head_spec(self.model)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision that the model runs in, for whoever else runs it (the sampler)."""
@@ -149,6 +175,11 @@ class Policy:
             "computed once per group" if self.way == "packed" else "repeated for each completion",
             "fused" if self.fused else "the model's own",
         )
+
+
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    """(N,) values of the unmasked places, as (S, C) with 0 elsewhere."""
+    return torch.zeros(mask.shape, device=values.device).masked_scatter(mask, values)
 
 
 def head_spec(model: PreTrainedModel) -> HeadSpec | None:

@@ -87,6 +87,10 @@ class Display:
             )
             self._console.print(f"step {step + 1:4d}  {shown}", highlight=False, soft_wrap=True)
 
+    def evaluated(self, done: int, figures: dict[str, float]) -> None:
+        shown = "  ".join(f"{name.removeprefix('eval/')} {v:.3f}" for name, v in figures.items() if "eval/" in name)
+        self._console.print(f"evaluation after step {done}  {shown}", highlight=False, soft_wrap=True)
+
     def saved(self, path: Path) -> None:
         self._console.print(f"checkpoint {path}", highlight=False, soft_wrap=True)
 

@@ -26,8 +26,8 @@ class Rollout:
     """K prompts with G completions each, S = K*G rows in the prompts' order, padded on the right to C.
 
     prompts: K lists of ids. ids: (S, C) int64, 0 where mask is False. mask: (S, C) bool, True up to and including the
-    first end-of-sequence id. logprobs, entropy: (S, C) fp32, what the sampler saw, 0 where masked. ended: (S,) bool,
-    False for a completion that was cut at the length limit.
+    first end-of-sequence id. logprobs, entropy: (S, C) fp32, what the sampler saw, 0 where masked; entropy is None where it
+    does not tell. ended: (S,) bool, False for a completion that was cut at the length limit.
     """
 
     prompts: list[list[int]]
@@ -35,7 +35,7 @@ class Rollout:
     ids: Tensor
     mask: Tensor
     logprobs: Tensor
-    entropy: Tensor
+    entropy: Tensor | None
     ended: Tensor
 
     @property
@@ -51,15 +51,19 @@ class Rollout:
     def split(self, portions: int) -> list[Rollout]:
         """Cut into `portions` rollouts of whole groups; `portions` divides K."""
         prompts = len(self.prompts) // portions
-        rows = prompts * self.group_size
-        return [
-            Rollout(
-                self.prompts[i * prompts : (i + 1) * prompts],
-                self.group_size,
-                *(t[i * rows : (i + 1) * rows] for t in (self.ids, self.mask, self.logprobs, self.entropy, self.ended)),
-            )
-            for i in range(portions)
-        ]
+        return [self._part(i * prompts, (i + 1) * prompts) for i in range(portions)]
+
+    def _part(self, first: int, last: int) -> Rollout:
+        rows = slice(first * self.group_size, last * self.group_size)
+        return Rollout(
+            self.prompts[first:last],
+            self.group_size,
+            self.ids[rows],
+            self.mask[rows],
+            self.logprobs[rows],
+            None if self.entropy is None else self.entropy[rows],
+            self.ended[rows],
+        )
 
 
 @torch.no_grad()
@@ -77,9 +81,10 @@ def sample(
 ) -> Rollout:
     """Sample `group_size` completions of each prompt, from logits / temperature, in fp32.
 
-    seed: of this call; the same seed, model and prompts give the same rollout. An end-of-sequence id is part of its
-    completion and the last token of it. places: these rows' (S,) places in a batch of so many rows, of which other
-    processes sample the rest; each row then gets the tokens that it would get if one process sampled them all.
+    temperature: 0 takes the likeliest token each time, and tells log-probs and entropy at 1. seed: of this call; the
+    same seed, model and prompts give the same rollout. An end-of-sequence id is part of its completion and the last
+    token of it. places: these rows' (S,) places in a batch of so many rows, of which other processes sample the rest;
+    each row then gets the tokens that it would get if one process sampled them all.
     """
     device = model.device
     rows = len(prompts) * group_size
@@ -110,9 +115,9 @@ def sample(
     alive = torch.arange(rows, device=device)  # which row of the rollout each row of the batch is
 
     for t in range(max_new_tokens):
-        logp = _distribution(logits, temperature, normalizer)  # (alive, V)
+        logp = _distribution(logits, temperature or 1.0, normalizer)  # (alive, V)
         probs = logp.exp()
-        token = _inverse_cdf(probs, uniforms[t, alive])
+        token = _inverse_cdf(probs, uniforms[t, alive]) if temperature else logits.argmax(-1)
         ids[alive, t] = token
         mask[alive, t] = True
         logprobs[alive, t] = logp.gather(-1, token[:, None])[:, 0]

@@ -10,6 +10,7 @@ what is counted, averaged or logged is the whole step's.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,14 +21,23 @@ import torch
 from torch import Tensor
 
 from grpo_training.config import TrainConfig
-from grpo_training.distributed import Share, World
-from grpo_training.losses import LossTerms, Totals, group_advantages, mean_metrics, policy_loss
+from grpo_training.distributed import World
+from grpo_training.losses import LossTerms, Totals, group_advantages, mean_metrics
 from grpo_training.models import LoadedModel
+from grpo_training.objective import (
+    PortionData,
+    correction_in_use,
+    needs_entropies,
+    penalised,
+    portion_loss,
+)
 from grpo_training.policy import Policy
 from grpo_training.reference import Pending, Reference
-from grpo_training.rollout import Rollout, sample
+from grpo_training.rollout import Rollout
+from grpo_training.sampling import Sampler
 from grpo_training.sharding import whole
-from grpo_training.tasks import Judged, Problem, Task
+from grpo_training.tasks import Judged, Task
+from grpo_training.watch import CollapseWatch
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,8 @@ class Parts:
     loaded: LoadedModel
     policy: Policy
     task: Task
+    sampler: Sampler
+    watch: CollapseWatch
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     reference: Reference | None
@@ -59,6 +71,10 @@ class StepReport:
 
     figures: dict[str, float]
     sample: Sample
+
+
+# (S, C) log-probs and (S,) which of them may be used; None while they have not been collected.
+Scores = tuple[Tensor, Tensor] | None
 
 
 class Clock:
@@ -86,17 +102,25 @@ def grpo_step(parts: Parts, step: int) -> StepReport:
     with clock("rollout"):
         everyones = parts.task.problems(step, config.rollout.prompts_per_step, config.trainer.seed)
         problems = [everyones[i] for i in share.prompts]
-        rollout = _sample(parts, problems, step, share)
+        parts.sampler.prepare(step)
+        prompts = [p.prompt_ids for p in problems]
+        rollout = parts.sampler.sample(prompts, seed=step_seed(config.trainer.seed, step), rows=share.rows)
     portions = rollout.split(config.trainer.gradient_accumulation)
     pending = parts.reference.submit(portions) if parts.reference else None
     with clock("reward"):
         texts = _texts(parts, rollout)
         judged = [parts.task.judge(problems[i // rollout.group_size], text) for i, text in enumerate(texts)]
         rewards = torch.tensor([j.reward for j in judged])
-        rows = world.rows(_rows(rollout, rewards, judged), config)  # (S, 5) of all processes
-        advantages = group_advantages(rows[:, 0], rollout.group_size, scale=config.loss.scale_advantages)[share.rows]
-    figures = _update(parts, step, portions, advantages.to(rollout.ids.device), pending, clock)
-    figures |= _describe(rows, rollout.group_size)
+    scores: list[Scores] = [None] * len(portions)
+    figures: dict[str, float] = {}
+    earned = rewards
+    if pending and config.loss.kl_in == "reward":
+        scores, earned, figures = _penalise(parts, portions, pending, rewards, clock)
+    rows = world.rows(_rows(rollout, earned, rewards, judged), config)  # (S, 6) of all processes
+    advantages = group_advantages(rows[:, 0], rollout.group_size, scale=config.loss.scale_advantages)[share.rows]
+    parts.watch.begin(step, parts.policy, portions)
+    figures |= _update(parts, step, portions, advantages.to(rollout.ids.device), pending, scores, clock)
+    figures |= world.maxima(parts.watch.figures()) | _describe(rows, rollout)
     slowest = {f"time/{name}_s": seconds for name, seconds in clock.seconds.items()}
     slowest["time/step_s"] = time.perf_counter() - started
     if pending:
@@ -106,33 +130,48 @@ def grpo_step(parts: Parts, step: int) -> StepReport:
     return StepReport(figures, Sample(problems[0].prompt_text, texts[group], rewards[group].tolist()))
 
 
-def _sample(parts: Parts, problems: list[Problem], step: int, share: Share) -> Rollout:
-    config = parts.config
-
-    def draw() -> Rollout:
-        return sample(
-            parts.loaded.model,
-            [p.prompt_ids for p in problems],
-            group_size=config.rollout.group_size,
-            max_new_tokens=config.rollout.max_new_tokens,
-            temperature=config.rollout.temperature,
-            eos_ids=parts.loaded.eos_ids,
-            seed=step_seed(config.trainer.seed, step),
-            normalizer=config.loss.normalizer,
-            places=(share.rows, config.rollout.prompts_per_step * config.rollout.group_size),
-        )
-
-    with parts.policy.autocast():
-        return parts.world.generate(draw)
-
-
 def _texts(parts: Parts, rollout: Rollout) -> list[str]:
     rows = [ids for group in rollout.completions() for ids in group]
     return list(parts.loaded.tokenizer.batch_decode(rows, skip_special_tokens=True))
 
 
+def _penalise(
+    parts: Parts, portions: list[Rollout], pending: list[Pending], rewards: Tensor, clock: Clock
+) -> tuple[list[Scores], Tensor, dict[str, float]]:
+    """The reference's scores, the rewards less the KL, and its figures. The reference is waited for before the update.
+
+    What the policy itself sampled has its log-probs already; what another engine sampled is scored by the policy first.
+    """
+    options = parts.config.loss
+    scores: list[Scores] = []
+    earned: list[Tensor] = []
+    figures = {"kl": 0.0}
+    for portion, mine, under_way in zip(portions, rewards.chunk(len(portions)), pending, strict=True):
+        policy = portion.logprobs
+        if parts.sampler.foreign:
+            with clock("forward"), torch.no_grad():
+                policy = parts.policy.logprobs(portion)
+        with clock("reference_wait"):
+            reference, usable = under_way.collect()
+        mask = portion.mask & usable[:, None]
+        shaped, kl = penalised(mine.to(policy.device), policy, reference, mask, options)
+        scores.append((reference, usable))
+        earned.append(shaped.cpu())
+        figures["kl"] += kl * float(portion.mask.sum())
+    tokens = float(sum(p.mask.sum() for p in portions))
+    whole_step = parts.world.sum(torch.tensor([figures["kl"], tokens], dtype=torch.float64))
+    figures["kl"] = float(whole_step[0] / whole_step[1])
+    return scores, torch.cat(earned), figures
+
+
 def _update(
-    parts: Parts, step: int, portions: list[Rollout], advantages: Tensor, pending: list[Pending] | None, clock: Clock
+    parts: Parts,
+    step: int,
+    portions: list[Rollout],
+    advantages: Tensor,
+    pending: list[Pending] | None,
+    scores: list[Scores],
+    clock: Clock,
 ) -> dict[str, float]:
     """Optimizer steps on one batch of rollouts; returns the figures of the last one."""
     config, world = parts.config, parts.world
@@ -142,9 +181,9 @@ def _update(
         portions=len(portions),
         max_tokens=config.rollout.max_new_tokens,
     )
+    correction = correction_in_use(config.loss, foreign=parts.sampler.foreign)
     shares = advantages.chunk(len(portions))
     old: list[Tensor | None] = [None] * len(portions)
-    scores: list[tuple[Tensor, Tensor] | None] = [None] * len(portions)
     figures: dict[str, float] = {}
     if config.lora is not None and config.lora.dropout > 0:  # the one thing that draws from torch's own generator
         torch.manual_seed(step_seed(config.trainer.seed, step) + world.rank)
@@ -153,16 +192,36 @@ def _update(
         gap = torch.zeros(())
         for i, portion in enumerate(portions):
             with clock("forward"):
-                logprobs = world.forward(lambda of=portion: parts.policy.logprobs(of), last=i + 1 == len(portions))
+                entropies_too = needs_entropies(config.loss) or portion.entropy is None
+                logprobs, entropies = world.forward(
+                    lambda of=portion, too=entropies_too: parts.policy.scores(of, entropies=too),
+                    last=i + 1 == len(portions),
+                )
             if pending and scores[i] is None:
                 with clock("reference_wait"):
                     scores[i] = pending[i].collect()
             if iteration == 0:
-                # What sampled and what is trained are the same weights: a gap is the error of one of the two.
+                # With the policy as its own sampler the weights are the same: a gap is the error of one of the two.
                 gap = torch.maximum(gap, (logprobs.detach() - portion.logprobs).abs().max().cpu())
                 old[i] = logprobs.detach()
+                parts.watch.saw_terms(logprobs, portion.mask)
+            reference, usable = scores[i] or (None, None)
+            before = old[i]
+            assert before is not None
+            data = PortionData(
+                logprobs=logprobs,
+                entropies=entropies,
+                old=before,
+                sampler=portion.logprobs,
+                reference=reference,
+                mask=portion.mask if usable is None else portion.mask & usable[:, None],
+                advantages=shares[i],
+            )
             with clock("backward"):
-                terms.append(_portion_loss(parts, portion, logprobs, shares[i], old[i], scores[i], totals))
+                portion_totals = totals
+                if config.loss.kind == "bnpo":
+                    portion_totals = replace(totals, portion_tokens=int(world.sum(data.mask.sum())))
+                terms.append(portion_loss(data, config.loss, portion_totals, correction=correction))
                 world.backward(terms[-1].loss)
         if iteration == 0:
             figures |= world.maxima({"policy/sampler_gap": float(gap)})
@@ -170,22 +229,6 @@ def _update(
             figures |= mean_metrics(terms, summed=world.sum) | _optimize(parts)
     parts.scheduler.step()
     return figures
-
-
-def _portion_loss(
-    parts: Parts,
-    portion: Rollout,
-    logprobs: Tensor,
-    advantages: Tensor,
-    old: Tensor | None,
-    scores: tuple[Tensor, Tensor] | None,
-    totals: Totals,
-) -> LossTerms:
-    reference, usable = scores if scores is not None else (None, None)
-    mask = portion.mask if usable is None else portion.mask & usable[:, None]
-    if parts.config.loss.kind == "bnpo":
-        totals = replace(totals, portion_tokens=int(parts.world.sum(mask.sum())))
-    return policy_loss(logprobs, advantages, mask, parts.config.loss, totals, old_logprobs=old, ref_logprobs=reference)
 
 
 def _optimize(parts: Parts) -> dict[str, float]:
@@ -196,22 +239,26 @@ def _optimize(parts: Parts) -> dict[str, float]:
     usable = bool(torch.isfinite(norm))
     lr = float(parts.optimizer.param_groups[0]["lr"])
     if usable:
+        parts.watch.before_update(parts.loaded.model.parameters())
         parts.optimizer.step()
+        parts.watch.after_update()
     parts.optimizer.zero_grad(set_to_none=True)
     return {"policy/grad_norm": float(norm), "policy/lr": lr, "policy/skipped": float(not usable)}
 
 
-def _rows(rollout: Rollout, rewards: Tensor, judged: list[Judged]) -> Tensor:
-    """(S, 5) what the figures are made of, a line for each completion: reward, correct, length, ended, summed entropy."""
+def _rows(rollout: Rollout, earned: Tensor, rewards: Tensor, judged: list[Judged]) -> Tensor:
+    """(S, 6), a line for each completion: what it earned (less the KL, where that is a cost), reward, correct, length,
+    ended, summed entropy (NaN where the sampler does not tell)."""
     correct = torch.tensor([float(j.correct) for j in judged])
-    columns = (rewards, correct, rollout.lengths, rollout.ended, rollout.entropy.sum(-1))
+    entropy = rollout.entropy.sum(-1) if rollout.entropy is not None else torch.full_like(correct, math.nan)
+    columns = (earned, rewards, correct, rollout.lengths, rollout.ended, entropy)
     return torch.stack([column.double().cpu() for column in columns], dim=1)
 
 
-def _describe(rows: Tensor, group_size: int) -> dict[str, float]:
-    rewards, correct, lengths, ended, entropy = rows.unbind(1)
-    grouped = rewards.view(-1, group_size)
-    return {
+def _describe(rows: Tensor, rollout: Rollout) -> dict[str, float]:
+    earned, rewards, correct, lengths, ended, entropy = rows.unbind(1)
+    grouped = rewards.view(-1, rollout.group_size)
+    figures = {
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std()) if len(rewards) > 1 else 0.0,
         "reward/correct": float(correct.mean()),
@@ -221,5 +268,9 @@ def _describe(rows: Tensor, group_size: int) -> dict[str, float]:
         "completion/length_max": float(lengths.max()),
         "completion/ended": float(ended.mean()),
         "completion/tokens": float(lengths.sum()),
-        "policy/entropy": float(entropy.sum() / lengths.sum()),
     }
+    if rollout.entropy is not None:
+        figures["policy/entropy"] = float(entropy.sum() / lengths.sum())
+    if not torch.equal(earned, rewards):
+        figures["reward/less_kl"] = float(earned.mean())
+    return figures
