@@ -103,12 +103,13 @@ def plain(dtype: torch.dtype) -> Score:
     @torch.inference_mode()
     def score(request: ScoreRequest) -> np.ndarray:
         answers: dict[int, np.ndarray] = {}
+        temperatures = [g.temperature for g in request.groups for _ in g.completions]
         for chosen, ids, mask, prompts in _padded_batches(request):
             keep = ids.shape[1] - min(prompts) + 1
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits
             for row, i in enumerate(chosen):
                 length, offset = int(mask[row].sum()), ids.shape[1] - keep
-                own = logits[row, prompts[row] - 1 - offset : length - 1 - offset].float()
+                own = logits[row, prompts[row] - 1 - offset : length - 1 - offset].float() / temperatures[i]
                 targets = ids[row, prompts[row] : length, None]
                 answers[i] = torch.log_softmax(own, -1).gather(1, targets)[:, 0].numpy()
         return np.concatenate([answers[i] for i in sorted(answers)])

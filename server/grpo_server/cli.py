@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -41,6 +42,11 @@ def _serve(config: ServerConfig) -> int:
 
     logs.configure(config.log_level, config.log_format)
     try:
+        if config.tensor_parallel and os.environ.get("RANK", "0") != "0":
+            from grpo_server.engine import follow
+
+            follow(config.engine())
+            return 0
         return serve(config, load)
     except ValueError as error:  # a key file that cannot be used
         return _refuse([str(error)])

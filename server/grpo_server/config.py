@@ -43,6 +43,8 @@ examples:
       a local directory in bfloat16 on a GPU, open to the network, for those who hold a key.
   grpo-server --model org/large-model --revision 4f2c9ab --device-map auto --max-batch-tokens 4096
       a hub model over several devices, in smaller batches.
+  torchrun --nproc-per-node 4 -m grpo_server --model org/large-model --tensor-parallel --device cuda
+      every layer cut over four GPUs.
   GRPO_SERVER_MODEL=demo GRPO_SERVER_PORT=9000 grpo-server
       every flag is also an environment variable: GRPO_SERVER_, upper case, _ for -.
   grpo-server --config server.yaml
@@ -85,6 +87,9 @@ class ServerConfig(BaseSettings):
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto: a GPU if there is one.")
     device_map: str | None = Field(
         None, description='"auto" spreads a model that does not fit one device over all of them.'
+    )
+    tensor_parallel: bool = Field(
+        False, description="Cut every layer over the processes that torchrun started; rank 0 serves."
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; torch's choice unless given.")
     max_length: int | None = Field(
@@ -166,6 +171,7 @@ class ServerConfig(BaseSettings):
             trust_remote_code=self.trust_remote_code,
             served_name=self.served_name,
             tier=self.tier,
+            tensor_parallel=self.tensor_parallel,
         )
 
     def scheduler(self) -> SchedulerLimits:

@@ -12,12 +12,20 @@ from .work import BatchScores, Engine, OutOfMemory, Piece, PieceScores
 
 if TYPE_CHECKING:
     from .engine import TorchEngine
+    from .tensor_parallel import LeadingEngine
 
-__all__ = ["BatchScores", "Engine", "EngineConfig", "OutOfMemory", "Piece", "PieceScores", "load_engine"]
+__all__ = ["BatchScores", "Engine", "EngineConfig", "OutOfMemory", "Piece", "PieceScores", "follow", "load_engine"]
 
 
-def load_engine(config: EngineConfig) -> TorchEngine:
+def load_engine(config: EngineConfig) -> TorchEngine | LeadingEngine:
     """Load a reference, probe it, and return the engine that serves it. Raises OSError or ValueError with what to change."""
     from .engine import load_engine as load
 
     return load(config)
+
+
+def follow(config: EngineConfig) -> None:
+    """Compute beside the leading process until it ends: what the other ranks of a tensor-parallel server do."""
+    from .tensor_parallel import follow as follow_leader
+
+    follow_leader(config)

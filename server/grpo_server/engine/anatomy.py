@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from grpo_numerics import HeadSpec
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 # Frequencies that change with the longest sequence of the batch: a sequence would score differently in company.
@@ -42,7 +43,8 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     if head is None or not hasattr(head, "weight"):
         raise ValueError(f"model: {type(model).__name__} has no language-model head; a causal language model is needed")
     config = model.config.get_text_config(decoder=True)
-    weight = head.weight
+    # cut over several processes: each gets it whole, and scores its share of the rows
+    weight = head.weight.full_tensor() if isinstance(head.weight, DTensor) else head.weight
     # a part of a larger model may name the larger one's body, and so find only itself
     bodies = (model.base_model, model.get_decoder(), getattr(model, "model", None))
     body = next((b for b in bodies if isinstance(b, nn.Module) and b is not model), None)

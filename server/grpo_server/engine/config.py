@@ -15,7 +15,8 @@ class EngineConfig:
     """model: "demo", a directory, a .gguf file or a hub id. dtype "auto": float32 in exact mode; in fast mode bfloat16
     where the device multiplies it faster than float32. device "auto": cuda if there is one. threads: None leaves torch's
     choice. max_length: tokens of prompt + completion, None the model's own limit. tier: the best way of sharing prompts
-    to try; the probe may still choose a lower one. served_name: the name in `/v1/reference`, None the model's."""
+    to try; the probe may still choose a lower one. tensor_parallel: this process is one of those that torchrun
+    started, each with a slice of the model. served_name: the name in `/v1/reference`, None the model's."""
 
     model: str
     revision: str | None = None
@@ -28,3 +29,4 @@ class EngineConfig:
     trust_remote_code: bool = False
     served_name: str | None = None
     tier: Tier = "packed"
+    tensor_parallel: bool = False

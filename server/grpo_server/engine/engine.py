@@ -8,12 +8,13 @@ belong to one thread.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from grpo_client.protocol import ReferenceInfo
+from grpo_numerics import HeadScores, score_rows
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .anatomy import Anatomy, anatomy
@@ -24,9 +25,12 @@ from .loading import Loaded, load
 from .memory import is_out_of_memory, split
 from .probe import Finding, check_bits, check_scores, probe_pieces
 from .scoring import score_pieces
+from .tensor_parallel import LeadingEngine, Ranks
 from .work import BatchScores, OutOfMemory, Piece, PieceScores
 
 log = logging.getLogger(__name__)
+
+Head = Callable[..., HeadScores]  # `grpo_numerics.score_rows`, or the same over several processes
 
 # scratch of the head and of the allocator, whatever the batch
 _FIXED_BYTES = 96 << 20
@@ -35,8 +39,8 @@ _FIXED_BYTES = 96 << 20
 class TorchEngine:
     """See `work.Engine` for the contract. `tokenizer` is None when the source has none."""
 
-    def __init__(self, config: EngineConfig, loaded: Loaded) -> None:
-        self._config = config
+    def __init__(self, config: EngineConfig, loaded: Loaded, head: Head = score_rows) -> None:
+        self._config, self._head = config, head
         self._adopt(loaded, version=1)
 
     def _adopt(self, loaded: Loaded, version: int) -> None:
@@ -44,7 +48,7 @@ class TorchEngine:
         model = loaded.model
         parts = anatomy(model)
         max_length = min(parts.max_length, self._config.max_length or parts.max_length)
-        forward, bitwise = _choose(self._config, model, parts, max_length)
+        forward, bitwise = _choose(self._config, model, parts, max_length, self._head)
         self._model, self._parts, self._forward = model, parts, forward
         self.tokenizer: PreTrainedTokenizerBase | None = loaded.tokenizer
         self._info = ReferenceInfo(
@@ -77,7 +81,7 @@ class TorchEngine:
     def compute(self, batch: Prepared) -> BatchScores:
         """Score a prepared batch. Out of memory: halve and try again; raises OutOfMemory when one completion does not fit."""
         try:
-            return BatchScores(self._run(batch), batch.tokens)
+            return self.compute_whole(batch)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -95,13 +99,17 @@ class TorchEngine:
             1 + first.splits + second.splits,
         )
 
+    def compute_whole(self, batch: Prepared) -> BatchScores:
+        """Score a prepared batch in one go. Raises whatever torch raises when memory runs out."""
+        return BatchScores(self._run(batch), batch.tokens)
+
     @torch.inference_mode()
     def _run(self, batch: Prepared) -> list[PieceScores]:
         if not len(batch.targets):
             rows = torch.zeros(0, self._parts.weight.shape[1], device=self._parts.weight.device)
         else:
             rows = self._forward.rows(batch)
-        return score_pieces(batch.pieces, rows.to(self._parts.weight.device), batch.targets, self._parts)
+        return score_pieces(batch.pieces, rows.to(self._parts.weight.device), batch.targets, self._parts, self._head)
 
     def swap(self, source: str, revision: str | None = None) -> ReferenceInfo:
         """Host another reference. The old one serves on if the new one cannot be loaded or fails its probe."""
@@ -134,18 +142,32 @@ class TorchEngine:
         del self._model, self._parts, self._forward
 
 
-def load_engine(config: EngineConfig) -> TorchEngine:
+def load_engine(config: EngineConfig) -> TorchEngine | LeadingEngine:
     """Load, probe and return an engine. Raises OSError or ValueError with what to change."""
+    if config.tensor_parallel:
+        ranks = Ranks()
+        return LeadingEngine(load_shared(config, ranks), ranks)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     return TorchEngine(config, load(config))
+
+
+def load_shared(config: EngineConfig, ranks: Ranks) -> TorchEngine:
+    """This rank's slice of the engine. All ranks must call it."""
+    if config.device_map:
+        raise ValueError("device_map: not together with tensor_parallel; leave one of them out")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return TorchEngine(config, load(config, ranks.size), ranks.score_rows)
 
 
 def _replaced(config: EngineConfig, source: str, revision: str | None) -> EngineConfig:
     return replace(config, model=source, revision=revision, served_name=None)
 
 
-def _choose(config: EngineConfig, model: PreTrainedModel, parts: Anatomy, max_length: int) -> tuple[Forward, bool]:
+def _choose(
+    config: EngineConfig, model: PreTrainedModel, parts: Anatomy, max_length: int, head: Head
+) -> tuple[Forward, bool]:
     """The best forward that the probe shows right, and whether its scores keep their bits."""
     window = getattr(model.config.get_text_config(decoder=True), "sliding_window", None)
     pieces = probe_pieces(parts, window, max_length)
@@ -153,10 +175,10 @@ def _choose(config: EngineConfig, model: PreTrainedModel, parts: Anatomy, max_le
     why: list[str] = []
     for make in _candidates(config, parts):
         forward = make(model, parts, config, own)
-        finding = _try(forward, model, parts, pieces, own)
+        finding = _try(forward, model, parts, pieces, own, head)
         if finding.right:
             log.info("scores by the %s path: within %.1e nats of the model itself", forward.tier, finding.largest)
-            bitwise = config.mode == "exact" and check_bits(_scorer(forward, parts), pieces)
+            bitwise = config.mode == "exact" and check_bits(_scorer(forward, parts, head), pieces)
             if config.mode == "exact" and not bitwise:
                 log.warning("exact mode: scores of this model depend on the batch here; `bitwise` is not claimed")
             return forward, bitwise
@@ -187,10 +209,12 @@ def _candidates(config: EngineConfig, parts: Anatomy) -> list[Any]:
     return [tiers[name] for name in order]
 
 
-def _try(forward: Forward, model: PreTrainedModel, parts: Anatomy, pieces: Sequence[Piece], own: str) -> Finding:
+def _try(
+    forward: Forward, model: PreTrainedModel, parts: Anatomy, pieces: Sequence[Piece], own: str, head: Head
+) -> Finding:
     """A model that the path does not fit may also refuse in its own words: that is an answer, too."""
     try:
-        finding = check_scores(_scorer(forward, parts), model, parts, pieces, own)
+        finding = check_scores(_scorer(forward, parts, head), model, parts, pieces, own)
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, IndexError, KeyError) as error:
         model.set_attn_implementation(own)
         return Finding(False, float("inf"), float("inf"), f"{type(error).__name__}: {error}")
@@ -200,10 +224,10 @@ def _try(forward: Forward, model: PreTrainedModel, parts: Anatomy, pieces: Seque
     return finding
 
 
-def _scorer(forward: Forward, parts: Anatomy) -> Any:
+def _scorer(forward: Forward, parts: Anatomy, head: Head) -> Any:
     @torch.inference_mode()
     def score(pieces: Sequence[Piece]) -> list[PieceScores]:
         batch = forward.prepare(pieces)
-        return score_pieces(pieces, forward.rows(batch).to(parts.weight.device), batch.targets, parts)
+        return score_pieces(pieces, forward.rows(batch).to(parts.weight.device), batch.targets, parts, head)
 
     return score

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Where a model came from and how it is run says nothing of what it computes.
@@ -30,7 +31,7 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
     """64 hex digits over every parameter and buffer that is saved (name, dtype, shape, bytes), the config without paths and
     versions, and the tokenizer's full definition."""
     digest = hashlib.sha256()
-    state = model.state_dict()
+    state = {name: whole(tensor) for name, tensor in model.state_dict().items()}
     with ThreadPoolExecutor(_HASH_THREADS) as pool:  # hashing releases the interpreter's lock
         for part in pool.map(_tensor_digest, sorted(state), [state[name] for name in sorted(state)]):
             digest.update(part)
@@ -39,6 +40,11 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
     if tokenizer is not None:
         digest.update(_tokenizer_bytes(tokenizer))
     return digest.hexdigest()
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that may lie in slices over several processes, complete in each of them; all must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _tensor_digest(name: str, tensor: torch.Tensor) -> bytes:

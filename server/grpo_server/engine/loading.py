@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from grpo_client.demo_model import COMPLETE_MARKER, DEMO, ModelSource, demo_copy, locate
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from .config import EngineConfig
 
@@ -57,15 +58,20 @@ def _bfloat16_is_fast(device: torch.device) -> bool:
     return cpu.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported()
 
 
-def load(config: EngineConfig) -> Loaded:
-    """Load what `config` names. Raises OSError (not found), ValueError (does not fit together)."""
+def load(config: EngineConfig, ranks: int = 1) -> Loaded:
+    """Load what `config` names, in slices when `ranks` > 1 processes of one group load together.
+
+    Raises OSError (not found), ValueError (does not fit together).
+    """
     device = choose_device(config.device)
     dtype = choose_dtype(config, device)
     source = locate(config.model)
     common = {"revision": config.revision or "main", "trust_remote_code": config.trust_remote_code}
     if source.gguf_file:
         common["gguf_file"] = source.gguf_file
-    placement = {"device_map": config.device_map} if config.device_map else {}
+    placement: dict[str, object] = {"device_map": config.device_map} if config.device_map else {}
+    if ranks > 1:
+        placement = {"distributed_config": DistributedConfig(tp_size=ranks)}
     unpacks_demo = config.model == DEMO and source.gguf_file is not None
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         source.path, dtype=torch.float32 if unpacks_demo else dtype, **placement, **common
@@ -76,10 +82,32 @@ def load(config: EngineConfig) -> Loaded:
     if unpacks_demo:
         _keep_copy(model, tokenizer)
         torch.nn.Module.to(model, dtype)
-    if not config.device_map:
+    if not placement:
         torch.nn.Module.to(model, device)
+    _all_here(model)
+    _heads_divide(model, ranks)
     model.eval().requires_grad_(False)
     return Loaded(model, tokenizer, source)
+
+
+def _all_here(model: PreTrainedModel) -> None:
+    """Weights that accelerate left on the host or on disk are fetched layer by layer, for every batch: refused."""
+    away = [name for name, tensor in model.named_parameters() if tensor.is_meta]
+    if away:
+        raise ValueError(
+            f"device_map: {len(away)} tensors do not fit on the devices ({away[0]}, ...); use more of them, --dtype bfloat16 "
+            "with --mode fast, or --tensor-parallel under torchrun"
+        )
+
+
+def _heads_divide(model: PreTrainedModel, ranks: int) -> None:
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", ranks)
+    if heads % ranks:
+        fitting = [n for n in range(1, heads + 1) if heads % n == 0]
+        raise ValueError(
+            f"tensor_parallel: {heads} key-value heads cannot be cut into {ranks} equal parts; start one of {fitting} processes"
+        )
 
 
 def _load_tokenizer(source: ModelSource, common: dict[str, str | bool]) -> PreTrainedTokenizerBase | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,14 @@ from .anatomy import Anatomy
 from .work import Piece, PieceScores
 
 
-def score_pieces(pieces: Sequence[Piece], rows: Tensor, targets: Tensor, parts: Anatomy) -> list[PieceScores]:
-    """rows (N, D) hidden states, targets (N,) token ids. Pieces that ask alike share one pass."""
+def score_pieces(
+    pieces: Sequence[Piece],
+    rows: Tensor,
+    targets: Tensor,
+    parts: Anatomy,
+    head: Callable[..., HeadScores] = score_rows,
+) -> list[PieceScores]:
+    """rows (N, D) hidden states, targets (N,) token ids. Pieces that ask alike share one pass of `head`."""
     sizes = [sum(len(c) for c in p.completions) for p in pieces]
     ends = np.cumsum(sizes)
     answers: list[PieceScores | None] = [None] * len(pieces)
@@ -24,7 +30,7 @@ def score_pieces(pieces: Sequence[Piece], rows: Tensor, targets: Tensor, parts: 
         spans = [range(ends[i] - sizes[i], ends[i]) for i in alike]
         index = torch.from_numpy(np.concatenate([np.arange(s.start, s.stop) for s in spans])).to(rows.device)
         first = pieces[alike[0]]
-        scores = score_rows(
+        scores = head(
             rows if len(index) == len(rows) else rows[index],
             parts.weight,
             targets.to(rows.device)[index],
