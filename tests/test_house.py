@@ -152,7 +152,7 @@ COMES_WITH = {"starlette": "fastapi", "pydantic-core": "pydantic", "triton": "to
         ("grpo_numerics", ("server",)),  # it has no extra of its own: each that brings torch brings the rest
         ("grpo_numerics", ("training",)),
         ("grpo_server", ("server",)),
-        ("grpo_training", ("training", "trl", "axolotl")),
+        ("grpo_training", ("training", "trl", "axolotl", "lora")),
     ],
 )
 def test_what_a_package_imports_is_declared(package: str, extras: tuple[str, ...]) -> None:

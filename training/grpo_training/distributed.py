@@ -129,6 +129,7 @@ class World:
             return cast(nn.Module, self._root)(work)
         finally:
             self._root.set_reshard_after_forward(True)
+            self._root.set_reshard_after_forward(False, recurse=False)  # backward begins with the head: keep it
             for module in cast(nn.Module, self._root).modules():
                 if isinstance(module, FSDPModule):
                     module.reshard()
@@ -139,7 +140,8 @@ class World:
 
     def maxima(self, figures: Mapping[str, float]) -> dict[str, float]:
         """The largest of each figure over the ranks, which have the same ones in the same order."""
-        return dict(zip(figures, self._gathered(torch.tensor(list(figures.values()))).amax(0).tolist(), strict=True))
+        values = torch.tensor(list(figures.values()), dtype=torch.float64)
+        return dict(zip(figures, self._gathered(values).amax(0).tolist(), strict=True))
 
     def rows(self, mine: Tensor, config: TrainConfig) -> Tensor:
         """(S, K) fp64 on CPU: one line a completion of the whole step, from this rank's (S / size, K)."""
