@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 from grpo_training.config import ConfigError, ModelConfig, TrainConfig
+from grpo_training.distributed import World
 from grpo_training.evaluation import Evaluator, held_out_tasks
 from grpo_training.loop import train
 from grpo_training.metrics import read_records
 from grpo_training.models import load_model
+from grpo_training.policy import Policy
 from grpo_training.progress import Display
 from grpo_training.rollout import sample
 from grpo_training.step import StepReport, step_seed
@@ -69,11 +71,13 @@ def test_the_figures_are_those_of_the_answers(make_config: MakeConfig, tiny_path
     config = make_config(eval={"every": 1, "prompts": 20, "completions": 3, "temperature": 0.7, "max_new_tokens": 5})
     loaded = load_model(ModelConfig(name=str(tiny_path), device="cpu"))
     tasks = held_out_tasks(config)
-    figures = Evaluator(config, tasks, loaded).figures()
+    alone = World("single", 0, 1, None)
+    policy = Policy(loaded.model)
+    figures = Evaluator(config, tasks, loaded, policy, alone).figures()
     # Naively: five prompts of three answers at a time, as many rows as a training step has (4 x 4, rounded down).
     task = Task(tasks["held_out"], loaded.tokenizer)
     problems = task.problems(0, 20, config.eval.seed)
-    again = Evaluator(config, tasks, loaded).figures()
+    again = Evaluator(config, tasks, loaded, policy, alone).figures()
     assert {k: v for k, v in again.items() if k != "time/eval_s"} == {
         k: v for k, v in figures.items() if k != "time/eval_s"
     }

@@ -140,7 +140,8 @@ class EvaluationLog:
             return
         keep = first_step + 1 if first_step else 0  # a new run begins with nothing
         path = config.trainer.output / EVALUATIONS
-        self._done = {step for record in read_records(path) if (step := int(record["step"])) < keep}
+        if keep and path.exists():
+            self._done = {step for record in read_records(path) if (step := int(record["step"])) < keep}
         if not writes:
             return
         self._sinks.append(JsonLines(path, first_step=keep))
