@@ -1,8 +1,9 @@
 """The table of experiments: what is trained, with which loss and optimizer, for how long.
 
-The settings are those of the paper's published runs unless `shorter` says otherwise: some of those take 80 000 epochs.
-Two habits of theirs matter. Adam's eps is 1e-25, for with 1e-8 the small gradients near collapse are no longer
-normalised and everything stops earlier; but their orthogonal runs had torch's default betas and eps. Weight decay is 0.
+The settings are those of the paper's published runs, where a CPU has the patience: at 40 % trained on, StableMax takes them
+40 000 epochs, so here it gets 70 %, and so does the collapse-free loss, which in fp32 does what they do in fp64. Two habits
+of theirs matter. Adam's eps is 1e-25, because with 1e-8 the tiny gradients near collapse are no longer normalised away;
+only their orthogonal runs had torch's default betas and eps. And there is no weight decay anywhere.
 """
 
 from __future__ import annotations
@@ -53,20 +54,26 @@ ORTHOGONAL = MappingProxyType({"orthogonal": True, "beta2": 0.999, "eps": 1e-8})
 
 def catalogue() -> dict[str, Experiment]:
     """Every experiment by name."""
-    table = (*_arithmetic("addition"), *_arithmetic("multiplication"), *_parity())
+    table = (*_arithmetic("addition"), _orthogonal_sgd(), *_arithmetic("multiplication"), *_parity())
     return {experiment.name: experiment for experiment in table}
 
 
 def _arithmetic(task: Literal["addition", "multiplication"]) -> list[Experiment]:
+    most: dict[str, Any] = {"task": task, "fraction": 0.7, "epochs": 4000, "points": 40}
     return [
         Experiment(f"{task}-plain", task, lr=0.005, epochs=500),
         Experiment(f"{task}-orthogonal", task, lr=0.01, epochs=300, points=60, **ORTHOGONAL),
-        Experiment(f"{task}-70-plain", task, lr=2e-3, epochs=4000, fraction=0.7, points=40),
-        Experiment(f"{task}-70-collapse-free", task, "collapse-free", lr=2e-3, epochs=4000, fraction=0.7, points=40),
-        Experiment(
-            f"{task}-70-stablemax", task, "stablemax", lr=0.01, beta2=0.999, epochs=4000, fraction=0.7, points=40
-        ),
+        Experiment(f"{task}-70-plain", lr=2e-3, **most),
+        Experiment(f"{task}-70-collapse-free", loss="collapse-free", lr=2e-3, **most),
+        Experiment(f"{task}-70-stablemax", loss="stablemax", lr=0.01, beta2=0.999, **most | {"epochs": 2000}),
     ]
+
+
+def _orthogonal_sgd() -> Experiment:
+    """The published run without Adam: what it needs instead is a large step, StableMax and fp64."""
+    double: dict[str, Any] = {"dtype": "float64", "loss_dtype": "float64"}
+    name = "addition-orthogonal-sgd"
+    return Experiment(name, "addition", "stablemax", orthogonal=True, optimizer="sgd", lr=10.0, epochs=500, **double)
 
 
 def _parity() -> list[Experiment]:
