@@ -29,7 +29,7 @@ from .experiments import Experiment, catalogue
 from .results import path_of, read, write, writing
 from .train import run
 
-OVERRIDES = {"epochs": int, "lr": float, "fraction": float, "modulus": int, "width": int}
+OVERRIDES = {"epochs": int, "lr": float, "fraction": float, "modulus": int, "noise": int, "width": int}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -93,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     other.add_argument("--lr", type=float, help="learning rate: higher brings collapse, and grokking, earlier")
     other.add_argument("--fraction", type=float, help="share of the table to train on: less makes grokking later")
     other.add_argument("--modulus", type=int, help="size of the table's sides (a prime); 23 trains in seconds")
+    other.add_argument("--noise", type=int, help="sparse parity: bits that say nothing; each one more makes it harder")
     other.add_argument("--width", type=int, help="of both hidden layers")
     return made
 

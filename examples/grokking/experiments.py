@@ -35,7 +35,7 @@ class Experiment:
     """Share of the table that is trained on."""
     modulus: int = 113
     width: int = 200
-    noise: int = 40
+    noise: int = 30
     """Sparse parity: bits beside the three that count, of which it has 2000 samples."""
     dtype: Literal["float32", "float64"] = "float32"
     """Of the network."""
@@ -83,7 +83,8 @@ def _parity() -> list[Experiment]:
         "lr": 0.01,
         "beta2": 0.999,
         "eps": 1e-18,
-        "epochs": 10000,
+        "epochs": 4000,
+        "points": 40,
     }
     return [
         Experiment("parity-plain", **common),

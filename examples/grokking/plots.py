@@ -82,7 +82,7 @@ def figures() -> dict[str, tuple[Panel, ...]]:
             Panel("training rows whose loss is exactly 0", losses, figure="zero_share"),
         ),
         "grokking-parity.png": (
-            Panel("parity of 3 among 43 bits", bits),
+            Panel("parity of 3 among 33 bits", bits),
             Panel("training rows whose loss is exactly 0", bits, figure="zero_share"),
         ),
     }
@@ -114,7 +114,7 @@ def save(path: Path, panels: tuple[Panel, ...], runs: list[Run]) -> bool:
         dashed = ", training accuracy dashed" if panel.with_train else ""
         axes.set_ylabel("" if panel.figure != "test" else f"test accuracy{dashed}", fontsize=9)
     if any(drawn):
-        row[0][0].legend(fontsize=8, loc="center right")
+        row[0][0].legend(fontsize=8, loc="best")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=DPI)
     plt.close(figure)
