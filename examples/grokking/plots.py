@@ -21,11 +21,12 @@ DPI = 90
 
 @dataclass(frozen=True)
 class Line:
-    """One experiment in a panel. The colour is the method's, the same in every figure."""
+    """One experiment in a panel. Colour and width are the method's, the same in every figure."""
 
     experiment: str
     label: str
     colour: str
+    width: float = 1.6
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Panel:
 
 
 def plain(experiment: str, label: str = "softmax, plain gradient") -> Line:
-    return Line(experiment, label, "tab:orange")
+    return Line(experiment, label, "tab:orange", width=3.2)  # seen even where another line lies on it
 
 
 def orthogonal(experiment: str, label: str = "softmax, orthogonal gradient") -> Line:
@@ -94,7 +95,7 @@ def draw(axes: Axes, panel: Panel, runs: list[Run]) -> bool:
     for line in panel.lines:
         for number, run in enumerate(named(runs, line.experiment)):
             label = line.label if number == 0 else None
-            axes.plot(*run.column(panel.figure), color=line.colour, label=label, linewidth=1.6, alpha=0.85)
+            axes.plot(*run.column(panel.figure), color=line.colour, label=label, linewidth=line.width, alpha=0.85)
             if panel.figure == "test" and panel.with_train:
                 axes.plot(*run.column("train"), color=line.colour, linestyle=(0, (4, 2)), linewidth=1.0, alpha=0.5)
             drawn = True
@@ -110,9 +111,8 @@ def save(path: Path, panels: tuple[Panel, ...], runs: list[Run]) -> bool:
     """Write a figure; False, and no file, when there is nothing to draw in it."""
     figure, row = plt.subplots(1, len(panels), figsize=INCHES, squeeze=False, layout="constrained")
     drawn = [draw(axes, panel, runs) for axes, panel in zip(row[0], panels, strict=True)]
-    for axes, panel in zip(row[0], panels, strict=True):
-        dashed = ", training accuracy dashed" if panel.with_train else ""
-        axes.set_ylabel("" if panel.figure != "test" else f"test accuracy{dashed}", fontsize=9)
+    dashed = ", training accuracy dashed" if panels[0].with_train else ""
+    row[0][0].set_ylabel(f"test accuracy{dashed}", fontsize=9)
     if any(drawn):
         row[0][0].legend(fontsize=8, loc="best")
         path.parent.mkdir(parents=True, exist_ok=True)
