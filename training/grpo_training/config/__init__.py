@@ -1,0 +1,47 @@
+"""What a run is told: one frozen value, read from YAML, corrected on the command line, checked once.
+
+    config = load_config("examples/arithmetic.yaml", overrides=["optimizer.lr=2e-5", "rollout.temperature=0.7"])
+
+An unknown field is refused with the name it was probably meant to be. Nothing here opens a model or a connection.
+"""
+
+from __future__ import annotations
+
+from .data import EvalConfig, RolloutConfig, TaskConfig
+from .errors import CheckpointError, ConfigError, RolloutError
+from .learning import (
+    CollapseConfig,
+    Correction,
+    Granularity,
+    KlKind,
+    LossConfig,
+    LossKind,
+    OptimizerConfig,
+    OrthoGradConfig,
+)
+from .model import LoraConfig, ModelConfig, ReferenceConfig
+from .run import DistributedConfig, TrainConfig, TrainerConfig, load_config
+
+__all__ = [
+    "CheckpointError",
+    "CollapseConfig",
+    "ConfigError",
+    "Correction",
+    "DistributedConfig",
+    "EvalConfig",
+    "Granularity",
+    "KlKind",
+    "LoraConfig",
+    "LossConfig",
+    "LossKind",
+    "ModelConfig",
+    "OptimizerConfig",
+    "OrthoGradConfig",
+    "ReferenceConfig",
+    "RolloutConfig",
+    "RolloutError",
+    "TaskConfig",
+    "TrainConfig",
+    "TrainerConfig",
+    "load_config",
+]

@@ -1,0 +1,138 @@
+"""What is asked, who answers, and what is held out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from .section import Section
+
+
+class TaskConfig(Section):
+    """What is asked of the policy, and how an answer is judged."""
+
+    name: str | None = None
+    """A reasoning-gym dataset, such as `basic_arithmetic`. Give this or `file`."""
+    kwargs: Mapping[str, Any] = Field(default_factory=dict)
+    """Settings of that dataset, as reasoning-gym names them."""
+    file: Path | None = None
+    """JSON lines with `question` and `answer` (further keys are handed to the reward function)."""
+    reward: str = "exact"
+    """`exact`: 1 when the answer is right by the dataset's own scorer, else 0. `graded`: the scorer's own figure, which
+    may give part of a point. `module:function`: your function (answer: str | None, entry: dict) -> float."""
+    answer_pattern: str | None = None
+    """Regular expression that finds the answer in a completion: its first group, or the whole match. None takes the
+    whole completion, stripped."""
+    answer_match: Literal["first", "last"] = "last"
+    """Which match counts when there are several."""
+    chat: bool = True
+    """Put the question through the tokenizer's chat template, as a user's turn."""
+    system: str | None = None
+    """The system turn. None: whatever the template puts there itself."""
+    template: str = "{question}"
+    """The text of the question; a field of the entry's metadata can be named too."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.name is None) == (self.file is None):
+            raise ValueError("give either name (a reasoning-gym dataset) or file (JSON lines)")
+        return self
+
+
+class RolloutConfig(Section):
+    """What is sampled in a step."""
+
+    prompts_per_step: int = Field(default=8, ge=1)
+    """Prompts, and so groups, in a step."""
+    group_size: int = Field(default=8, ge=1)
+    """Completions sampled of each prompt."""
+    max_new_tokens: int = Field(default=16, ge=1)
+    """A completion is cut here, whether it has ended or not."""
+    stop: tuple[str, ...] = ()
+    """A completion also ends with the first token that has one of these strings in it, as it ends with EOS."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Logits are divided by it before normalising: in sampling, in the policy's and in the reference's log-probs."""
+    max_prompt_tokens: int = Field(default=1024, ge=1)
+    """A longer prompt is refused: cutting it would change the question."""
+    backend: Literal["policy", "openai"] = "policy"
+    """Who samples: the trained weights in this process, or a server with the OpenAI completions API that takes and returns
+    token ids (vLLM, SGLang). What follows is for the latter."""
+    base_url: str | None = None
+    """`http://host:8000`; requests go to `/v1/completions` there."""
+    model: str | None = None
+    """The name under which that server knows the model."""
+    api_key_env: str | None = None
+    """Environment variable that holds the server's API key; None: no key is sent."""
+    timeout: float = Field(default=600.0, gt=0)
+    """Seconds without a byte before a try counts as lost: an answer comes when its last completion has ended."""
+    max_wait: float = Field(default=900.0, ge=0)
+    """Seconds over which a request is tried again while the server is away or full; `Retry-After` is kept to."""
+    concurrency: int = Field(default=16, ge=1)
+    """Requests under way at once; each is one prompt with its group."""
+    sync_every: int = Field(default=0, ge=0)
+    """Steps between bringing the policy's weights to the server with `sync_command`. 0 never does: the server stays as it
+    is, or somebody else updates it."""
+    sync_command: tuple[str, ...] = ()
+    """A program and its arguments that make the server load the model directory `{path}`, and end when it has."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _base_without_route(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError(f"must look like http://localhost:8000, got {value!r}")
+        if parts.username or parts.password:
+            raise ValueError("must not hold a password, which logs would show; name its variable in api_key_env")
+        return value.rstrip("/").removesuffix("/v1")
+
+    @model_validator(mode="after")
+    def _whole_backend(self) -> Self:
+        if self.backend == "openai" and not (self.base_url and self.model):
+            raise ValueError("backend=openai needs base_url (such as http://localhost:8000) and model")
+        if self.backend == "policy" and (self.base_url or self.sync_every or self.sync_command):
+            raise ValueError(
+                "base_url, sync_every and sync_command are for a server: set backend=openai, or leave them out"
+            )
+        if bool(self.sync_every) != bool(self.sync_command):
+            raise ValueError("sync_every and sync_command belong together: give both or neither")
+        if self.sync_command and not any("{path}" in word for word in self.sync_command):
+            raise ValueError("sync_command must have {path} in it: the directory that the server is to load")
+        return self
+
+
+class EvalConfig(Section):
+    """Answers to held-out questions, by the weights as they are then."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between evaluations; the first is before step 0, the last after the last step. 0 evaluates never."""
+    task: TaskConfig | None = None
+    """What is asked. None: the training task's dataset, drawn with eval.seed."""
+    tasks: Mapping[str, TaskConfig] = Field(default_factory=dict)
+    """Several of them by name, in place of `task`."""
+    prompts: int = Field(default=64, ge=1)
+    """Questions of each task, the same ones at every evaluation."""
+    completions: int = Field(default=1, ge=1)
+    """Answers to each question; more than one needs a temperature."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 takes the likeliest token each time; else it divides the logits, and the same random numbers come each time."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """An answer is cut here; None: at rollout.max_new_tokens."""
+    seed: int = Field(default=1_000_003, ge=0)
+    """Which questions and, with a temperature, which random numbers. Training's seed has no part in it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.task is not None and self.tasks:
+            raise ValueError("give either task (one) or tasks (several, by name)")
+        if bad := [name for name in self.tasks if not re.fullmatch(r"[\w.-]+", name)]:
+            raise ValueError(f"tasks: {bad[0]!r} becomes part of a metric's name: use letters, digits, _, - and .")
+        if self.completions > 1 and self.temperature == 0:
+            raise ValueError("completions above 1 are all the same at temperature 0: set temperature, or completions=1")
+        return self

@@ -1,0 +1,15 @@
+"""What can be wrong with a run, by whose it is to put right."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message names each field and what to do."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used; the message says why and what to do."""
+
+
+class RolloutError(RuntimeError):
+    """The rollout server failed, or what it answers cannot be trained on; the message says why and what to do."""

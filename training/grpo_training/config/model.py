@@ -1,0 +1,66 @@
+"""What is trained, and beside which reference."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from .section import Section
+
+
+class ModelConfig(Section):
+    """The policy that is trained."""
+
+    name: str = "demo"
+    """`demo`, a directory, a .gguf file or a hub id. The reference server should host the same one."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What weights are kept and trained in. float32 is the faster one on CPUs without AMX or AVX512-BF16."""
+    device: str = "auto"
+    """`auto` (CUDA when there is one), `cpu`, `cuda`, `cuda:1`."""
+    threads: int | None = Field(default=None, ge=1)
+    """Torch threads on CPU; None leaves torch's own choice."""
+    trust_remote_code: bool = False
+    """Run the modelling code that comes with a hub checkpoint."""
+    precision: Literal["full", "bf16"] = "full"
+    """`bf16`: products of matrices in bfloat16 (autocast), weights kept in `dtype`. Log-probs are float32 all the same."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input and compute the layer again in backward: less memory, a third more work."""
+
+
+class LoraConfig(Section):
+    """An adapter that is trained in place of the model. Needs the extra `lora`."""
+
+    r: int = Field(default=16, ge=1)
+    """Rank of the two matrices."""
+    alpha: int = Field(default=32, ge=1)
+    """What they add is multiplied by alpha / r."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the adapter's input, in the forward that has a gradient; sampling is without it."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names of the linear layers that get an adapter; `all-linear`: all but the output layer."""
+    save_merged: bool = False
+    """At the end, also write the model with the adapter added into its weights, to `merged/`."""
+
+
+class ReferenceConfig(Section):
+    """The server that holds the frozen reference."""
+
+    urls: tuple[str, ...] = ("http://127.0.0.1:8000",)
+    """One or several base URLs; the least busy is asked first."""
+    api_key: str | None = None
+    """Sent as a bearer token, when the server wants one."""
+    timeout: float = Field(default=300.0, gt=0)
+    """Seconds without a byte before a try counts as lost."""
+    max_wait: float = Field(default=900.0, ge=0)
+    """Seconds over which a step waits and tries again while the server is away. Afterwards the run ends with an error,
+    and `--resume` goes on from its last checkpoint."""
+    pin: bool = True
+    """Accept only the reference that answered first (its fingerprint): a swapped model ends the run, loudly."""
+
+    @field_validator("urls", mode="before")
+    @classmethod
+    def _one_url_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
