@@ -4,10 +4,9 @@ After Prieto et al., "Grokking at the Edge of Numerical Stability", ICLR 2025, a
 StableMax, collapse-free cross-entropy, OrthoGrad and CollapseMonitor. `docs/grokking.md` has the results.
 
     tasks.py         modular addition, modular multiplication, sparse parity
-    model.py         the network
     losses.py        the losses that are compared
     experiments.py   the table of experiments, each one frozen value
-    train.py         one run: full batch, one record every few epochs
+    train.py         the network and one run: full batch, one record every few epochs
     results.py       runs on disk, and the questions one asks of them
     bars.py          what has to be seen, and whether it was
     plots.py         the figures of docs/grokking.md

@@ -15,7 +15,6 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from .experiments import Experiment
 from .losses import loss_terms, observe
-from .model import mlp
 
 Record = dict[str, Any]
 
@@ -59,6 +58,21 @@ def run(experiment: Experiment, seed: int) -> Iterator[Record]:
             if not last:
                 monitor.after_step()
             yield record | observe(monitor, logits, terms)
+
+
+def mlp(inputs: int, width: int, classes: int, *, bias: bool) -> nn.Sequential:
+    """inputs -> width -> width -> classes, ReLUs between, torch's own initialisation.
+
+    The paper's modular tasks have no bias: every weight is then a matrix, and scaling all of them scales the logits, which
+    is the direction that naive loss minimisation takes. Its sparse parity has biases.
+    """
+    return nn.Sequential(
+        nn.Linear(inputs, width, bias=bias),
+        nn.ReLU(),
+        nn.Linear(width, width, bias=bias),
+        nn.ReLU(),
+        nn.Linear(width, classes, bias=bias),
+    )
 
 
 def build_optimizer(experiment: Experiment, model: nn.Module) -> Optimizer:
