@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.nn.functional as F
-from grpo_client import ReferenceClient
+from grpo_client import DeadlineExceeded, ReferenceClient
 from grpo_client.demo_model import locate
 from grpo_client.protocol import ScoreRequest
 from grpo_server.engine import EngineConfig, Piece, load_engine
@@ -52,7 +52,14 @@ def server(*flags: str) -> Iterator[tuple[str, int]]:
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ)
     try:
         with ReferenceClient(f"http://127.0.0.1:{port}") as client:
-            client.wait_ready(timeout=300)
+            while process.poll() is None:  # a server that cannot start has said why on stderr
+                try:
+                    client.wait_ready(timeout=5)
+                    break
+                except DeadlineExceeded:
+                    continue
+            else:
+                raise RuntimeError(f"grpo-server ended with status {process.returncode}: {' '.join(command)}")
         yield f"http://127.0.0.1:{port}", process.pid
     finally:
         process.send_signal(signal.SIGTERM)

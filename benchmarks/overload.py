@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--times", type=float, default=10)
     args = parser.parse_args()
     # room for two seconds of work: what comes on top must be refused
-    with server("--max-queue-tokens", "4096") as (url, pid):
+    with server("--max-batch-tokens", "2048", "--max-queue-tokens", "4096") as (url, pid):
         asyncio.run(run(args, url, pid))
 
 
