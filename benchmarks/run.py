@@ -131,11 +131,12 @@ def plot(rows: list[dict], path: Path) -> None:
             )
             for n in names
         ]
-        axes.bar(np.arange(len(names)) + i * 0.8 / len(who), heights, 0.8 / len(who), label=contender)
-    axes.set_xticks(np.arange(len(names)) + 0.35, names)
+        limit = {"color": "0.88", "edgecolor": "0.5", "hatch": "//"} if contender.startswith("gemm") else {}
+        axes.bar(np.arange(len(names)) + i * 0.8 / len(who), heights, 0.8 / len(who), label=contender, **limit)
+    axes.set_xticks(np.arange(len(names)) + 0.4 - 0.4 / len(who), names)
     axes.set_ylabel("client tokens per second")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(ncols=4, frameon=False)
+    axes.legend(ncols=len(who), frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.savefig(path, dpi=130)
 
 
