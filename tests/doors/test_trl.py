@@ -124,7 +124,9 @@ def test_what_cannot_be_served_is_refused(tiny_path: Path, tokenizer: Any, refer
     with ReferenceClient(reference_url) as client, pytest.raises(ReferenceUnusable, match="vocabulary"):
         ServedReference(client, vocab_size=5)
     with pytest.raises(ValueError, match="precompute_ref_log_probs"):
-        RemoteReferenceDPOTrainer(str(tiny_path), args=trl.DPOConfig(str(tmp_path), **QUIET, bf16=False), reference=reference_url)
+        RemoteReferenceDPOTrainer(
+            str(tiny_path), args=trl.DPOConfig(str(tmp_path), **QUIET, bf16=False), reference=reference_url
+        )
 
 
 @pytest.mark.parametrize("fields", [{}, {"ld_alpha": 0.5}, {"max_length": 7, "truncation_mode": "keep_end"}], ids=str)
