@@ -150,13 +150,13 @@ def test_a_client_that_hangs_up_is_not_computed_for() -> None:
     first, left, last = (ask(n, 1) for n in (2, 3, 4))
     with real_server(engine) as url, httpx.Client(base_url=url, timeout=PATIENCE) as client:
         engine.hold()
-        answers: list[httpx.Response] = []
+        answers: dict[str, httpx.Response] = {}
 
-        def post(request: object) -> None:
+        def post(name: str, request: object) -> None:
             body = wire_json.encode_request(request)  # type: ignore[arg-type]
-            answers.append(client.post("/v1/logprobs", content=body, headers={"Content-Type": "application/json"}))
+            answers[name] = client.post("/v1/logprobs", content=body, headers={"Content-Type": "application/json"})
 
-        threads = [threading.Thread(target=post, args=(first,))]
+        threads = [threading.Thread(target=post, args=("first", first))]
         threads[0].start()
         asyncio.run(engine.entered())
 
@@ -168,16 +168,16 @@ def test_a_client_that_hangs_up_is_not_computed_for() -> None:
             _until(client, 2)
         _until(client, 1)  # it hung up, and its place in the queue is free
 
-        threads.append(threading.Thread(target=post, args=(last,)))
+        threads.append(threading.Thread(target=post, args=("last", last)))
         threads[1].start()
         _until(client, 2)
         engine.let_go()
         for thread in threads:
             thread.join()
     assert [len(p.prompt) for b in engine.batches for p in b] == [2, 4]
-    assert [r.status_code for r in answers] == [200, 200]
+    assert {name: r.status_code for name, r in answers.items()} == {"first": 200, "last": 200}
     np.testing.assert_array_equal(
-        wire_json.decode_result(answers[1].content).logprobs, expected(last, engine.info.fingerprint)
+        wire_json.decode_result(answers["last"].content).logprobs, expected(last, engine.info.fingerprint)
     )
 
 
