@@ -5,16 +5,19 @@ Refusing at the door is the only defence against overload; what was let in is an
 
 from __future__ import annotations
 
-import heapq
+import math
 from collections.abc import Callable
 
 from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.scheduler.reservations import Reservations
 
 # Before the first batch has been timed: about what a small model does on one CPU core.
 ASSUMED_TOKENS_PER_SECOND = 1000.0
 # Weight of the past when a batch is added to the rate: the last five or so batches count.
 RATE_MEMORY = 0.8
 MIN_RETRY_SECONDS = 1.0
+# Who comes when it was told to is let in although the queue is this much above its limits: speed is an estimate.
+MARGIN = 1.25
 
 
 class Throughput:
@@ -41,23 +44,24 @@ class Throughput:
 class Admission:
     """The ledger. tokens: accepted and not yet computed. bytes: requests and answers held in memory.
 
-    A refused client is told when there will be room for it, after those who were refused before it: the tokens it was
-    promised are remembered until that moment, so that a crowd comes back one after the other and not all at once.
+    A refused client is told when there will be room for it, after those who were refused before it, and room is kept for
+    it at that time (`reservations`). Newcomers get what is left.
     """
 
     def __init__(self, max_tokens: int, max_bytes: int, clock: Callable[[], float]) -> None:
         self._max_tokens = max_tokens
         self._max_bytes = max_bytes
-        self._clock = clock
-        self._promises: list[tuple[float, int]] = []  # a heap of (when it falls due, tokens)
-        self._promised = 0
         self.throughput = Throughput()
+        self.reservations = Reservations(clock)
         self.tokens = 0
         self.bytes = 0
         self.requests = 0
 
-    def admit(self, tokens: int, nbytes: int) -> None:
-        """Enter a request. Raises ServiceError: 413 if it can never fit, 429 with Retry-After if not now."""
+    def admit(self, tokens: int, nbytes: int, key: Callable[[], bytes]) -> None:
+        """Enter a request. Raises ServiceError: 413 if it can never fit, 429 with Retry-After if not now.
+
+        key: names the request by its content; asked for only under load.
+        """
         if tokens > self._max_tokens:
             raise ServiceError(
                 ErrorCode.REQUEST_TOO_LARGE,
@@ -72,13 +76,16 @@ class Admission:
                 "groups, a smaller top_k or fewer token_ids, or start the server with a larger --max-queue-bytes",
                 param="groups",
             )
-        if self.tokens + tokens > self._max_tokens or self.bytes + nbytes > self._max_bytes:
-            seconds = self._promise(tokens)
+        if not (self._reserved(tokens, nbytes, key) or self._has_room(tokens, nbytes)):
+            seconds = self._seconds_until_room(tokens)
+            # HTTP's Retry-After has whole seconds: who reads only that comes so much later
+            self.reservations.reserve(key(), tokens, seconds, math.ceil(seconds))
             raise ServiceError(
                 ErrorCode.QUEUE_FULL,
-                f"the queue is full: {self.tokens} tokens wait and {tokens} more do not fit into {self._max_tokens} "
-                f"(--max-queue-tokens) or their {nbytes} bytes into {self._max_bytes} (--max-queue-bytes); "
-                f"come back in {seconds:.1f} s, as Retry-After says",
+                f"the queue is full: {self.tokens} tokens wait, {self.reservations.kept:.0f} are reserved, and {tokens} "
+                f"more do not fit into {self._max_tokens} (--max-queue-tokens) or their {nbytes} bytes into "
+                f"{self._max_bytes} (--max-queue-bytes); come back in {seconds:.1f} s, as Retry-After says: room is kept "
+                "for this request then",
                 retry_after=seconds,
             )
         self.tokens += tokens
@@ -94,17 +101,20 @@ class Admission:
         self.bytes -= nbytes
         self.requests -= 1
 
-    def _promise(self, tokens: int) -> float:
-        """Seconds until this many tokens fit, given the measured speed and what others were promised."""
-        now = self._clock()
-        while self._promises and self._promises[0][0] <= now:
-            self._promised -= heapq.heappop(self._promises)[1]
-        # A client that ignores Retry-After must not push everybody's wait without bound: one queue's worth at most.
-        excess = self.tokens + min(self._promised, self._max_tokens) + tokens - self._max_tokens
+    def _reserved(self, tokens: int, nbytes: int, key: Callable[[], bytes]) -> bool:
+        """Whether this request was told to come now, and can be let in as it was told."""
+        if not self.reservations or not self.reservations.claim(key()):
+            return False
+        return self.tokens + tokens <= MARGIN * self._max_tokens and self.bytes + nbytes <= MARGIN * self._max_bytes
+
+    def _has_room(self, tokens: int, nbytes: int) -> bool:
+        """Whether a newcomer fits beside what waits and what is reserved."""
+        kept = self.reservations.kept
+        return self.tokens + kept + tokens <= self._max_tokens and self.bytes + nbytes <= self._max_bytes
+
+    def _seconds_until_room(self, tokens: int) -> float:
+        """Until this many tokens fit, at the measured speed, after all who have a reservation."""
+        excess = self.tokens + self.reservations.expected + tokens - self._max_tokens
         if excess <= 0:  # refused for its bytes: those come free as the queue empties
             excess = self.tokens
-        seconds = max(MIN_RETRY_SECONDS, excess / self.throughput.tokens_per_second)
-        if self._promised < self._max_tokens:
-            heapq.heappush(self._promises, (now + seconds, tokens))
-            self._promised += tokens
-        return seconds
+        return max(MIN_RETRY_SECONDS, excess / self.throughput.tokens_per_second)

@@ -64,6 +64,11 @@ def result_keys(request: ScoreRequest, fingerprint: str) -> list[bytes]:
     return keys
 
 
+def request_key(request: ScoreRequest) -> bytes:
+    """Names a request by its content, whichever reference answers it."""
+    return hashlib.blake2b(b"".join(result_keys(request, "")), digest_size=32).digest()
+
+
 def _bytes(ids: npt.NDArray[np.int32]) -> bytes:
     return ids.astype("<i4", copy=False).tobytes()
 

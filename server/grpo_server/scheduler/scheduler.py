@@ -22,7 +22,7 @@ from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.scheduler.admission import Admission
 from grpo_server.scheduler.assembly import Assembly, host_bytes, split
 from grpo_server.scheduler.batcher import Batcher
-from grpo_server.scheduler.cache import ResultCache, result_keys
+from grpo_server.scheduler.cache import ResultCache, request_key, result_keys
 from grpo_server.scheduler.cutting import Cut, cut
 from grpo_server.scheduler.events import BatchDone, Listener, Silence
 from grpo_server.scheduler.job import Job
@@ -129,7 +129,7 @@ class Scheduler:
         wanted = {i for i, length in enumerate(lengths) if length and i not in found}
         cuts = deque(self._priced(c) for c in cut(request, wanted, self._limits.max_batch_tokens))
         nbytes = host_bytes(request)
-        self.admission.admit(sum(c.tokens for c in cuts), nbytes)
+        self.admission.admit(sum(c.tokens for c in cuts), nbytes, lambda: request_key(request))
         if self.cache.enabled:
             self._listener.cache_looked_up(len(found), len(wanted))
         now = self._clock()

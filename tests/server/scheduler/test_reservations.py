@@ -1,0 +1,137 @@
+"""Reservations: who comes back when it was told to is let in, whatever the crowd at the door does, and no room stays empty."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import Counter
+
+import pytest
+from grpo_server.errors import ServiceError
+from grpo_server.scheduler.admission import MARGIN, Admission
+from grpo_server.scheduler.reservations import GRACE_SECONDS, MAX_RESERVATIONS, Reservations
+from server_fakes import FakeClock
+
+
+def admission_with_full_queue(clock: FakeClock) -> Admission:
+    """1000 tokens wait, none more fit, 100 are computed a second."""
+    admission = Admission(1000, 10**6, clock)
+    admission.throughput.add(100, 1.0)
+    admission.admit(1000, 0, lambda: b"first")
+    return admission
+
+
+def wait_told(admission: Admission, name: bytes, tokens: int = 400) -> float:
+    with pytest.raises(ServiceError) as caught:
+        admission.admit(tokens, 0, lambda: name)
+    assert caught.value.retry_after is not None
+    return caught.value.retry_after
+
+
+def test_each_finds_room_when_it_comes_back_at_its_own_time() -> None:
+    clock = FakeClock()
+    admission = admission_with_full_queue(clock)
+    began = clock.now
+    waits = {name: wait_told(admission, name) for name in (b"a", b"b")}
+    assert waits == {b"a": pytest.approx(4.0), b"b": pytest.approx(8.0)}
+    for name, wait in waits.items():
+        admission.computed(round((began + wait - clock.now) * 100))  # the engine keeps its speed
+        clock.now = began + wait
+        wait_told(admission, b"newcomer", tokens=300)  # the room is there, and it is not for this one
+        admission.admit(400, 0, lambda name=name: name)
+    assert admission.tokens == 1000
+
+
+def test_an_engine_that_became_slower_does_not_make_a_liar_of_the_door() -> None:
+    clock = FakeClock()
+    admission = admission_with_full_queue(clock)
+    clock.now += wait_told(admission, b"a")
+    admission.computed(200)  # half of what was expected
+    admission.admit(400, 0, lambda: b"a")
+    assert admission.tokens <= MARGIN * 1000
+
+
+def test_a_reservation_that_nobody_claims_lapses_and_counts_for_less() -> None:
+    clock = FakeClock()
+    admission = admission_with_full_queue(clock)
+    clock.now += wait_told(admission, b"a") - 0.5
+    admission.computed(400)
+    assert admission.reservations.kept == 400
+    clock.now += 1.5 + GRACE_SECONDS
+    admission.admit(400, 0, lambda: b"newcomer")
+    for n in range(500):
+        admission.reservations.reserve(n.to_bytes(4, "little"), 10, 1.0, 1.0)
+    clock.now += 1.0 + GRACE_SECONDS
+    admission.reservations.reserve(b"b", 400, 1.0, 1.0)
+    assert admission.reservations.expected < 100
+
+
+def test_who_comes_before_its_time_is_no_better_than_a_newcomer() -> None:
+    clock = FakeClock()
+    admission = admission_with_full_queue(clock)
+    clock.now += wait_told(admission, b"a") - 1.0
+    admission.computed(300)
+    assert wait_told(admission, b"a") > 1.0
+
+
+def test_one_of_two_equal_requests_does_not_use_up_both_reservations() -> None:
+    clock = FakeClock()
+    reservations = Reservations(clock)
+    for seconds in (1.0, 2.0):
+        reservations.reserve(b"same", 10, seconds, seconds)
+    clock.now += 2.0
+    assert [reservations.claim(b"same") for _ in range(3)] == [True, True, False]
+    assert reservations.kept == pytest.approx(0)
+    assert len(reservations) == 0
+
+
+def test_those_who_never_come_back_hold_a_bounded_memory() -> None:
+    clock = FakeClock()
+    reservations = Reservations(clock)
+    for n in range(MAX_RESERVATIONS + 100):
+        reservations.reserve(n.to_bytes(4, "little"), 1, 5.0, 5.0)
+    assert len(reservations) == MAX_RESERVATIONS
+    clock.now += 5.0 + GRACE_SECONDS
+    assert reservations.expected == pytest.approx(0)
+    assert len(reservations) == 0
+
+
+@pytest.mark.parametrize("returning", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("times", [2, 10])
+def test_under_overload_every_return_is_admitted_and_the_engine_never_idles(returning: float, times: int) -> None:
+    """Two minutes of requests at a multiple of the capacity; a share of the refused comes back, late by up to half a second."""
+    clock, draw = FakeClock(), random.Random(1)
+    speed, limit = 1000.0, 4096
+    admission = Admission(limit, 10**9, clock)
+    admission.throughput.add(1000, 1.0)
+    start, minutes = clock.now, 120.0
+    number = itertools.count()
+    tally: Counter[str] = Counter()
+    most = busy = 0.0
+    arrivals: list[tuple[float, int, int, bool]] = []  # when, number, tokens, whether told to come
+    when = start
+    while when < start + minutes:
+        when += draw.expovariate(times * speed / 100)
+        arrivals.append((when, next(number), draw.randrange(20, 180), False))
+    heapq.heapify(arrivals)
+    debt = 0.0
+    while arrivals and arrivals[0][0] < start + minutes:
+        when, name, tokens, told = heapq.heappop(arrivals)
+        done = min(float(admission.tokens), (when - clock.now) * speed + debt)
+        busy += min(admission.tokens - debt, (when - clock.now) * speed)
+        admission.computed(int(done))
+        debt, clock.now = done - int(done), when
+        try:
+            admission.admit(tokens, 0, lambda name=name: name.to_bytes(4, "little"))
+            tally["returned, admitted" if told else "admitted"] += 1
+        except ServiceError as error:
+            tally["returned, refused" if told else "refused"] += 1
+            if not told and draw.random() < returning:
+                heapq.heappush(arrivals, (when + (error.retry_after or 0) + draw.random() / 2, name, tokens, True))
+        most = max(most, admission.tokens)
+    assert tally["returned, refused"] == 0, tally
+    assert most <= MARGIN * limit
+    assert busy >= 0.95 * minutes * speed
+    if returning:
+        assert tally["returned, admitted"] > 20
