@@ -8,6 +8,7 @@ gemm        nothing but the matrix products that the packed batch cannot avoid: 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
@@ -22,7 +24,8 @@ import torch.nn.functional as F
 from grpo_client import DeadlineExceeded, ReferenceClient
 from grpo_client.demo_model import locate
 from grpo_client.protocol import ScoreRequest
-from grpo_server.engine import EngineConfig, Piece, load_engine
+from grpo_numerics.heap import keep_freed_pages
+from grpo_server.engine import EngineConfig, Piece, environment, load_engine
 from grpo_server.engine.config import DType, Mode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -82,6 +85,33 @@ def in_process(mode: Mode, dtype: DType = "auto") -> Score:
         return np.concatenate([p.logprobs for p in engine.compute(engine.prepare(pieces)).pieces])
 
     return score
+
+
+@contextmanager
+def in_own_process(mode: Mode) -> Iterator[Score]:
+    """The same in another process: the environment that the engine computes in is not that of its peers."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_answer, args=(mode, theirs), daemon=True)
+    process.start()
+
+    def score(request: ScoreRequest) -> np.ndarray:
+        ours.send(request)
+        return ours.recv()
+
+    try:
+        yield score
+    finally:
+        ours.send(None)
+        process.join(60)
+
+
+def _answer(mode: Mode, pipe: Connection) -> None:
+    """Requests to log-probs, by an engine such as `grpo-server` starts, until None comes."""
+    environment.prepare(mode)
+    keep_freed_pages()
+    score = in_process(mode)
+    while (request := pipe.recv()) is not None:
+        pipe.send(score(request))
 
 
 def _load(dtype: torch.dtype) -> PreTrainedModel:

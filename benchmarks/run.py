@@ -19,18 +19,14 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from grpo_server.engine import environment
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
 
-environment.prepare("exact")  # before torch: the in-process engine gets the arithmetic that the server has
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.progress import Progress  # noqa: E402
-from rich.table import Table  # noqa: E402
-
-from . import contenders  # noqa: E402
-from .workloads import WORKLOADS, client_tokens  # noqa: E402
+from . import contenders
+from .workloads import WORKLOADS, client_tokens
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -41,7 +37,7 @@ def build(stack: ExitStack, dtypes: list[str], modes: list[str]) -> dict[str, co
     for mode in modes:
         url, _ = stack.enter_context(contenders.server("--mode", mode))
         made[f"server {mode}"] = stack.enter_context(contenders.over_http(url))
-    made["engine exact"] = contenders.in_process("exact")
+    made["engine exact"] = stack.enter_context(contenders.in_own_process("exact"))
     for name in dtypes:
         made[f"plain {name}"] = contenders.plain(DTYPES[name])
         try:

@@ -57,6 +57,11 @@ class HeadScores:
     top_logprobs: Tensor | None = None
     token_logprobs: Tensor | None = None
 
+    def first(self, rows: int) -> HeadScores:
+        """The figures of the first rows: those that are no padding."""
+        figures = (getattr(self, field.name) for field in fields(self))
+        return HeadScores(*(cast(Any, None if figure is None else figure[:rows]) for figure in figures))
+
 
 @torch.no_grad()
 def score_rows(
@@ -117,7 +122,7 @@ def _by_kernels(tiles: TritonTiles, block: RowBlock, want: Set[str]) -> HeadScor
     """One row block, its sums made by the kernels."""
     target = tiles.target_logits(block)[:, 0]
     others, above = tiles.sums_of_others(block, target, entropy="entropy" in want, rank="rank" in want)
-    return _cut(_figures(target, others, above, want)[0], block.rows)
+    return _figures(target, others, above, want)[0].first(block.rows)
 
 
 def _figures(
@@ -140,12 +145,6 @@ def _figures(
         rank=None if above is None else above.int().masked_fill(lost, -1),
     )
     return scores, everything
-
-
-def _cut(scores: HeadScores, rows: int) -> HeadScores:
-    """The first rows: those that are no padding."""
-    figures = (getattr(scores, field.name) for field in fields(HeadScores))
-    return HeadScores(*(cast(Any, None if figure is None else figure[:rows]) for figure in figures))
 
 
 class _Tally:
@@ -217,4 +216,4 @@ class _Tally:
             top_logprobs=logprobs_of(self._top, self._top_ids) if self._top_k else None,
             token_logprobs=None if ids is None or of_ids is None else logprobs_of(of_ids, ids),
         )
-        return _cut(scores, self.block.rows)
+        return scores.first(self.block.rows)

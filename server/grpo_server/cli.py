@@ -30,7 +30,11 @@ def _serve(config: ServerConfig) -> int:
 
     prepare(config.mode, config.threads)
 
-    # Only now: the engine imports torch, whose libraries read the environment once.
+    # Only now: this imports torch, whose libraries read the environment once. Before any thread has a heap of its own.
+    from grpo_numerics.heap import keep_freed_pages
+
+    keep_freed_pages()
+
     from grpo_server import logs
     from grpo_server.hosting import HostedEngine
     from grpo_server.serving import serve

@@ -85,6 +85,11 @@ class ServerConfig(BaseSettings):
     )
     dtype: DType = Field("auto", description="auto: float32 in exact mode, the fastest good one in fast mode.")
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto: a GPU if there is one.")
+    constant_shape: bool = Field(
+        False,
+        description="Every forward pass has --max-batch-tokens rows, filled up: the same bits run to run in fast mode too, "
+        "and for a small request the cost of a full batch.",
+    )
     device_map: str | None = Field(
         None, description='"auto" spreads a model that does not fit one device over all of them.'
     )
@@ -172,6 +177,7 @@ class ServerConfig(BaseSettings):
             served_name=self.served_name,
             tier=self.tier,
             tensor_parallel=self.tensor_parallel,
+            batch_rows=self.max_batch_tokens if self.constant_shape else None,
         )
 
     def scheduler(self) -> SchedulerLimits:

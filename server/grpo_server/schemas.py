@@ -27,6 +27,17 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
+class OpenInferenceError(ErrorDetail):
+    """The same where the protocol has a string: under /v2."""
+
+    error: str = Field(description="The message once more.")
+
+
+OPEN_INFERENCE_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {**response, "model": OpenInferenceError} for status, response in ERROR_RESPONSES.items()
+}
+
+
 class ChatMessageIn(BaseModel):
     model_config = ConfigDict(extra="allow")
 

@@ -80,12 +80,14 @@ def run_with_display(
 ) -> dict[str, Any]:
     """Train with live progress, then print the summary and where everything lies."""
     # Torch and transformers take seconds to import; `--help` and a misspelt field need neither.
+    from grpo_numerics.heap import keep_freed_pages
     from transformers.utils.logging import disable_progress_bar
 
     from grpo_training.distributed import is_main_process
     from grpo_training.loop import train
     from grpo_training.progress import Display
 
+    keep_freed_pages()
     disable_progress_bar()  # two bars at once make a mess of each other
     with Display(console if is_main_process() else Console(quiet=True)) as display:
         summary = train(config, resume=resume, overwrite=overwrite, observer=display)

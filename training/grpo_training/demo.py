@@ -34,6 +34,9 @@ _SENTENCES = (
     ("Water freezes at zero degrees", (" Celsius.", " Fahrenheit.", " Tuesday.")),
 )
 
+# By then the reward stands where it stays; about six minutes on two cores.
+STEPS = 60
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -118,15 +121,13 @@ def _score_table(result: ScoreResult) -> Table:
 def demo(
     output: Annotated[Path, typer.Option(help="Where the report, metrics and logs go.")] = Path("runs/demo"),
     config: Annotated[Path, typer.Option(help="Settings of the run.")] = Path("examples/arithmetic.yaml"),
-    steps: Annotated[int | None, typer.Option(help="Steps; fewer for a quick look.")] = None,
+    steps: Annotated[int, typer.Option(help="Steps; fewer for a quick look, 100 for the run of the settings.")] = STEPS,
     seed: Annotated[int, typer.Option(help="Another seed, another run.")] = 0,
 ) -> None:
     """Start a reference server, score real sentences, train against it, write a report."""
     console = Console()
     logging.basicConfig(level=logging.WARNING)
-    overrides = [f"trainer.output={output}", f"trainer.seed={seed}"]
-    if steps is not None:
-        overrides.append(f"trainer.steps={steps}")
+    overrides = [f"trainer.output={output}", f"trainer.seed={seed}", f"trainer.steps={steps}"]
     try:
         settings = load_config(config, overrides)
         output.mkdir(parents=True, exist_ok=True)

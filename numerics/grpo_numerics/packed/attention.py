@@ -136,8 +136,11 @@ class _PackedAttention(torch.autograd.Function):
 def _take(t: Tensor, call: CausalCall) -> Tensor:
     """The call's rows of (H, T, ...) as (n, H, L, ...)."""
     n, length = call.index.shape
-    flat = t.index_select(1, call.index.flatten()) if call.start is None else t[:, call.start : call.start + n * length]
-    return flat.unflatten(1, (n, length)).transpose(0, 1)
+    if call.start is not None:
+        return t[:, call.start : call.start + n * length].unflatten(1, (n, length)).transpose(0, 1)
+    # models leave their heads side by side in a row of the stream: gathered so, nothing but the wanted rows is read
+    by_row = t.transpose(0, 1).index_select(0, call.index.flatten())
+    return by_row.unflatten(0, (n, length)).transpose(1, 2)
 
 
 def _put(into: Tensor, part: Tensor, call: CausalCall) -> None:

@@ -63,13 +63,11 @@ class Flash:
             out = out.transpose(0, 1).flatten(0, 1)[None]
             lse = lse.transpose(0, 1).flatten(0, 1)[None]
         else:
-            heads = q.unflatten(1, (k.shape[1], repeats))
-            parts = [
-                _FLASH(heads[:, :, r], k, v, 0.0, causal and mask is None, attn_mask=bias, scale=self.scale)
-                for r in range(repeats)
-            ]
-            out = torch.stack([p[0] for p in parts], 2).flatten(1, 2)
-            lse = torch.stack([p[1] for p in parts], 2).flatten(1, 2)
+            # one call for all heads: copies of the keys cost less than a call for each query head that shares them
+            out, lse = _FLASH(
+                q, _for_each(k, repeats), _for_each(v, repeats), 0.0, causal and mask is None,
+                attn_mask=bias, scale=self.scale,
+            )  # fmt: skip
         if mask is not None:
             # a row that sees no key of this call: weight zero, and no NaN that would survive the zero
             blind = ~mask.any(-1)
@@ -168,6 +166,11 @@ class Plain:
             row = torch.arange(rows.start, rows.stop, device=q.device)
             scores = scores.masked_fill(row[:, None] < torch.arange(k.shape[2], device=q.device), -torch.inf)
         return scores, slope
+
+
+def _for_each(t: Tensor, repeats: int) -> Tensor:
+    """(n, H_kv, S, D) -> (n, H_kv * repeats, S, D), each head `repeats` times in a row."""
+    return t[:, :, None].expand(-1, -1, repeats, -1, -1).flatten(1, 2)
 
 
 def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -52,11 +52,14 @@ class Schedule:
 
     exact: only segments of equal length share a call, and queries come in whole blocks, so that the bits of a row do not
     depend on what else is in the batch. The stream must then end in QUERY_BLOCK rows of padding (`padded_tokens`).
+    rows: with exact, the stream is padded to a multiple of this many rows: for matrix products whose bits depend on how
+    many rows they have.
     """
 
     layout: PackedLayout
     device: torch.device
     exact: bool = False
+    rows: int = QUERY_BLOCK
     _calls: dict[int | None, tuple[list[CausalCall], list[CrossCall]]] = field(default_factory=lambda: {}, repr=False)
 
     @property
@@ -64,7 +67,8 @@ class Schedule:
         """Rows of the stream as it goes through the model."""
         if not self.exact:
             return self.layout.tokens
-        return -(-self.layout.tokens // QUERY_BLOCK) * QUERY_BLOCK + QUERY_BLOCK
+        whole = -(-self.layout.tokens // self.rows) * self.rows
+        return -(-whole // QUERY_BLOCK) * QUERY_BLOCK + QUERY_BLOCK
 
     def calls(self, window: int | None) -> tuple[list[CausalCall], list[CrossCall]]:
         """Causal calls, then cross calls with parents before children. window: sliding window in tokens, or None."""
@@ -76,8 +80,9 @@ class Schedule:
 
     def _causal(self, window: int | None) -> Iterator[CausalCall]:
         segments = [*self.layout.prompts, *self.layout.completions]
-        if self.exact and self.padded_tokens > self.layout.tokens:
-            segments.append(Segment(self.layout.tokens, self.padded_tokens, self.padded_tokens, 0))
+        for start in range(self.layout.tokens, self.padded_tokens, QUERY_BLOCK):
+            end = min(start + QUERY_BLOCK, self.padded_tokens)
+            segments.append(Segment(start, end, end, 0))
         for bucket in _buckets(segments, 0.0 if self.exact else _MAX_PADDING):
             length = max(s.length for s in bucket)
             starts = torch.tensor([s.start for s in bucket], device=self.device)

@@ -16,7 +16,8 @@ class EngineConfig:
     where the device multiplies it faster than float32. device "auto": cuda if there is one. threads: None leaves torch's
     choice. max_length: tokens of prompt + completion, None the model's own limit. tier: the best way of sharing prompts
     to try; the probe may still choose a lower one. tensor_parallel: this process is one of those that torchrun
-    started, each with a slice of the model. served_name: the name in `/v1/reference`, None the model's."""
+    started, each with a slice of the model. served_name: the name in `/v1/reference`, None the model's. batch_rows: every
+    forward has this many rows, or a multiple, whatever is in it; None: as many as there are tokens."""
 
     model: str
     revision: str | None = None
@@ -30,3 +31,4 @@ class EngineConfig:
     served_name: str | None = None
     tier: Tier = "packed"
     tensor_parallel: bool = False
+    batch_rows: int | None = None

@@ -24,7 +24,7 @@ from .forwards import CachedForward, Forward, PackedForward, PlainForward, Prepa
 from .loading import Loaded, load
 from .memory import is_out_of_memory, split
 from .probe import Finding, check_bits, check_scores, probe_pieces
-from .scoring import score_pieces
+from .scoring import in_whole_blocks, score_pieces
 from .tensor_parallel import LeadingEngine, Ranks
 from .work import BatchScores, OutOfMemory, Piece, PieceScores
 
@@ -40,7 +40,7 @@ class TorchEngine:
     """See `work.Engine` for the contract. `tokenizer` is None when the source has none."""
 
     def __init__(self, config: EngineConfig, loaded: Loaded, head: Head = score_rows) -> None:
-        self._config, self._head = config, head
+        self._config, self._head = config, head if config.batch_rows is None else in_whole_blocks(head)
         self._adopt(loaded, version=1)
 
     def _adopt(self, loaded: Loaded, version: int) -> None:
@@ -178,9 +178,10 @@ def _choose(
         finding = _try(forward, model, parts, pieces, own, head)
         if finding.right:
             log.info("scores by the %s path: within %.1e nats of the model itself", forward.tier, finding.largest)
-            bitwise = config.mode == "exact" and check_bits(_scorer(forward, parts, head), pieces)
-            if config.mode == "exact" and not bitwise:
-                log.warning("exact mode: scores of this model depend on the batch here; `bitwise` is not claimed")
+            wanted = config.mode == "exact" or config.batch_rows is not None
+            bitwise = wanted and check_bits(_scorer(forward, parts, head), pieces)
+            if wanted and not bitwise:
+                log.warning("scores of this model depend on the batch here; `bitwise` is not claimed")
             return forward, bitwise
         log.warning("the %s path is not right for %s: %s", forward.tier, type(model).__name__, finding.note)
         why.append(f"{forward.tier}: {finding.note}")
@@ -192,7 +193,7 @@ def _choose(
 
 def _candidates(config: EngineConfig, parts: Anatomy) -> list[Any]:
     tiers: dict[str, Any] = {
-        "packed": lambda m, p, c, own: PackedForward(m, p, exact=c.mode == "exact"),
+        "packed": lambda m, p, c, own: PackedForward(m, p, c.mode == "exact", c.batch_rows),
         "cache": lambda m, p, c, own: CachedForward(m, p, own),
         "plain": lambda m, p, c, own: PlainForward(m, p, own),
     }

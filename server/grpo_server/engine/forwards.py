@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from grpo_numerics.packed import NAME, PackedLayout, Schedule, attention_forward, packed_stream, stream_inputs
+from grpo_numerics.packed import (
+    NAME,
+    QUERY_BLOCK,
+    PackedLayout,
+    Schedule,
+    attention_forward,
+    packed_stream,
+    stream_inputs,
+)
 from torch import Tensor
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
@@ -45,20 +53,22 @@ class Forward(Protocol):
 
 
 class PackedForward:
-    """One stream for all pieces. exact: cut and scheduled so that a row's bits do not depend on the batch."""
+    """One stream for all pieces. exact: cut and scheduled so that a row's bits do not depend on the batch. batch_rows:
+    exact, and the stream is padded to a multiple of this many rows, for products whose bits depend on their number."""
 
     tier: Tier = "packed"
 
-    def __init__(self, model: PreTrainedModel, parts: Anatomy, exact: bool) -> None:
+    def __init__(self, model: PreTrainedModel, parts: Anatomy, exact: bool, batch_rows: int | None = None) -> None:
         AttentionInterface.register(NAME, attention_forward)
-        self.model, self.parts, self.exact = model, parts, exact
+        self.model, self.parts, self.exact = model, parts, exact or batch_rows is not None
+        self.rows_multiple = batch_rows or QUERY_BLOCK
         self.calls = 0  # of attention in the last forward: the probe wants one per layer
 
     def prepare(self, pieces: Sequence[Piece]) -> Prepared:
         wanted = [p.completions if any(len(c) for c in p.completions) else () for p in pieces]
         used = [(p.prompt, c) for p, c in zip(pieces, wanted, strict=True) if c]
         layout = PackedLayout.build([p for p, _ in used], [c for _, c in used], share_prefixes=not self.exact)
-        schedule = Schedule(layout, self.parts.device, exact=self.exact)
+        schedule = Schedule(layout, self.parts.device, exact=self.exact, rows=self.rows_multiple)
         schedule.calls(None)  # full attention is in nearly every model: worked out here, off the compute thread
         return Prepared(pieces, torch.from_numpy(layout.targets).long(), layout.tokens, schedule)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from grpo_client.protocol import EXTRA_ARRAYS, Status
-from grpo_numerics import HeadScores, score_rows
+from grpo_numerics import HeadScores, default_tile, score_rows
+from grpo_numerics.head_tiles import padded
 from torch import Tensor
 
 from .anatomy import Anatomy
@@ -48,6 +50,22 @@ def score_pieces(
             start, end = end, end + len(span)
             answers[i] = _answer(pieces[i], scores, slice(start, end))
     return [a for a in answers if a is not None]
+
+
+def in_whole_blocks(head: Callable[..., HeadScores]) -> Callable[..., HeadScores]:
+    """`head` that always multiplies as many rows as a tile has: what is missing is made up by rows of zeros."""
+
+    def score(rows: Tensor, weight: Tensor, targets: Tensor, *, temperature: Tensor, **asked: Any) -> HeadScores:
+        tile = default_tile(weight.shape[1])
+        height = -(-len(rows) // tile.rows) * tile.rows
+        if (ids := asked.pop("token_ids")) is not None:
+            asked["token_ids"] = padded(ids, height)
+        padded_scores = head(
+            padded(rows, height), weight, padded(targets, height), temperature=padded(temperature, height, 1.0), **asked
+        )
+        return padded_scores.first(len(rows))
+
+    return score
 
 
 def _by_question(pieces: Sequence[Piece]) -> Iterator[list[int]]:

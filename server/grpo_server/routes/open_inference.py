@@ -25,11 +25,12 @@ from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
 from grpo_server.routes._refusals import check_model
 from grpo_server.routes.health import readyz
+from grpo_server.schemas import OPEN_INFERENCE_ERRORS
 from grpo_server.service import Phase, Service
 
 # A model's name may hold slashes. The lowest decorator registers first: the route that takes a version goes before the one
 # whose {model} would swallow it.
-router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=OPEN_INFERENCE_ERRORS)
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 DATATYPES = {"INT32": "<i4", "INT64": "<i8", "FP32": "<f4", "UINT8": "u1"}
