@@ -3,6 +3,7 @@
 ours        the server over HTTP (safetensors), and its engine in process
 plain       transformers, right-padded, logits of the completion's rows only
 trl         transformers with TRL's fused LM head, right-padded (needs `trl`)
+vllm        `prompt_logprobs` of a vLLM server that runs already
 gemm        nothing but the matrix products that the packed batch cannot avoid: a floor, not a contender
 """
 
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
+import httpx
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -174,6 +176,31 @@ def trl(dtype: torch.dtype) -> Score:
         return np.concatenate([answers[i] for i in sorted(answers)])
 
     return score
+
+
+@contextmanager
+def vllm(url: str) -> Iterator[Score]:
+    """`prompt_logprobs` of a running vLLM server, every sequence in one request, tokens in."""
+    with httpx.Client(base_url=url, timeout=1200) as http:
+        model = http.get("/v1/models").raise_for_status().json()["data"][0]["id"]
+
+        def score(request: ScoreRequest) -> np.ndarray:
+            sequences = [
+                (len(g.prompt), [*g.prompt.tolist(), *c.tolist()]) for g in request.groups for c in g.completions
+            ]
+            asked = {"model": model, "prompt": [ids for _, ids in sequences], "max_tokens": 1, "prompt_logprobs": 0}
+            choices = http.post("/v1/completions", json=asked).raise_for_status().json()["choices"]
+            choices.sort(key=lambda choice: choice["index"])
+            return np.array(
+                [
+                    choice["prompt_logprobs"][i][str(ids[i])]["logprob"]
+                    for choice, (prompt, ids) in zip(choices, sequences, strict=True)
+                    for i in range(prompt, len(ids))
+                ],
+                np.float32,
+            )
+
+        yield score
 
 
 def gemm_floor(dtype: torch.dtype) -> Score:

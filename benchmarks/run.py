@@ -31,7 +31,7 @@ from .workloads import WORKLOADS, client_tokens
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def build(stack: ExitStack, dtypes: list[str], modes: list[str]) -> dict[str, contenders.Score]:
+def build(stack: ExitStack, dtypes: list[str], modes: list[str], vllm_url: str | None) -> dict[str, contenders.Score]:
     """Name -> contender; those that are not installed are left out with a word."""
     made: dict[str, contenders.Score] = {}
     for mode in modes:
@@ -44,6 +44,8 @@ def build(stack: ExitStack, dtypes: list[str], modes: list[str]) -> dict[str, co
             made[f"trl {name}"] = contenders.trl(DTYPES[name])
         except ImportError as error:
             Console(stderr=True).print(f"without trl: {error}")
+    if vllm_url:
+        made["vllm"] = stack.enter_context(contenders.vllm(vllm_url))
     made["gemm fp32"] = contenders.gemm_floor(torch.float32)
     return made
 
@@ -53,13 +55,14 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=[w for w in WORKLOADS if w != "smoke"])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32"])
     parser.add_argument("--modes", nargs="+", choices=["exact", "fast"], default=["exact", "fast"])
+    parser.add_argument("--vllm-url", help="a vLLM server of the same weights, started by hand, as one more contender")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("runs/bench"))
     args = parser.parse_args()
     seconds: dict[str, dict[str, list[float]]] = {w: {} for w in args.workloads}
     errors: dict[str, float] = {}
     with ExitStack() as stack, Progress() as progress:
-        made = build(stack, args.dtypes, args.modes)
+        made = build(stack, args.dtypes, args.modes, args.vllm_url)
         bar = progress.add_task("measuring", total=len(made) * len(args.workloads) * args.rounds)
         for score in made.values():
             score(WORKLOADS["smoke"].request())  # warm

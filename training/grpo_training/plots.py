@@ -76,8 +76,8 @@ def summarise(
     first_step: int = 0,
 ) -> dict[str, Any]:
     """The run in a dozen figures. first/last are means over the first and last WINDOW steps."""
-    rewards, correct = _column(records, "reward/mean"), _column(records, "reward/correct")
-    kl, wait, whole = (_column(records, n) for n in ("kl", "time/reference_wait_s", "time/step_s"))
+    rewards, correct = column(records, "reward/mean"), column(records, "reward/correct")
+    kl, wait, whole = (column(records, n) for n in ("kl", "time/reference_wait_s", "time/step_s"))
     return {
         "steps": len(records),
         "seed": config.trainer.seed,
@@ -89,8 +89,8 @@ def summarise(
         "kl_last": _mean(kl[-WINDOW:]),
         "kl_max": float(np.max(kl)) if len(kl) else 0.0,
         "kl_finite": bool(np.isfinite(kl).all()),
-        "length_first": _mean(_column(records, "completion/length")[:WINDOW]),
-        "length_last": _mean(_column(records, "completion/length")[-WINDOW:]),
+        "length_first": _mean(column(records, "completion/length")[:WINDOW]),
+        "length_last": _mean(column(records, "completion/length")[-WINDOW:]),
         "step_s_median": float(np.median(whole)) if len(whole) else 0.0,
         "reference_wait_share": float(wait.sum() / whole.sum()) if len(wait) else 0.0,
         "seconds_since_step": {"first_step": first_step, "seconds": round(seconds, 1)},
@@ -113,19 +113,19 @@ def draw(records: Sequence[Mapping[str, Any]], *, title: str, evaluations: Seque
     figure.suptitle(title, fontsize=14)
     reward, kl, length, latency = figure.subplots(2, 2).flat
     steps = np.array([r["step"] for r in records])
-    _line(reward, steps, _column(records, "reward/mean"), "#2563eb", "reward")
-    _line(reward, steps, _column(records, "reward/correct"), "#16a34a", "correct")
+    _line(reward, steps, column(records, "reward/mean"), "#2563eb", "reward")
+    _line(reward, steps, column(records, "reward/correct"), "#16a34a", "correct")
     reward.set(title="Reward", ylim=(-0.02, None))
-    _line(kl, steps, _column(records, "kl"), "#dc2626", "KL to the reference")
+    _line(kl, steps, column(records, "kl"), "#dc2626", "KL to the reference")
     kl.set(title="KL (nats per token)")
-    _line(length, steps, _column(records, "completion/length"), "#7c3aed", "mean")
+    _line(length, steps, column(records, "completion/length"), "#7c3aed", "mean")
     length.set(title="Completion length (tokens)", ylim=(0, None))
-    _line(latency, steps, 1e3 * _column(records, "reference/latency_s"), "#ea580c", "answered after")
-    _line(latency, steps, 1e3 * _column(records, "time/reference_wait_s"), "#0f766e", "of that waited for")
+    _line(latency, steps, 1e3 * column(records, "reference/latency_s"), "#ea580c", "answered after")
+    _line(latency, steps, 1e3 * column(records, "time/reference_wait_s"), "#0f766e", "of that waited for")
     latency.set(title="Reference latency (ms)", ylim=(0, None))
     for axes, figure_name in ((reward, "reward"), (length, "length")):
         for name in _evaluated(evaluations):
-            points = _column(evaluations, f"eval/{name}/{figure_name}")
+            points = column(evaluations, f"eval/{name}/{figure_name}")
             done = [r["step"] for r in evaluations]
             axes.plot(done, points, marker="o", markersize=4, linewidth=1, linestyle="--", label=f"held out: {name}")
     for axes in (reward, kl, length, latency):
@@ -140,7 +140,7 @@ def draw(records: Sequence[Mapping[str, Any]], *, title: str, evaluations: Seque
 def _evaluated(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Of each held-out task its first, last and best mean reward."""
     names = dict.fromkeys(key.split("/")[1] for record in evaluations for key in record if key.startswith("eval/"))
-    rewards = {name: _column(evaluations, f"eval/{name}/reward") for name in names}
+    rewards = {name: column(evaluations, f"eval/{name}/reward") for name in names}
     return {
         name: {"reward_first": float(r[0]), "reward_last": float(r[-1]), "reward_best": float(np.nanmax(r))}
         for name, r in rewards.items()
@@ -151,15 +151,15 @@ def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str, label:
     if len(values) != len(steps) or not len(values):
         return  # a run without a reference has no KL and no latency
     axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
-    axes.plot(steps, _running_mean(values), color=colour, linewidth=2, label=label)
+    axes.plot(steps, running_mean(values), color=colour, linewidth=2, label=label)
 
 
-def _running_mean(values: np.ndarray) -> np.ndarray:
+def running_mean(values: np.ndarray) -> np.ndarray:
     """Mean of each step and up to WINDOW - 1 before it; a step without a value does not count."""
     return np.array([_mean(values[max(0, i - WINDOW + 1) : i + 1]) for i in range(len(values))])
 
 
-def _column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+def column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     """One figure by step, NaN where a record holds null; empty when no record has it."""
     if not any(name in record for record in records):
         return np.empty(0)

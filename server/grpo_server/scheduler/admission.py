@@ -114,7 +114,9 @@ class Admission:
 
     def _seconds_until_room(self, tokens: int) -> float:
         """Until this many tokens fit, at the measured speed, after all who have a reservation."""
-        excess = self.tokens + self.reservations.expected + tokens - self._max_tokens
+        # Up to a queue's worth all of them count: a crowd that never comes back as it went is still told different times.
+        ahead = max(self.reservations.expected, min(self.reservations.tokens, self._max_tokens))
+        excess = self.tokens + ahead + tokens - self._max_tokens
         if excess <= 0:  # refused for its bytes: those come free as the queue empties
             excess = self.tokens
         return max(MIN_RETRY_SECONDS, excess / self.throughput.tokens_per_second)

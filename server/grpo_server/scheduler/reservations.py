@@ -28,10 +28,11 @@ MAX_RESERVATIONS = 50_000
 
 @dataclass(eq=False, slots=True)
 class Reservation:
-    """Of the request `key`, from `due` to `until` (seconds of the clock). tokens: its own times the chance that it comes."""
+    """Of the request `key`, from `due` to `until` (seconds of the clock). expected: tokens times the chance that it comes."""
 
     key: bytes
-    tokens: float
+    tokens: int
+    expected: float
     due: float
     until: float
     open: bool = True
@@ -50,6 +51,7 @@ class Reservations:
         self._present_tokens = 0.0
         self._open = 0
         self._share = 1.0
+        self.tokens = 0  # of all open ones, whether they are expected or not
 
     def __len__(self) -> int:
         """Open ones; some of them may have lapsed without anybody having looked since."""
@@ -62,11 +64,12 @@ class Reservations:
             return
         now = self._clock()
         expected = tokens * min(1.0, self._share + SHARE_MARGIN)
-        made = Reservation(key, expected, now + seconds, now + latest + GRACE_SECONDS)
+        made = Reservation(key, tokens, expected, now + seconds, now + latest + GRACE_SECONDS)
         heapq.heappush(self._upcoming, (made.due, next(self._number), made))
         self._upcoming_tokens += expected
         self._by_key.setdefault(key, []).append(made)
         self._open += 1
+        self.tokens += tokens
 
     def claim(self, key: bytes) -> bool:
         """Whether this request was told to come now. Its reservation is used up."""
@@ -77,7 +80,7 @@ class Reservations:
         first = min(of_key, key=lambda r: r.due)
         if first.due > self._clock() + EARLY_SECONDS:
             return False
-        self._present_tokens -= first.tokens
+        self._present_tokens -= first.expected
         self._close(first, claimed=True)
         return True
 
@@ -97,18 +100,19 @@ class Reservations:
         now = self._clock()
         while self._upcoming and self._upcoming[0][0] <= now + AHEAD_SECONDS:
             _, number, come = heapq.heappop(self._upcoming)
-            self._upcoming_tokens -= come.tokens
-            self._present_tokens += come.tokens
+            self._upcoming_tokens -= come.expected
+            self._present_tokens += come.expected
             heapq.heappush(self._present, (come.until, number, come))
         while self._present and (not self._present[0][2].open or self._present[0][0] <= now):
             lapsed = heapq.heappop(self._present)[2]
             if lapsed.open:
-                self._present_tokens -= lapsed.tokens
+                self._present_tokens -= lapsed.expected
                 self._close(lapsed, claimed=False)
 
     def _close(self, reservation: Reservation, claimed: bool) -> None:
         reservation.open = False
         self._open -= 1
+        self.tokens -= reservation.tokens
         of_key = self._by_key[reservation.key]
         of_key.remove(reservation)
         if not of_key:
