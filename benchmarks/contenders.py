@@ -94,7 +94,11 @@ def in_own_process(mode: Mode) -> Iterator[Score]:
     """The same in another process: the environment that the engine computes in is not that of its peers."""
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_answer, args=(mode, theirs), daemon=True)
+    before = dict(os.environ)
+    environment.prepare(mode)  # for the child to find before it imports torch
     process.start()
+    os.environ.clear()
+    os.environ.update(before)
 
     def score(request: ScoreRequest) -> np.ndarray:
         ours.send(request)
@@ -109,7 +113,6 @@ def in_own_process(mode: Mode) -> Iterator[Score]:
 
 def _answer(mode: Mode, pipe: Connection) -> None:
     """Requests to log-probs, by an engine such as `grpo-server` starts, until None comes."""
-    environment.prepare(mode)
     keep_freed_pages()
     score = in_process(mode)
     while (request := pipe.recv()) is not None:

@@ -21,9 +21,11 @@ def prepare(mode: Mode, threads: int | None = None, env: MutableMapping[str, str
         env.setdefault("MKL_CBWR", f"{_widest_vectors()},STRICT")
     if threads is not None:
         env.setdefault("OMP_NUM_THREADS", str(threads))
-    # A worker thread that spins while it waits takes the core from whoever shares it: a trainer on the same machine, or
-    # the threads of this very process that answer HTTP.
+    # A worker thread that spins for long takes the core from whoever shares it: a trainer on the same machine, or the
+    # threads of this very process that answer HTTP. One that sleeps between any two operations is woken thousands of times
+    # a forward. So it spins for about a millisecond (GNU's OpenMP, which torch brings on Linux), then sleeps.
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    env.setdefault("GOMP_SPINCOUNT", "50000")
     # the service encodes in threads of its own; the tokenizer's fork guard would only warn
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
 
