@@ -125,6 +125,18 @@ def test_a_run_is_not_overwritten_by_accident(make_config: MakeConfig, reference
     train(config, overwrite=True)
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_begun_again(
+    make_config: MakeConfig, reference_server
+) -> None:
+    config = make_config(reference_server.url, trainer={"steps": 2})
+    config.trainer.output.mkdir(parents=True, exist_ok=True)
+    (config.trainer.output / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 9.0}\n')
+    assert train(config, resume=True)["steps"] == 2
+    assert "9.0" not in (config.trainer.output / "metrics.jsonl").read_text()
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(config, resume=True)  # it is finished, and left nothing to go on from
+
+
 def test_another_reference_is_refused(make_config: MakeConfig, reference_server) -> None:
     def swap(number: int) -> bool:
         if number == 1:

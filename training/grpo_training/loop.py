@@ -83,7 +83,9 @@ def _train(
     output = config.trainer.output
     checkpoints = Checkpoints(output / "checkpoints", keep=config.trainer.keep_checkpoints, writes=world.main)
     newest = checkpoints.latest() if resume else None
-    if newest is None and not overwrite and (output / "metrics.jsonl").exists():
+    # A run that was killed before its first checkpoint is begun again; one that came to its end is nobody's to lose.
+    killed_early = resume and not (output / "summary.json").exists()
+    if newest is None and not (overwrite or killed_early) and (output / "metrics.jsonl").exists():
         raise ConfigError(f"{output} holds a run already: resume it, overwrite it, or choose another trainer.output")
     held_out = held_out_tasks(config)
     if config.model.threads is not None:
