@@ -32,7 +32,7 @@ help: ## Show this list
 install: $(STAMP) ## Make .venv ready, when something changed; every other command does it by itself
 
 demo: $(STAMP) ## Start a server, score real prompts, run a short GRPO training against it; report in runs/demo/
-	OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=50000 $(RUN) -m grpo_training.demo --output runs/demo $(DEMO_FLAGS)
+	OMP_WAIT_POLICY=PASSIVE $(RUN) -m grpo_training.demo --output runs/demo $(DEMO_FLAGS)
 
 # Two processes of one thread each: tiny models gain nothing from threads, and lose much where they share two cores.
 test: $(STAMP) ## Run all tests

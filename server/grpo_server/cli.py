@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(config: ServerConfig) -> int:
     from grpo_server.engine.environment import prepare
 
-    prepare(config.mode, config.threads)
+    prepare(config.mode, config.threads, share_cores=config.share_cores)
 
     # Only now: this imports torch, whose libraries read the environment once. Before any thread has a heap of its own.
     from grpo_numerics.heap import keep_freed_pages

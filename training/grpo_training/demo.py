@@ -50,7 +50,14 @@ def reference_server(model: str, log: Path, console: Console) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("grpo-server")), "--model", model, "--port", str(port)]
+    command = [
+        str(Path(sys.executable).with_name("grpo-server")),
+        "--model",
+        model,
+        "--port",
+        str(port),
+        "--share-cores",
+    ]
     url = f"http://127.0.0.1:{port}"
     with log.open("wb") as sink:
         process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)

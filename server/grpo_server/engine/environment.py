@@ -10,7 +10,13 @@ from pathlib import Path
 from .config import Mode
 
 
-def prepare(mode: Mode, threads: int | None = None, env: MutableMapping[str, str] = os.environ) -> None:
+def prepare(
+    mode: Mode,
+    threads: int | None = None,
+    env: MutableMapping[str, str] = os.environ,
+    *,
+    share_cores: bool = False,
+) -> None:
     """Set the process environment for `mode`; what the operator has set already stays.
 
     exact: MKL is asked for conditional numerical reproducibility in strict form, so that a row of a product has the same
@@ -21,11 +27,11 @@ def prepare(mode: Mode, threads: int | None = None, env: MutableMapping[str, str
         env.setdefault("MKL_CBWR", f"{_widest_vectors()},STRICT")
     if threads is not None:
         env.setdefault("OMP_NUM_THREADS", str(threads))
-    # A worker thread that spins for long takes the core from whoever shares it: a trainer on the same machine, or the
-    # threads of this very process that answer HTTP. One that sleeps between any two operations is woken thousands of times
-    # a forward. So it spins for about a millisecond (GNU's OpenMP, which torch brings on Linux), then sleeps.
+    # A worker thread that spins for long takes the core from the threads of this very process that answer HTTP. One that
+    # sleeps between any two operations is woken thousands of times a forward. So it spins for some 50 microseconds (GNU's
+    # OpenMP, which torch brings on Linux), then sleeps; at once where another process wants the core.
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    env.setdefault("GOMP_SPINCOUNT", "50000")
+    env.setdefault("GOMP_SPINCOUNT", "0" if share_cores else "4000")
     # the service encodes in threads of its own; the tokenizer's fork guard would only warn
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
 
