@@ -24,6 +24,8 @@ PANELS = {
     "policy/entropy": "Entropy of the policy (nats)",
     "policy/grad_norm": "Gradient norm",
 }
+# One token may be worth a hundred nats, and its gradient as much more than its neighbours'.
+SPIKY = {"kl", "policy/grad_norm"}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -37,8 +39,8 @@ def draw(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
             steps = [record["step"] for record in records][: len(values)]
             axes.plot(steps, values, color=f"C{i}", alpha=0.25, linewidth=1)
             axes.plot(steps, running_mean(values), color=f"C{i}", linewidth=2, label=label)
-        if name == "kl" and any((column(r, name) > 0).any() for r in runs.values()):
-            axes.set_yscale("log")  # one token in a hundred thousand may be worth a hundred nats
+        if name in SPIKY and any((column(r, name) > 0).any() for r in runs.values()):
+            axes.set_yscale("log")
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
