@@ -28,10 +28,10 @@ def prepare(
     if threads is not None:
         env.setdefault("OMP_NUM_THREADS", str(threads))
     # A worker thread that spins for long takes the core from the threads of this very process that answer HTTP. One that
-    # sleeps between any two operations is woken thousands of times a forward. So it spins for some 50 microseconds (GNU's
+    # sleeps between any two operations is woken thousands of times a forward. So it spins for about a millisecond (GNU's
     # OpenMP, which torch brings on Linux), then sleeps; at once where another process wants the core.
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    env.setdefault("GOMP_SPINCOUNT", "0" if share_cores else "4000")
+    env.setdefault("GOMP_SPINCOUNT", "0" if share_cores else "50000")
     # the service encodes in threads of its own; the tokenizer's fork guard would only warn
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
 
