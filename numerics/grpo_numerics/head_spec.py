@@ -10,7 +10,7 @@ from torch import Tensor
 
 ROW_MULTIPLE = 16
 VOCAB_MULTIPLE = 16  # rows of a tile begin on a cache line
-_DEFAULT_ROWS = 2048
+_DEFAULT_ROWS = 1024
 _DEFAULT_VOCAB = 2048
 _SLICE_FLOATS = 4 << 20  # an upcast weight slice takes at most 16 MiB in fp32
 GATHER_FLOATS = 1 << 18  # weight rows gathered at a time for the targets' own logits
@@ -41,7 +41,7 @@ class HeadSpec:
 
 
 def default_tile(dim: int) -> Tile:
-    """The tile for hidden size `dim`: large enough for the GEMM's full speed, about 16 MiB of logits."""
+    """The tile for hidden size `dim`: large enough for the GEMM's full speed, about 8 MiB of logits."""
     fitting = _SLICE_FLOATS // max(dim, 1) // VOCAB_MULTIPLE * VOCAB_MULTIPLE
     return Tile(_DEFAULT_ROWS, max(256, min(_DEFAULT_VOCAB, fitting)))
 
