@@ -5,7 +5,6 @@ Refusing at the door is the only defence against overload; what was let in is an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from grpo_server.errors import ErrorCode, ServiceError
@@ -18,6 +17,8 @@ RATE_MEMORY = 0.8
 MIN_RETRY_SECONDS = 1.0
 # Who comes when it was told to is let in although the queue is this much above its limits: speed is an estimate.
 MARGIN = 1.25
+# Newcomers may fill this much of the queue, whatever is reserved: the engine must not wait for those who do not come.
+FOR_NEWCOMERS = 0.25
 
 
 class Throughput:
@@ -42,7 +43,7 @@ class Throughput:
 
 
 class Admission:
-    """The ledger. tokens: accepted and not yet computed. bytes: requests and answers held in memory.
+    """The ledger. tokens: accepted, their batch not done. bytes: requests and answers held in memory.
 
     A refused client is told when there will be room for it, after those who were refused before it, and room is kept for
     it at that time (`reservations`). Newcomers get what is left.
@@ -51,8 +52,10 @@ class Admission:
     def __init__(self, max_tokens: int, max_bytes: int, clock: Callable[[], float]) -> None:
         self._max_tokens = max_tokens
         self._max_bytes = max_bytes
+        self._clock = clock
         self.throughput = Throughput()
         self.reservations = Reservations(clock)
+        self._running, self._since = 0, 0.0  # the batch that is being computed: tokens, start
         self.tokens = 0
         self.bytes = 0
         self.requests = 0
@@ -77,12 +80,11 @@ class Admission:
                 param="groups",
             )
         if not (self._reserved(tokens, nbytes, key) or self._has_room(tokens, nbytes)):
-            seconds = self._seconds_until_room(tokens)
-            # HTTP's Retry-After has whole seconds: who reads only that comes so much later
-            self.reservations.reserve(key(), tokens, seconds, math.ceil(seconds))
+            speed = self.throughput.tokens_per_second
+            seconds = self.reservations.reserve(key(), tokens, self._seconds_until_room(tokens, nbytes), speed)
             raise ServiceError(
                 ErrorCode.QUEUE_FULL,
-                f"the queue is full: {self.tokens} tokens wait, {self.reservations.kept:.0f} are reserved, and {tokens} "
+                f"the queue is full: {self.waiting:.0f} tokens wait, {self.reservations.kept:.0f} are reserved, and {tokens} "
                 f"more do not fit into {self._max_tokens} (--max-queue-tokens) or their {nbytes} bytes into "
                 f"{self._max_bytes} (--max-queue-bytes); come back in {seconds:.1f} s, as Retry-After says: room is kept "
                 "for this request then",
@@ -92,9 +94,19 @@ class Admission:
         self.bytes += nbytes
         self.requests += 1
 
+    def computing(self, tokens: int) -> None:
+        """These accepted tokens are computed from now on; 0: the device is free."""
+        self._running, self._since = tokens, self._clock()
+
     def computed(self, tokens: int) -> None:
         """These accepted tokens wait no longer: computed, or given up."""
         self.tokens -= tokens
+
+    @property
+    def waiting(self) -> float:
+        """Tokens still to compute: a batch may be half of all that is accepted, and is half done at half time."""
+        done = (self._clock() - self._since) * self.throughput.tokens_per_second
+        return self.tokens - min(self._running, done)
 
     def leave(self, nbytes: int) -> None:
         """A request is over, its memory free."""
@@ -105,18 +117,16 @@ class Admission:
         """Whether this request was told to come now, and can be let in as it was told."""
         if not self.reservations or not self.reservations.claim(key()):
             return False
-        return self.tokens + tokens <= MARGIN * self._max_tokens and self.bytes + nbytes <= MARGIN * self._max_bytes
+        return self.waiting + tokens <= MARGIN * self._max_tokens and self.bytes + nbytes <= MARGIN * self._max_bytes
 
     def _has_room(self, tokens: int, nbytes: int) -> bool:
         """Whether a newcomer fits beside what waits and what is reserved."""
-        kept = self.reservations.kept
-        return self.tokens + kept + tokens <= self._max_tokens and self.bytes + nbytes <= self._max_bytes
+        kept = min(self.reservations.kept, (1 - FOR_NEWCOMERS) * self._max_tokens)
+        return self.waiting + kept + tokens <= self._max_tokens and self.bytes + nbytes <= self._max_bytes
 
-    def _seconds_until_room(self, tokens: int) -> float:
-        """Until this many tokens fit, at the measured speed, after all who have a reservation."""
-        # Up to a queue's worth all of them count: a crowd that never comes back as it went is still told different times.
-        ahead = max(self.reservations.expected, min(self.reservations.tokens, self._max_tokens))
-        excess = self.tokens + ahead + tokens - self._max_tokens
-        if excess <= 0:  # refused for its bytes: those come free as the queue empties
-            excess = self.tokens
+    def _seconds_until_room(self, tokens: int, nbytes: int) -> float:
+        """Until this much fits beside what waits, at the measured speed; what is reserved aside."""
+        excess = self.waiting + tokens - self._max_tokens
+        if self.bytes + nbytes > self._max_bytes:
+            excess = self.waiting  # bytes come free as the queue empties
         return max(MIN_RETRY_SECONDS, excess / self.throughput.tokens_per_second)

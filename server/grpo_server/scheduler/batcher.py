@@ -24,9 +24,11 @@ logger = logging.getLogger(__name__)
 
 
 class Desk(Protocol):
-    """Whom the batcher reports to. Each entry is taken once, then finished once; between, delivered or failed."""
+    """Whom the batcher reports to. Each entry is taken once, then finished once; between, computed and delivered, or failed."""
 
     def taken(self, entries: Sequence[Entry]) -> None: ...
+
+    def computing(self, entries: Sequence[Entry]) -> None: ...
 
     def deliver(self, entries: Sequence[Entry], scores: BatchScores, seconds: float) -> None: ...
 
@@ -103,6 +105,7 @@ class Batcher:
             return  # every client has left
         if isinstance(prepared, BaseException):
             return await self._blame(entries, prepared)
+        self._desk.computing(entries)
         started = self._clock()
         scores = await _outcome(self._compute_thread, self._engine.compute, prepared)
         if isinstance(scores, BaseException):

@@ -185,6 +185,9 @@ class Scheduler:
                 entry.job.started = now
                 self._listener.request_started(now - entry.job.arrived)
 
+    def computing(self, entries: Sequence[Entry]) -> None:
+        self.admission.computing(sum(e.cut.tokens for e in entries))
+
     def deliver(self, entries: Sequence[Entry], scores: BatchScores, seconds: float) -> None:
         tokens = sum(e.cut.tokens for e in entries)
         jobs = dict.fromkeys(e.job for e in entries)
@@ -223,6 +226,7 @@ class Scheduler:
         self.admission.computed(self._queue.discard(job))
 
     def finished(self, entries: Sequence[Entry]) -> None:
+        self.admission.computing(0)
         self.admission.computed(sum(e.cut.tokens for e in entries))
         self._in_batches -= len(entries)
         self._notice_quiet()
