@@ -18,62 +18,65 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import httpx
 from grpo_client import wire_tensors
 from grpo_client.protocol import MEDIA_TENSORS, ROUTE_LOGPROBS
 from rich.console import Console
 
 from .contenders import server
+from .lean_http import LeanHttp, connected
 from .workloads import Workload, client_tokens
 
 SMALL = Workload("one group of 4, 32 + 16", 1, 4, (32, 32), (16, 16))
 HEADERS = {"Content-Type": MEDIA_TENSORS, "Accept": MEDIA_TENSORS}
 
 
-async def ask(http: httpx.AsyncClient, seed: int, tally: Counter[str], retry: bool, until: float = math.inf) -> None:
+def bodies(count: int, seed: int) -> list[bytes]:
+    """Requests that differ, ready to be sent."""
+    return [wire_tensors.encode_request(SMALL.request(seed + n)) for n in range(count)]
+
+
+async def ask(http: LeanHttp, body: bytes, tally: Counter[str], retry: bool, until: float = math.inf) -> None:
     """One question; when refused and `retry`, once more after the time that the refusal names. until: of perf_counter."""
-    body = wire_tensors.encode_request(SMALL.request(seed))
-    reply = await http.post(ROUTE_LOGPROBS, content=body, headers=HEADERS)
-    tally[str(reply.status_code)] += 1
-    tally["in time"] += reply.status_code == 200 and time.perf_counter() < until
-    if reply.status_code == 200:
-        assert len(wire_tensors.decode_result(reply.content).logprobs) == 64
-    elif reply.status_code == 429 and retry:
-        await asyncio.sleep(float(reply.headers["Retry-After"]))
-        again = await http.post(ROUTE_LOGPROBS, content=body, headers=HEADERS)
-        tally[f"retried: {again.status_code}"] += 1
-        tally["in time"] += again.status_code == 200 and time.perf_counter() < until
+    reply = await http.post(ROUTE_LOGPROBS, body, HEADERS)
+    tally[str(reply.status)] += 1
+    tally["in time"] += reply.status == 200 and time.perf_counter() < until
+    if reply.status == 200:
+        assert len(wire_tensors.decode_result(reply.body).logprobs) == 64
+    elif reply.status == 429 and retry:
+        await asyncio.sleep(float(reply.headers["retry-after"]))
+        again = await http.post(ROUTE_LOGPROBS, body, HEADERS)
+        tally[f"retried: {again.status}"] += 1
+        tally["in time"] += again.status == 200 and time.perf_counter() < until
 
 
-async def capacity(http: httpx.AsyncClient, seconds: float) -> float:
+async def capacity(http: LeanHttp, seconds: float) -> float:
     """Requests answered a second by a server that is never idle and never full."""
     tally: Counter[str] = Counter()
+    unsent = iter(bodies(10_000, seed=0))
     stop = time.perf_counter() + seconds
 
-    async def worker(n: int) -> None:
-        seed = n * 1_000_000
+    async def worker() -> None:
         while time.perf_counter() < stop:
-            seed += 1
-            await ask(http, seed, tally, retry=False)
+            await ask(http, next(unsent), tally, retry=False)
 
     start = time.perf_counter()
-    await asyncio.gather(*(worker(n) for n in range(16)))
+    await asyncio.gather(*(worker() for _ in range(16)))
     return tally["200"] / (time.perf_counter() - start)
 
 
-async def overload(http: httpx.AsyncClient, rate: float, seconds: float, clients: int) -> Counter[str]:
+async def overload(http: LeanHttp, rate: float, seconds: float, clients: int) -> Counter[str]:
     """`clients` clients that together ask `rate` times a second, whatever the answers do."""
     tally: Counter[str] = Counter()
+    per_client = math.ceil(rate * seconds / clients)
+    prepared = [bodies(per_client, seed=(n + 1) * 1_000_000) for n in range(clients)]
     start = time.perf_counter()
 
     async def client(n: int) -> None:
         asked: list[asyncio.Task[None]] = []
-        k = 0
-        while (due := start + (k + n / clients) * clients / rate) < start + seconds:
+        for k, body in enumerate(prepared[n]):
+            due = start + (k + n / clients) * clients / rate
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            question = ask(http, (n + 100) * 1_000_000 + k, tally, retry=k % 10 == 0, until=start + seconds)
-            asked.append(asyncio.create_task(question))
-            k += 1
+            asked.append(asyncio.create_task(ask(http, body, tally, retry=k % 10 == 0, until=start + seconds)))
         await asyncio.gather(*asked)
 
     await asyncio.gather(*(client(n) for n in range(clients)))
@@ -88,14 +91,15 @@ async def run(args: argparse.Namespace, url: str, pid: int) -> None:
         assert found is not None
         return int(found[1]) / 1024
 
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None)) as http:
+    async with connected(url) as http:
         full = await capacity(http, args.seconds / 4)
-        before = resident()
+        before, used = resident(), time.process_time()
         tally = await overload(http, full * args.times, args.seconds, args.clients)
         after = resident()
         answered = tally.pop("in time")
         console.print(f"capacity {full:.1f} requests/s ({full * client_tokens(SMALL.request()):,.0f} client tokens/s)")
         console.print(f"asked {full * args.times:.0f}/s for {args.seconds:.0f} s: {dict(tally)}")
+        console.print(f"the generator took {time.process_time() - used:.0f} s of a core")
         console.print(
             f"goodput {answered / args.seconds / full:.0%} of capacity; resident {before:.0f} -> {after:.0f} MB"
         )

@@ -25,6 +25,9 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 # After the drain every answer is computed; this long may a slow client still take to read its own.
 SECONDS_TO_FLUSH = 5
+# An idle connection is kept this long: longer than clients keep theirs, so that none sends into one that is being closed
+# (httpx and uvicorn both say 5 seconds by default, and a training step often takes as long).
+SECONDS_IDLE = 75
 
 
 def serve(config: ServerConfig, engine_loader: EngineLoader) -> int:
@@ -43,6 +46,7 @@ def serve(config: ServerConfig, engine_loader: EngineLoader) -> int:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=SECONDS_TO_FLUSH,
+            timeout_keep_alive=SECONDS_IDLE,
         ),
         app.state.service,
     )

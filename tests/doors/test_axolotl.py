@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from grpo_numerics import stablemax
 from grpo_training.orthograd import FLAG
 from grpo_training.patching import PatchConflict
@@ -137,3 +142,45 @@ def test_both_off_does_nothing() -> None:
     manager.post_trainer_create(cfg, trainer)
     assert F.cross_entropy is TORCHS
     assert vars(trainer) == {}
+
+
+def test_axolotl_trains_a_few_steps(tiny_path: Path, tmp_path: Path) -> None:
+    """`axolotl train` itself, from its command line: dataset, model, trainer and optimizer are axolotl's."""
+    pytest.importorskip("axolotl.train", reason="axolotl trains only with all that it requires installed")
+    row = {"input_ids": [1, *range(5, 15), 2], "attention_mask": [1] * 12, "labels": [1, *range(5, 15), 2]}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(8)))
+    config = {
+        "base_model": str(tiny_path),
+        "plugins": [OURS],
+        "stablemax": True,
+        "orthograd": True,
+        "datasets": [{"path": str(tmp_path / "rows.jsonl"), "ds_type": "json", "type": None}],
+        "dataset_prepared_path": str(tmp_path / "prepared"),
+        "output_dir": str(tmp_path / "out"),
+        "sequence_len": 16,
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "max_steps": 4,
+        "optimizer": "sgd",
+        "learning_rate": 0.05,
+        "lr_scheduler": "constant",
+        "logging_steps": 1,
+        "bf16": False,
+        "fp16": False,
+        "attn_implementation": "sdpa",
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "axolotl.cli.train", str(tmp_path / "config.yaml")]
+    environment = {**os.environ, "AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [state] = (tmp_path / "out").glob("checkpoint-4/trainer_state.json")
+    losses = [entry["loss"] for entry in json.loads(state.read_text())["log_history"] if "loss" in entry]
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (tiny_path, tmp_path / "out"))
+    ids = torch.tensor([row["input_ids"]])
+    p = stablemax(before(input_ids=ids).logits.double())[:, :-1].gather(-1, ids[:, 1:, None])
+    assert losses[0] == pytest.approx(-p.log().mean().item(), rel=1e-4)
+    assert losses[-1] < losses[0]
+    weights = dict(before.named_parameters())
+    grown = {n: float(w.norm() / weights[n].norm()) for n, w in after.named_parameters() if "norm" not in n}
+    assert all(g >= 1 - 1e-6 for g in grown.values()), grown  # steps across the weights never shorten them

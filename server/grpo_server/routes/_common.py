@@ -16,11 +16,12 @@ T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def get_service(request: Request) -> Service:
+# async, although they wait for nothing: the framework runs a plain function on a thread, which costs more than a refusal
+async def get_service(request: Request) -> Service:
     return request.app.state.service
 
 
-def get_scoring(request: Request) -> Scoring:
+async def get_scoring(request: Request) -> Scoring:
     return request.app.state.scoring
 
 

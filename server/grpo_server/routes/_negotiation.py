@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from email.message import Message
+from functools import lru_cache
 
 from grpo_client.protocol import MEDIA_JSON, MEDIA_TENSORS
 
@@ -52,6 +53,7 @@ def _quality(media: str, ranges: list[tuple[str, float]]) -> float:
     return 0.0
 
 
+@lru_cache(maxsize=64)  # clients send the same few for as long as they live
 def _parse(value: str) -> tuple[str, float]:
     """(type/subtype in lower case, q) of one media range, by the standard library's header parser."""
     message = Message()

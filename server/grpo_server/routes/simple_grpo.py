@@ -22,7 +22,7 @@ MEDIA_BYTES = "application/octet-stream"
 FRAME_OVERHEAD_BYTES = 4096
 
 
-def get_shelf(request: Request) -> Shelf:
+async def get_shelf(request: Request) -> Shelf:
     """Raises ServiceError (404) on a server without one: it is a queue, and queues are state."""
     shelf: Shelf | None = request.app.state.shelf
     if shelf is None:

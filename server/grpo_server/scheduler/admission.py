@@ -15,8 +15,10 @@ ASSUMED_TOKENS_PER_SECOND = 1000.0
 # Weight of the past when a batch is added to the rate: the last five or so batches count.
 RATE_MEMORY = 0.8
 MIN_RETRY_SECONDS = 1.0
-# Who comes when it was told to is let in although the queue is this much above its limits: speed is an estimate.
-MARGIN = 1.25
+# Who comes when it was told to is let in although the queue is this much above its limits: speed is an estimate, and drops.
+# It waits longer then; memory is what must not run out.
+TOKENS_MARGIN = 4.0
+BYTES_MARGIN = 1.25
 # Newcomers may fill this much of the queue, whatever is reserved: the engine must not wait for those who do not come.
 FOR_NEWCOMERS = 0.25
 
@@ -117,7 +119,8 @@ class Admission:
         """Whether this request was told to come now, and can be let in as it was told."""
         if not self.reservations or not self.reservations.claim(key()):
             return False
-        return self.waiting + tokens <= MARGIN * self._max_tokens and self.bytes + nbytes <= MARGIN * self._max_bytes
+        room = self.waiting + tokens <= TOKENS_MARGIN * self._max_tokens
+        return room and self.bytes + nbytes <= BYTES_MARGIN * self._max_bytes
 
     def _has_room(self, tokens: int, nbytes: int) -> bool:
         """Whether a newcomer fits beside what waits and what is reserved."""

@@ -23,7 +23,7 @@ EARLY_SECONDS = 0.05
 GRACE_SECONDS = 2.0
 # Room for so many standard deviations more than come on average.
 DEVIATIONS = 2.0
-# Of what is computed in a second so much is promised: chance brings more than expected now and then, and it must go down again.
+# Of what is computed in a second so much is promised: chance brings more, or the speed drops, and it must go down again.
 PROMISED = 0.9
 # Weight of the past in the share of claimed reservations: the last two hundred or so count.
 SHARE_MEMORY = 0.995

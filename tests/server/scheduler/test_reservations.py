@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 from grpo_server.errors import ServiceError
-from grpo_server.scheduler.admission import MARGIN, Admission
+from grpo_server.scheduler.admission import TOKENS_MARGIN, Admission
 from grpo_server.scheduler.reservations import GRACE_SECONDS, MAX_RESERVATIONS, PROMISED, Reservations
 from server_fakes import FakeClock
 
@@ -50,7 +50,7 @@ def test_an_engine_that_became_slower_does_not_make_a_liar_of_the_door() -> None
     clock.now += wait_told(admission, b"a")
     admission.computed(200)  # half of what was expected
     admission.admit(400, 0, lambda: b"a")
-    assert admission.tokens <= MARGIN * 1000
+    assert admission.tokens <= TOKENS_MARGIN * 1000
 
 
 def test_a_reservation_that_nobody_claims_lapses_and_counts_for_less() -> None:
@@ -98,13 +98,18 @@ def test_those_who_never_come_back_hold_a_bounded_memory() -> None:
     assert len(reservations) == 0
 
 
-@pytest.mark.parametrize("returning", [0.0, 0.1, 0.5, 1.0])
+# everybody returning to an engine that became slower is left out: minutes of promises at full speed cannot all be kept by it
+@pytest.mark.parametrize(
+    ("returning", "slower"),
+    [(0.0, False), (0.1, False), (0.5, False), (1.0, False), (0.0, True), (0.1, True), (0.5, True)],
+)
 @pytest.mark.parametrize("times", [2, 10])
 @pytest.mark.parametrize(("limit", "batch"), [(2048, 256), (4096, 2048), (12288, 2048)])
 def test_under_overload_every_return_is_admitted_and_the_engine_never_idles(
-    returning: float, times: int, limit: int, batch: int
+    returning: float, times: int, limit: int, batch: int, slower: bool
 ) -> None:
-    """Two minutes of requests at a multiple of the capacity; a share of the refused comes back, late by up to half a second."""
+    """Two minutes of requests at a multiple of the capacity; a share of the refused comes back, late by up to half a second.
+    slower: after ten seconds the engine loses a quarter of its speed, which nobody could know."""
     clock, draw = FakeClock(), random.Random(1)
     speed, seconds = 1000.0, 120.0
     admission = Admission(limit, 10**9, clock)
@@ -122,6 +127,8 @@ def test_under_overload_every_return_is_admitted_and_the_engine_never_idles(
     while arrivals and arrivals[0][0] < end:
         when, name, tokens, told = heapq.heappop(arrivals)
         engine.compute_until(when)
+        if slower and when > end - seconds + 10:
+            engine.speed = 0.75 * speed
         try:
             admission.admit(tokens, 0, lambda name=name: name.to_bytes(4, "little"))
             tally["returned, admitted" if told else "admitted"] += 1
@@ -132,11 +139,12 @@ def test_under_overload_every_return_is_admitted_and_the_engine_never_idles(
                 heapq.heappush(arrivals, (when + wait + draw.random() / 2, name, tokens, True))
         most = max(most, admission.waiting)
     assert tally["returned, refused"] == 0, tally
-    assert most <= MARGIN * limit
-    assert engine.busy >= 0.98 * seconds
+    assert most <= TOKENS_MARGIN * limit
+    assert slower or most <= 1.5 * limit
+    assert engine.busy + clock.now - engine.began >= 0.98 * seconds
     if returning:
         assert tally["returned, admitted"] > 20
-    if returning <= 0.1:
+    if returning <= 0.1 and not slower:
         assert wait < 30  # nobody waits for a crowd that does not come
 
 
@@ -145,12 +153,13 @@ class Batches:
 
     def __init__(self, admission: Admission, clock: FakeClock, batch: int, speed: float) -> None:
         self.admission, self.clock, self.batch, self.speed = admission, clock, batch, speed
-        self.running, self.done, self.busy = 0, math.inf, 0.0
+        self.running, self.began, self.done, self.busy = 0, 0.0, math.inf, 0.0
 
     def compute_until(self, when: float) -> None:
         while min(self.done, self._begin()) <= when:
             self.clock.now = self.done
-            self.busy += self.running / self.speed
+            self.busy += self.done - self.began
+            self.admission.throughput.add(self.running, self.done - self.began)
             self.admission.computing(0)
             self.admission.computed(self.running)
             self.running, self.done = 0, math.inf
@@ -159,6 +168,6 @@ class Batches:
     def _begin(self) -> float:
         if not self.running and self.admission.tokens:
             self.running = min(self.batch, self.admission.tokens)
-            self.done = self.clock.now + self.running / self.speed
+            self.began, self.done = self.clock.now, self.clock.now + self.running / self.speed
             self.admission.computing(self.running)
         return self.done
