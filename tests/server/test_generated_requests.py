@@ -1,6 +1,6 @@
 """Whatever is sent, the answer is a score or a 4xx in the house's form, never a 5xx.
 
-pytest tests/server/test_generated_requests.py --hypothesis-profile=thorough      10,000 requests in each encoding
+GENERATED_REQUESTS=10000 pytest --timeout 0 tests/server/test_generated_requests.py      10,000 requests in each encoding
 """
 
 from __future__ import annotations

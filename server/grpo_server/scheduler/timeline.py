@@ -13,6 +13,7 @@ class Timeline:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._promised: dict[int, float] = {}  # slot -> tokens
+        self._current = 0
 
     def place(self, tokens: int, seconds: float, tokens_per_second: float) -> float:
         """Seconds from now, `seconds` or more, to the first moment that is not promised to others; it is promised then.
@@ -39,5 +40,6 @@ class Timeline:
         return max(seconds, due - now)
 
     def _forget(self, current: int) -> None:
-        if any(slot < current for slot in self._promised):
+        if current != self._current:
+            self._current = current
             self._promised = {slot: tokens for slot, tokens in self._promised.items() if slot >= current}
