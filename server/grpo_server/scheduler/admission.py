@@ -29,15 +29,15 @@ class Throughput:
     def __init__(self) -> None:
         self._seconds = 1.0
         self._tokens = ASSUMED_TOKENS_PER_SECOND
-        self._measured = False
+        self.measured = False
 
     def add(self, tokens: int, seconds: float) -> None:
         if seconds <= 0 or tokens <= 0:
             return
-        memory = RATE_MEMORY if self._measured else 0.0
+        memory = RATE_MEMORY if self.measured else 0.0
         self._tokens = memory * self._tokens + tokens
         self._seconds = memory * self._seconds + seconds
-        self._measured = True
+        self.measured = True
 
     @property
     def tokens_per_second(self) -> float:
@@ -106,7 +106,10 @@ class Admission:
 
     @property
     def waiting(self) -> float:
-        """Tokens still to compute: a batch may be half of all that is accepted, and is half done at half time."""
+        """Tokens still to compute: a batch may be half of all that is accepted, and is half done at half time. What is not
+        known to be computed at some speed counts whole."""
+        if not self.throughput.measured:
+            return self.tokens
         done = (self._clock() - self._since) * self.throughput.tokens_per_second
         return self.tokens - min(self._running, done)
 

@@ -39,10 +39,7 @@ class RemoteReferenceDPOTrainer(DPOTrainer):
             )
         if ref_model is not None:
             raise ValueError("ref_model and reference are two references: leave ref_model out")
-        client = (
-            reference if isinstance(reference, ReferenceClient) else ReferenceClient(reference, fingerprint="first")
-        )
-        self._served = ServedReference(client)
+        self._served = ServedReference.at(reference)
         super().__init__(model, None, args, *rest, **kwargs)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:

@@ -50,12 +50,9 @@ class RemoteReferenceGRPOTrainer(GRPOTrainer):
             return
         if self._is_vlm or self.tools:
             raise ValueError("the reference service scores text alone: no images, no tool calls")
-        client = (
-            reference if isinstance(reference, ReferenceClient) else ReferenceClient(reference, fingerprint="first")
-        )
         vocab = self.model.config.get_text_config().vocab_size
         # TRL asks `self.ref_model` for log-probs whenever it is there, with LoRA as well.
-        self.ref_model = ServedReference(client, temperature=self.temperature, vocab_size=vocab)
+        self.ref_model = ServedReference.at(reference, temperature=self.temperature, vocab_size=vocab)
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any

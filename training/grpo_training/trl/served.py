@@ -7,8 +7,10 @@ rows share is sent once with all of their completions.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +93,23 @@ class ServedReference:
                 f"the service scores {self.info.model} with a vocabulary of {self.info.vocab_size}, the policy has "
                 f"{vocab_size}: serve the model that the policy starts from"
             )
+
+    @classmethod
+    def at(
+        cls,
+        reference: str | Sequence[str] | ReferenceClient,
+        *,
+        temperature: float = 1.0,
+        vocab_size: int | None = None,
+    ) -> ServedReference:
+        """reference: a client, which stays its owner's; or URLs, for which one is opened that closes when this object goes."""
+        if isinstance(reference, ReferenceClient):
+            return cls(reference, temperature=temperature, vocab_size=vocab_size)
+        with ExitStack() as undo:
+            client = undo.enter_context(ReferenceClient(reference, fingerprint="first"))
+            served = cls(client, temperature=temperature, vocab_size=vocab_size)
+            weakref.finalize(served, undo.pop_all().close)
+        return served
 
     def submit(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Callable[[], Tensor]:
         """Send the batch off; the function that comes back waits for its (B, T-1) log-probs."""
