@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from grpo_server.scheduler.timeline import Timeline
+from grpo_server.scheduler.timeline import HORIZON_SECONDS, Timeline
 
 # Room is kept from so many seconds before the moment that was named: what a newcomer occupies now is not computed by then.
 AHEAD_SECONDS = 1.0
@@ -82,10 +82,10 @@ class Reservations:
         return self._open
 
     def reserve(self, key: bytes, tokens: int, seconds: float, tokens_per_second: float) -> float:
-        """Keep room at the first moment that is not promised to others; returns the seconds until then, at least `seconds`."""
+        """Keep room at the first moment that is not promised to others; returns the seconds until then, `seconds` or more."""
         self._advance()
         seconds = self._timeline.place(tokens, seconds, PROMISED * tokens_per_second / self._share.upper)
-        if self._open < MAX_RESERVATIONS:
+        if self._open < MAX_RESERVATIONS and seconds < HORIZON_SECONDS:
             now = self._clock()
             # HTTP's Retry-After has whole seconds: who reads only that comes so much later
             made = Reservation(key, tokens, now + seconds, now + math.ceil(seconds) + GRACE_SECONDS)

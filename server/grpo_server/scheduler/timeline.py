@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 SLOT_SECONDS = 1.0
+# Nothing is promised further ahead: a flood of refusals must not fill memory, nor be searched through at every next one.
+HORIZON_SECONDS = 3600.0
 
 
 class Timeline:
@@ -16,7 +18,8 @@ class Timeline:
         self._current = 0
 
     def place(self, tokens: int, seconds: float, tokens_per_second: float) -> float:
-        """Seconds from now, `seconds` or more, to the first moment that is not promised to others; it is promised then.
+        """Seconds from now, `seconds` or more, to the first moment that is not promised to others; it is promised then,
+        unless HORIZON_SECONDS or more come back.
 
         tokens_per_second: how much may be promised to a second: more than is computed in one where not everybody comes.
         """
@@ -24,20 +27,22 @@ class Timeline:
         self._forget(int(now / SLOT_SECONDS))
         room = tokens_per_second * SLOT_SECONDS
         earliest = now + seconds
-        slot = int(earliest / SLOT_SECONDS)
+        slot, last = int(earliest / SLOT_SECONDS), int((now + HORIZON_SECONDS) / SLOT_SECONDS)
         used = max(self._promised.get(slot, 0.0), (earliest / SLOT_SECONDS - slot) * room)
-        while used >= room:
+        while used >= room and slot < last:
             slot += 1
             used = self._promised.get(slot, 0.0)
+        if slot >= last:
+            return max(seconds, HORIZON_SECONDS)
         due = (slot + used / room) * SLOT_SECONDS
         rest = float(tokens)
-        while rest > 0:  # a large one takes several seconds to compute
+        while rest > 0 and slot < last:  # a large one takes several seconds to compute
             taken = min(rest, max(0.0, room - used))
             self._promised[slot] = used + taken
             rest -= taken
             slot += 1
             used = self._promised.get(slot, 0.0)
-        return max(seconds, due - now)
+        return max(seconds, min(due - now, HORIZON_SECONDS))
 
     def _forget(self, current: int) -> None:
         if current != self._current:

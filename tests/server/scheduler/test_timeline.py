@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from grpo_server.scheduler.timeline import Timeline
+from grpo_server.scheduler.timeline import HORIZON_SECONDS, Timeline
 from server_fakes import FakeClock
 
 
@@ -42,3 +42,12 @@ def test_what_has_passed_is_forgotten() -> None:
     clock.now += 1000
     assert timeline.place(100, 1.0, 100) == 1.0
     assert len(timeline._promised) == 1
+
+
+def test_a_flood_is_told_an_hour_and_held_in_bounded_memory() -> None:
+    timeline = Timeline(FakeClock())
+    waits = [timeline.place(10_000_000, 1.0, 100) for _ in range(50)]
+    assert waits[0] == 1.0
+    assert set(waits[1:]) == {HORIZON_SECONDS}
+    assert len(timeline._promised) <= HORIZON_SECONDS
+    assert timeline.place(1, 7200.0, 100) == 7200.0
