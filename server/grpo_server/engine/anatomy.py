@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from .logit_scale import logit_scale
+
 # Frequencies that change with the longest sequence of the batch: a sequence would score differently in company.
 _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
@@ -50,29 +52,17 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     body = next((b for b in bodies if isinstance(b, nn.Module) and b is not model), None)
     if body is None:
         raise ValueError(f"model: the body of {type(model).__name__} was not found; use another architecture")
+    bias, softcap = getattr(head, "bias", None), getattr(config, "final_logit_softcapping", None)
     return Anatomy(
         body=body,
         weight=weight,
-        spec=HeadSpec(
-            bias=getattr(head, "bias", None),
-            logit_scale=_logit_scale(config),
-            softcap=getattr(config, "final_logit_softcapping", None),
-        ),
+        spec=HeadSpec(bias, logit_scale(model, body, weight, bias, softcap), softcap),
         vocab_size=min(len(weight), len(next(model.get_input_embeddings().parameters()))),
         max_length=_max_length(config),
         attention_layers=_attention_layers(config),
         token_bytes=_token_bytes(config, weight.element_size()),
         packable=not _rope_depends_on_length(config),
     )
-
-
-def _logit_scale(config: PretrainedConfig) -> float:
-    """Cohere multiplies the logits by `logit_scale`, Granite divides them by `logits_scaling`."""
-    if (scale := getattr(config, "logit_scale", None)) is not None:
-        return float(scale)
-    if (divisor := getattr(config, "logits_scaling", None)) is not None:
-        return 1.0 / float(divisor)
-    return 1.0
 
 
 def _max_length(config: PretrainedConfig) -> int:

@@ -33,6 +33,7 @@ CASES = {
     "opt": (SMALL | dict(ffn_dim=96, word_embed_proj_dim=64), "packed"),
     "olmo2": (SMALL, "packed"),
     "granite": (SMALL | dict(logits_scaling=3.0, residual_multiplier=0.5), "packed"),
+    "hyperclovax": (SMALL | dict(logits_scaling=3.0), "packed"),  # multiplies by what Granite divides by
     "smollm3": (SMALL | dict(no_rope_layer_interval=2), "packed"),
     "cohere2": (SMALL | dict(sliding_window=9, logit_scale=0.25), "packed"),
     "gpt_oss": (SMALL | MOE | dict(sliding_window=12), "packed"),
@@ -52,6 +53,10 @@ CASES = {
     ),
     "gptj": (GPT | dict(rotary_dim=8), "fallback"),
     "mpt": (dict(vocab_size=257, d_model=64, n_layers=3, n_heads=4, max_seq_len=256), "fallback"),
+    "falcon_h1": (
+        SMALL | dict(lm_head_multiplier=0.3, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8),
+        "plain",
+    ),
     "mamba": (dict(vocab_size=257, hidden_size=64, num_hidden_layers=3, state_size=8), "plain"),
     "llama4_text": (
         SMALL | MOE | dict(intermediate_size_mlp=96, attention_chunk_size=16, num_local_experts=2, num_experts_per_tok=1),
