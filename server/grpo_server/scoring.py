@@ -48,7 +48,7 @@ class Scoring:
     async def _tokenize(self, request: TextScoreRequest) -> ScoreRequest:
         """In ids of the reference that hosts now: again, if it was replaced while we were at it."""
         while True:
-            self._service.scheduler.refuse_if_closed()
+            self._service.scheduler.door.refuse_if_closed()
             engine = self._service.engine
             version = engine.info.version
             tokenizer = engine.tokenizer

@@ -146,7 +146,7 @@ class Service:
             return Phase.FAILED
         if self._scheduler is None or not self.loaded.is_set():
             return Phase.LOADING
-        return Phase.SWAPPING if self._scheduler.swapping else Phase.READY
+        return Phase.SWAPPING if self._scheduler.door.swapping else Phase.READY
 
     @property
     def engine(self) -> HostedEngine:

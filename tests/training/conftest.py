@@ -18,6 +18,7 @@ import torch
 from grpo_client import ReferenceInfo, ScoreRequest, ScoreResult, wire_tensors
 from grpo_client.protocol import MEDIA_JSON, MEDIA_TENSORS
 from grpo_training.config import TrainConfig
+from grpo_training.rollout import Rollout
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -71,6 +72,16 @@ def tiny_path(
     tiny.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture
+def ragged() -> Rollout:
+    """Two prompts of unequal length, two completions each, from one token to six."""
+    prompts, lengths = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14]], torch.tensor([4, 1, 6, 3])
+    ids = torch.randint(3, 80, (4, 6), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(6) < lengths[:, None]
+    zeros = torch.zeros(4, 6)
+    return Rollout(prompts, 2, ids.where(mask, 0), mask, zeros, zeros, mask[:, 0])
 
 
 @pytest.fixture

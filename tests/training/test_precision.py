@@ -15,16 +15,6 @@ from grpo_training.rollout import Rollout
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14]]
-LENGTHS = [4, 1, 6, 3]
-
-
-def rollout() -> Rollout:
-    ids = torch.randint(3, 80, (4, 6), generator=torch.Generator().manual_seed(0))
-    mask = torch.arange(6) < torch.tensor(LENGTHS)[:, None]
-    zeros = torch.zeros(4, 6)
-    return Rollout(PROMPTS, 2, ids.where(mask, 0), mask, zeros, zeros, mask[:, 0])
-
 
 def naive(model: LlamaForCausalLM, data: Rollout) -> Tensor:
     """One row at a time, under autocast, logits and all."""
@@ -44,8 +34,8 @@ def gradient(model: LlamaForCausalLM) -> Tensor:
 
 
 @pytest.mark.parametrize("way", ["packed", "plain"])
-def test_error_is_that_of_the_products(tiny: LlamaForCausalLM, way: str) -> None:
-    model, data = copy.deepcopy(tiny), rollout()
+def test_error_is_that_of_the_products(tiny: LlamaForCausalLM, ragged: Rollout, way: str) -> None:
+    model, data = copy.deepcopy(tiny), ragged
     exact = Policy(model).logprobs(data)[data.mask]
     exact.sum().backward()
     true_gradient = gradient(model)

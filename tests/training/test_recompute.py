@@ -13,20 +13,10 @@ from grpo_training.rollout import Rollout
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel
 
-PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14]]
-LENGTHS = [4, 1, 6, 3]
 
-
-def rollout() -> Rollout:
-    ids = torch.randint(3, 80, (4, 6), generator=torch.Generator().manual_seed(0))
-    mask = torch.arange(6) < torch.tensor(LENGTHS)[:, None]
-    zeros = torch.zeros(4, 6)
-    return Rollout(PROMPTS, 2, ids.where(mask, 0), mask, zeros, zeros, mask[:, 0])
-
-
-def gradients(model: PreTrainedModel, policy: Policy) -> dict[str, Tensor]:
+def gradients(model: PreTrainedModel, policy: Policy, data: Rollout) -> dict[str, Tensor]:
     model.zero_grad()
-    policy.logprobs(rollout()).square().sum().backward()
+    policy.logprobs(data).square().sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -38,29 +28,29 @@ def gpt2() -> PreTrainedModel:
 
 @pytest.mark.parametrize("way", ["packed", "plain"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_gradients_are_the_same(tiny: LlamaForCausalLM, kind: str, way: str) -> None:
+def test_gradients_are_the_same(tiny: LlamaForCausalLM, ragged: Rollout, kind: str, way: str) -> None:
     model = copy.deepcopy(tiny) if kind == "llama" else gpt2()
     policy = Policy(model)
     assert policy.way == "packed"
     policy.way = way  # type: ignore[assignment]
-    kept = gradients(model, policy)
+    kept = gradients(model, policy, ragged)
     own = model.config._attn_implementation
     forwards: list[bool] = []
     layer = model.base_model.layers[0].mlp if kind == "llama" else model.base_model.h[0].mlp
     layer.register_forward_pre_hook(lambda *_: forwards.append(torch.is_grad_enabled()))
     recompute_layers(model)
-    again = gradients(model, policy)
+    again = gradients(model, policy, ragged)
     assert forwards == [True, True]  # once in forward, once in backward
     assert again.keys() == kept.keys()
     for name, gradient in kept.items():
         assert torch.equal(again[name], gradient), name
     assert model.config._attn_implementation == own
     with torch.no_grad():
-        policy.logprobs(rollout())
+        policy.logprobs(ragged)
     assert len(forwards) == 3
 
 
-def test_a_model_without_marked_layers_is_refused(tiny: LlamaForCausalLM) -> None:
+def test_a_model_without_marked_layers_is_refused(tiny: LlamaForCausalLM, ragged: Rollout) -> None:
     model = copy.deepcopy(tiny)
     model.base_model.layers = torch.nn.ModuleList()
     with pytest.raises(ConfigError, match="gradient_checkpointing"):

@@ -10,7 +10,6 @@ what is counted, averaged or logged is the whole step's.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +35,8 @@ from grpo_training.reference import Pending, Reference
 from grpo_training.rollout import Rollout
 from grpo_training.sampling import Sampler
 from grpo_training.sharding import whole
-from grpo_training.tasks import Judged, Task
+from grpo_training.step_figures import describe, rows_of
+from grpo_training.tasks import Task
 from grpo_training.watch import CollapseWatch
 
 
@@ -116,11 +116,11 @@ def grpo_step(parts: Parts, step: int) -> StepReport:
     earned = rewards
     if pending and config.loss.kl_in == "reward":
         scores, earned, figures = _penalise(parts, portions, pending, rewards, clock)
-    rows = world.rows(_rows(rollout, earned, rewards, judged), config)  # (S, 6) of all processes
+    rows = world.rows(rows_of(rollout, earned, rewards, judged), config)  # (S, 6) of all processes
     advantages = group_advantages(rows[:, 0], rollout.group_size, scale=config.loss.scale_advantages)[share.rows]
     parts.watch.begin(step, parts.policy, portions)
     figures |= _update(parts, step, portions, advantages.to(rollout.ids.device), pending, scores, clock)
-    figures |= world.maxima(parts.watch.figures()) | _describe(rows, rollout)
+    figures |= world.maxima(parts.watch.figures()) | describe(rows, rollout)
     slowest = {f"time/{name}_s": seconds for name, seconds in clock.seconds.items()}
     slowest["time/step_s"] = time.perf_counter() - started
     if pending:
@@ -244,33 +244,3 @@ def _optimize(parts: Parts) -> dict[str, float]:
         parts.watch.after_update()
     parts.optimizer.zero_grad(set_to_none=True)
     return {"policy/grad_norm": float(norm), "policy/lr": lr, "policy/skipped": float(not usable)}
-
-
-def _rows(rollout: Rollout, earned: Tensor, rewards: Tensor, judged: list[Judged]) -> Tensor:
-    """(S, 6), a line for each completion: what it earned (less the KL, where that is a cost), reward, correct, length,
-    ended, summed entropy (NaN where the sampler does not tell)."""
-    correct = torch.tensor([float(j.correct) for j in judged])
-    entropy = rollout.entropy.sum(-1) if rollout.entropy is not None else torch.full_like(correct, math.nan)
-    columns = (earned, rewards, correct, rollout.lengths, rollout.ended, entropy)
-    return torch.stack([column.double().cpu() for column in columns], dim=1)
-
-
-def _describe(rows: Tensor, rollout: Rollout) -> dict[str, float]:
-    earned, rewards, correct, lengths, ended, entropy = rows.unbind(1)
-    grouped = rewards.view(-1, rollout.group_size)
-    figures = {
-        "reward/mean": float(rewards.mean()),
-        "reward/std": float(rewards.std()) if len(rewards) > 1 else 0.0,
-        "reward/correct": float(correct.mean()),
-        # Groups whose rewards are all equal teach nothing.
-        "reward/flat_groups": float((grouped == grouped[:, :1]).all(-1).double().mean()),
-        "completion/length": float(lengths.mean()),
-        "completion/length_max": float(lengths.max()),
-        "completion/ended": float(ended.mean()),
-        "completion/tokens": float(lengths.sum()),
-    }
-    if rollout.entropy is not None:
-        figures["policy/entropy"] = float(entropy.sum() / lengths.sum())
-    if not torch.equal(earned, rewards):
-        figures["reward/less_kl"] = float(earned.mean())
-    return figures

@@ -48,7 +48,7 @@ Prompt = Annotated[
 
 async def read_json(request: Request, service: Service, model: type[Model]) -> Model:
     """The body as a checked value. Raises pydantic.ValidationError, which becomes a 400, and ServiceError while closed."""
-    service.scheduler.refuse_if_closed()  # before megabytes are read and parsed for nothing
+    service.scheduler.door.refuse_if_closed()  # before megabytes are read and parsed for nothing
     return await service.in_codec(model.model_validate_json, await request.body())
 
 

@@ -18,7 +18,7 @@ async def encode_texts(
     Nothing awaits between its return and the caller's `Scoring.score`, so both use the same reference.
     """
     while True:
-        service.scheduler.refuse_if_closed()
+        service.scheduler.door.refuse_if_closed()
         engine = service.engine
         version, tokenizer = engine.info.version, engine.tokenizer
         if tokenizer is None:

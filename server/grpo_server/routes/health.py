@@ -34,7 +34,7 @@ async def readyz(service: ServiceDep) -> JSONResponse:
 
 def _refusal(service: Service) -> ServiceError:
     try:
-        service.scheduler.refuse_if_closed()
+        service.scheduler.door.refuse_if_closed()
     except ServiceError as refusal:
         return refusal
     raise AssertionError(f"not ready and nothing to say: {service.phase}")

@@ -62,7 +62,7 @@ async def logprobs(request: Request, scoring: ScoringDep, service: ServiceDep) -
     """
     media_in = media_of(request.headers.get("content-type"))
     media_out = preferred(request.headers.get("accept"), default=media_in)
-    service.scheduler.refuse_if_closed()  # before megabytes are read and parsed for nothing
+    service.scheduler.door.refuse_if_closed()  # before megabytes are read and parsed for nothing
     body = await request.body()
 
     async def answer() -> bytes:

@@ -141,7 +141,7 @@ async def infer(
     header_length: Annotated[int | None, Header(alias=HEADER_LENGTH, ge=0)] = None,
 ) -> Response:
     """Per-token log-probs; the same inputs, outputs and rules as POST /v1/logprobs in tensors."""
-    service.scheduler.refuse_if_closed()
+    service.scheduler.door.refuse_if_closed()
     _check(model, version, scoring.info)
     if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
         raise _wrong("Content-Encoding", f"is {encoding}; send the body uncompressed", ErrorCode.UNSUPPORTED_MEDIA_TYPE)

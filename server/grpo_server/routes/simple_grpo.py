@@ -40,7 +40,7 @@ _BYTES = {"content": {MEDIA_BYTES: {"schema": {"type": "string", "format": "bina
 @router.post("/upload", response_class=Response, openapi_extra={"requestBody": {"required": True, **_BYTES}})
 async def upload(request: Request, shelf: ShelfDep, scoring: ScoringDep, service: ServiceDep) -> Response:
     """Score a batch of rollouts and lay it down for a trainer."""
-    service.scheduler.refuse_if_closed()
+    service.scheduler.door.refuse_if_closed()
     body = await request.body()
 
     async def answer() -> Response:

@@ -103,7 +103,7 @@ async def tokenizer_info(service: ServiceDep) -> dict[str, Any]:
 
 
 def _tokenizer(service: Service) -> Tokenizer:
-    service.scheduler.refuse_if_closed()
+    service.scheduler.door.refuse_if_closed()
     tokenizer = service.engine.tokenizer
     if tokenizer is None:
         raise no_tokenizer()

@@ -24,15 +24,12 @@ from grpo_server.scheduler.assembly import Assembly, host_bytes, split
 from grpo_server.scheduler.batcher import Batcher
 from grpo_server.scheduler.cache import ResultCache, request_key, result_keys
 from grpo_server.scheduler.cutting import Cut, cut
+from grpo_server.scheduler.door import Door, draining
 from grpo_server.scheduler.events import BatchDone, Listener, Silence
 from grpo_server.scheduler.job import Job
 from grpo_server.scheduler.queue import Entry, FairQueue
 
 T = TypeVar("T")
-
-# A swap takes as long as reading the new weights, a drain as long as starting the next server: unknown, so soon again.
-RETRY_AFTER_SWAP_SECONDS = 1.0
-RETRY_AFTER_DRAIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +81,7 @@ class Scheduler:
         )
         self._jobs: set[Job] = set()
         self._in_batches = 0  # entries taken from the queue and not yet through
-        self._quiet = asyncio.Event()
-        self._quiet.set()
-        self.swapping = False
-        self.draining = False
+        self.door = Door()
         self._loop_task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -97,7 +91,7 @@ class Scheduler:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.draining = True
+        self.door.draining = True
         assert self._loop_task is not None
         self._loop_task.cancel()
         await asyncio.wait([self._loop_task])
@@ -121,7 +115,7 @@ class Scheduler:
 
     def _accept(self, request: ScoreRequest) -> Job:
         """Price and enter a request. Nothing awaits in here: from the check to the queue nothing can change."""
-        self.refuse_if_closed()
+        self.door.refuse_if_closed()
         reference = self._engine.info
         keys = result_keys(request, reference.fingerprint) if self.cache.enabled else []
         found = {i: result for i, key in enumerate(keys) if (result := self.cache.get(key)) is not None}
@@ -148,7 +142,7 @@ class Scheduler:
         for index, result in found.items():
             job.assembly.place(index, result)
         self._jobs.add(job)
-        self._quiet.clear()
+        self.door.busy()
         if cuts:
             self._queue.add(job)
             self._batcher.wake()
@@ -233,54 +227,29 @@ class Scheduler:
 
     # --- closing the door -----------------------------------------------------------------------------------------
 
-    def refuse_if_closed(self) -> None:
-        """Raises ServiceError (503 with Retry-After) while draining or swapping."""
-        if self.draining:
-            raise self._draining_error("the server is shutting down and takes no new work")
-        if self.swapping:
-            raise ServiceError(
-                ErrorCode.SWAPPING,
-                "the reference is being replaced; come back in a moment",
-                retry_after=RETRY_AFTER_SWAP_SECONDS,
-            )
-
-    @staticmethod
-    def _draining_error(why: str) -> ServiceError:
-        return ServiceError(
-            ErrorCode.DRAINING, f"{why}; ask another replica or come back", retry_after=RETRY_AFTER_DRAIN_SECONDS
-        )
-
     async def run_exclusive(self, work: Callable[[], T]) -> T:
         """Run work on the compute thread while nothing is accepted, queued, prepared or computed.
 
         Everything accepted before is answered first, by the reference that accepted it; what arrives meanwhile is
         refused with 503. What work raises comes out here.
         """
-        self.refuse_if_closed()
-        self.swapping = True
-        try:
-            await self._quiet.wait()
+        async with self.door.closed_for_swap():
             return await asyncio.get_running_loop().run_in_executor(self._compute_thread, work)
-        finally:
-            self.swapping = False
 
     async def drain(self, timeout: float | None) -> bool:
         """Take nothing new and wait until everything accepted is answered.
 
         False when that takes longer than timeout: what is left then fails with 503, so that its clients ask elsewhere.
         """
-        self.draining = True
-        try:
-            await asyncio.wait_for(self._quiet.wait(), timeout)
-        except TimeoutError:
+        in_time = await self.door.closed_for_good(timeout)
+        if not in_time:
             self._give_up()
-            return False
-        return True
+        return in_time
 
     def _give_up(self) -> None:
         for job in list(self._jobs):
-            self.fail(job, self._draining_error("the server stopped before this request was computed"))
+            self.fail(job, draining("the server stopped before this request was computed"))
 
     def _notice_quiet(self) -> None:
         if not self._jobs and not self._in_batches:
-            self._quiet.set()
+            self.door.quiet()

@@ -147,7 +147,7 @@ async def test_exclusive_work_waits_for_what_was_accepted_and_refuses_the_rest(e
         await engine.entered()
         swap = asyncio.create_task(s.run_exclusive(lambda: engine.swap("other")))
         await asyncio.sleep(0)
-        assert s.swapping
+        assert s.door.swapping
         with pytest.raises(ServiceError) as caught:
             await s.submit(ask(1, 1))
         assert caught.value.code is ErrorCode.SWAPPING
