@@ -81,9 +81,10 @@ class Admission:
                 "groups, a smaller top_k or fewer token_ids, or start the server with a larger --max-queue-bytes",
                 param="groups",
             )
-        if not (self._reserved(tokens, nbytes, key) or self._has_room(tokens, nbytes)):
+        name = key() if self.reservations else None
+        if not (self._reserved(tokens, nbytes, name) or self._has_room(tokens, nbytes)):
             speed = self.throughput.tokens_per_second
-            seconds = self.reservations.reserve(key(), tokens, self._seconds_until_room(tokens, nbytes), speed)
+            seconds = self.reservations.reserve(name or key(), tokens, self._seconds_until_room(tokens, nbytes), speed)
             raise ServiceError(
                 ErrorCode.QUEUE_FULL,
                 f"the queue is full: {self.waiting:.0f} tokens wait, {self.reservations.kept:.0f} are reserved, and {tokens} "
@@ -118,9 +119,9 @@ class Admission:
         self.bytes -= nbytes
         self.requests -= 1
 
-    def _reserved(self, tokens: int, nbytes: int, key: Callable[[], bytes]) -> bool:
+    def _reserved(self, tokens: int, nbytes: int, name: bytes | None) -> bool:
         """Whether this request was told to come now, and can be let in as it was told."""
-        if not self.reservations or not self.reservations.claim(key()):
+        if name is None or not self.reservations.claim(name):
             return False
         room = self.waiting + tokens <= TOKENS_MARGIN * self._max_tokens
         return room and self.bytes + nbytes <= BYTES_MARGIN * self._max_bytes
