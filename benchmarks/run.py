@@ -89,11 +89,11 @@ def report(args: argparse.Namespace, seconds: dict[str, dict[str, list[float]]],
     rows = []
     for name, times in seconds.items():
         tokens = client_tokens(WORKLOADS[name].request(0))
-        table = Table("contender", "tokens/s", "seconds", "server exact is", title=f"{name} ({tokens} client tokens)")
+        first = next(iter(times))
+        table = Table("contender", "tokens/s", "seconds", f"{first} is", title=f"{name} ({tokens} client tokens)")
         for who, measured in times.items():
             median = statistics.median(measured)
-            ours = times[next(iter(times))]
-            ratio = statistics.median(m / o for m, o in zip(measured, ours, strict=True))
+            ratio = statistics.median(m / o for m, o in zip(measured, times[first], strict=True))
             table.add_row(who, f"{tokens / median:,.0f}", f"{median:.2f}", f"{ratio:.2f}x")
             rows.append({"workload": name, "contender": who, "seconds": measured, "ratio": ratio, "tokens": tokens})
         console.print(table)
