@@ -115,7 +115,7 @@ class ServerConfig(BaseSettings):
 
     # how much it takes
     max_batch_tokens: int = Field(
-        8192, ge=1, description="Tokens in one forward pass. More is faster on a GPU and takes more memory."
+        6144, ge=1, description="Tokens in one forward pass. More is faster on a GPU and takes more memory."
     )
     max_batch_bytes: int | None = Field(
         None, ge=1, description="Working memory of one forward pass, bytes; not limited beforehand unless given."

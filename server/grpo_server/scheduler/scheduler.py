@@ -36,7 +36,7 @@ T = TypeVar("T")
 class SchedulerLimits:
     """Tokens and bytes of a batch and of the queue; None: not limited. cache_bytes 0: no cache."""
 
-    max_batch_tokens: int = 8192
+    max_batch_tokens: int = 6144
     max_batch_bytes: int | None = None
     max_queue_tokens: int = 524_288
     max_queue_bytes: int = 2**30
