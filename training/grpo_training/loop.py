@@ -21,7 +21,7 @@ from transformers import get_scheduler
 
 from grpo_training import lora, orthograd, weights
 from grpo_training.checkpoint import Checkpoints, TrainerState, load_checkpoint
-from grpo_training.config import CheckpointError, ConfigError, TrainConfig
+from grpo_training.config import ConfigError, TrainConfig
 from grpo_training.distributed import World
 from grpo_training.evaluation import EvaluationLog, Evaluator, held_out_tasks
 from grpo_training.metrics import JsonLines, TensorBoard
@@ -30,19 +30,13 @@ from grpo_training.plots import write_report
 from grpo_training.policy import Policy
 from grpo_training.recompute import recompute_layers
 from grpo_training.reference import Reference
+from grpo_training.same_run import check_same_run
 from grpo_training.sampling import open_sampler
 from grpo_training.step import Parts, StepReport, grpo_step
 from grpo_training.tasks import Task
 from grpo_training.watch import CollapseWatch
 
 logger = logging.getLogger(__name__)
-
-# What a resumed run may change: where and how long it runs, and whom it asks; not what is learned.
-_MAY_CHANGE = ("reference", "trainer.steps", "trainer.output", "trainer.checkpoint_every", "trainer.keep_checkpoints")
-_MAY_CHANGE += ("trainer.tensorboard", "trainer.save_model", "model.threads", "model.device", "distributed")
-_MAY_CHANGE += ("model.gradient_checkpointing", "lora.save_merged")
-_MAY_CHANGE += ("collapse", "eval.every")
-_MAY_CHANGE += ("rollout.base_url", "rollout.api_key_env", "rollout.timeout", "rollout.max_wait", "rollout.concurrency")
 
 
 class Observer(Protocol):
@@ -118,7 +112,7 @@ def _train(
     state = TrainerState(0, None, config.model_dump(mode="json"))
     if newest is not None:
         state = load_checkpoint(newest, loaded.model, optimizer, scheduler)
-        _check_same_run(state.config, config)
+        check_same_run(state.config, config)
     observer = observer if world.main else None
     task = Task(config.task, loaded.tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens)
     first = [p.prompt_ids for p in task.problems(0, 1, config.trainer.seed)]
@@ -239,21 +233,3 @@ def _sinks(config: TrainConfig, first_step: int) -> Iterator[tuple[list[JsonLine
     finally:
         for sink in (*sinks, samples):
             sink.close()
-
-
-def _check_same_run(then: dict[str, Any], now: TrainConfig) -> None:
-    changed = sorted(_differences(then, now.model_dump(mode="json")))
-    changed = [name for name in changed if not name.startswith(_MAY_CHANGE)]
-    if changed:
-        raise CheckpointError(
-            f"the checkpoint is of a run with other settings: {', '.join(changed)}. "
-            f"Take those of its config.json, or start a new run in another trainer.output"
-        )
-
-
-def _differences(then: Any, now: Any, name: str = "") -> Iterator[str]:
-    if isinstance(then, dict) and isinstance(now, dict):
-        for key in then.keys() | now.keys():
-            yield from _differences(then.get(key), now.get(key), f"{name}.{key}" if name else key)
-    elif then != now:
-        yield name

@@ -1,0 +1,35 @@
+"""Whether a checkpoint may be gone on from: what a run learns must be the same, where and how it runs may differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from grpo_training.config import CheckpointError, TrainConfig
+
+# What a resumed run may change: where and how long it runs, and whom it asks; not what is learned.
+_MAY_CHANGE = (
+    "reference", "distributed", "collapse", "eval.every", "lora.save_merged",
+    "trainer.steps", "trainer.output", "trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.tensorboard",
+    "trainer.save_model", "model.threads", "model.device", "model.gradient_checkpointing",
+    "rollout.base_url", "rollout.api_key_env", "rollout.timeout", "rollout.max_wait", "rollout.concurrency",
+)  # fmt: skip
+
+
+def check_same_run(then: dict[str, Any], now: TrainConfig) -> None:
+    """then: the config in the checkpoint, as JSON. Raises CheckpointError naming what differs and must not."""
+    changed = sorted(_differences(then, now.model_dump(mode="json")))
+    changed = [name for name in changed if not name.startswith(_MAY_CHANGE)]
+    if changed:
+        raise CheckpointError(
+            f"the checkpoint is of a run with other settings: {', '.join(changed)}. "
+            f"Take those of its config.json, or start a new run in another trainer.output"
+        )
+
+
+def _differences(then: Any, now: Any, name: str = "") -> Iterator[str]:
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in then.keys() | now.keys():
+            yield from _differences(then.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif then != now:
+        yield name
