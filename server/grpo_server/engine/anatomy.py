@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,9 +61,14 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         vocab_size=min(len(weight), len(next(model.get_input_embeddings().parameters()))),
         max_length=_max_length(config),
         attention_layers=_attention_layers(config),
-        token_bytes=_token_bytes(config, weight.element_size()),
+        token_bytes=max(_token_bytes(c, weight.element_size()) for c in layer_configs(config)),
         packable=not _rope_depends_on_length(config),
     )
+
+
+def layer_configs(config: PretrainedConfig) -> Sequence[PretrainedConfig]:
+    """One config, or one for each layer where they differ (Gemma 4): there the whole's refuses to say what is a layer's."""
+    return config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
 
 
 def _max_length(config: PretrainedConfig) -> int:

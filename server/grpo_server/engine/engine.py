@@ -17,7 +17,7 @@ from grpo_client.protocol import ReferenceInfo
 from grpo_numerics import HeadScores, score_rows
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .anatomy import Anatomy, anatomy
+from .anatomy import Anatomy, anatomy, layer_configs
 from .config import EngineConfig
 from .fingerprint import fingerprint
 from .forwards import CachedForward, Forward, PackedForward, PlainForward, Prepared
@@ -169,7 +169,8 @@ def _choose(
     config: EngineConfig, model: PreTrainedModel, parts: Anatomy, max_length: int, head: Head
 ) -> tuple[Forward, bool]:
     """The best forward that the probe shows right, and whether its scores keep their bits."""
-    window = getattr(model.config.get_text_config(decoder=True), "sliding_window", None)
+    layers = layer_configs(model.config.get_text_config(decoder=True))
+    window = max(getattr(layer, "sliding_window", None) or 0 for layer in layers)
     pieces = probe_pieces(parts, window, max_length)
     own = model.config._attn_implementation or "eager"
     why: list[str] = []

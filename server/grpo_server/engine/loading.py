@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from grpo_client.demo_model import COMPLETE_MARKER, DEMO, ModelSource, demo_copy
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.distributed.configuration_utils import DistributedConfig
 
+from .anatomy import layer_configs
 from .config import EngineConfig
 
 log = logging.getLogger(__name__)
@@ -101,8 +103,10 @@ def _all_here(model: PreTrainedModel) -> None:
 
 
 def _heads_divide(model: PreTrainedModel, ranks: int) -> None:
-    config = model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", ranks)
+    layers = layer_configs(model.config.get_text_config(decoder=True))
+    heads = math.gcd(
+        *(getattr(c, "num_key_value_heads", None) or getattr(c, "num_attention_heads", ranks) for c in layers)
+    )
     if heads % ranks:
         fitting = [n for n in range(1, heads + 1) if heads % n == 0]
         raise ValueError(

@@ -44,9 +44,9 @@ class Finding:
     note: str = ""
 
 
-def probe_pieces(parts: Anatomy, window: int | None, max_length: int) -> list[Piece]:
+def probe_pieces(parts: Anatomy, window: int, max_length: int) -> list[Piece]:
     """Groups that touch every path: ragged, a one-token prompt, nested and shared prompts, an empty completion; past the
-    sliding window where that is affordable."""
+    sliding window (0: none) where that is affordable."""
     rng = np.random.default_rng(_SEED)
 
     def tokens(n: int) -> np.ndarray:

@@ -27,6 +27,13 @@ CASES = {
     "qwen3_moe": (SMALL | MOE, "packed"),
     "gemma2": (SMALL | dict(sliding_window=10, query_pre_attn_scalar=16), "packed"),
     "gemma3_text": (SMALL | dict(sliding_window=10, query_pre_attn_scalar=16), "packed"),
+    "gemma4_text": (  # a head size for each kind of layer, keys shared between layers, embeddings for each layer
+        SMALL | dict(
+            layer_types=["sliding_attention", "full_attention"] * 2, num_hidden_layers=4, sliding_window=10, global_head_dim=32,
+            vocab_size_per_layer_input=257, hidden_size_per_layer_input=8, num_kv_shared_layers=2, final_logit_softcapping=30.0,
+        ),
+        "packed",
+    ),
     "phi3": (SMALL, "packed"),
     "gpt2": (GPT, "packed"),
     "gpt_neox": (SMALL | dict(rotary_pct=0.25), "packed"),
