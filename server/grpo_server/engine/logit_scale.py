@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-# Cohere, Granite (divides) and HyperCLOVA X (multiplies), Falcon-H1, Muse
-_NAMES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+# Cohere, Granite (divides) and HyperCLOVA X (multiplies), Falcon-H1, Muse, Inkling
+_NAMES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier", "logits_mup_width_multiplier")
 _TOKENS = 4
 
 

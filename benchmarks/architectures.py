@@ -1,0 +1,125 @@
+"""Every causal language model of the installed transformers, built tiny: which tier serves it, how far from its own forward.
+
+    python -m benchmarks.architectures                    all of them, some ten minutes on one core
+    python -m benchmarks.architectures gemma2 qwen3_next
+
+One small config for all: where an architecture needs other figures than these, no model can be built, or its own forward
+fails, and the line says so. What it shows is that nothing that is served is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import warnings
+
+import numpy as np
+import torch
+from grpo_server.engine import EngineConfig, Piece
+from grpo_server.engine.engine import TorchEngine
+from grpo_server.engine.loading import Loaded
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+VOCAB = 257
+SMALL = dict(
+    vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=16, max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+EXPERTS = dict(num_experts=4, num_local_experts=4, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+# Parts that the common config does not reach keep their full size: vision towers, embeddings for each layer.
+MAX_PARAMETERS = 20_000_000
+# Two fp32 forwards that sum in different order.
+TOLERANCE = 5e-4
+
+
+class NotBuilt(Exception):
+    """The common config does not fit this architecture."""
+
+
+def tiny(kind: str) -> PreTrainedModel:
+    """Random weights, wide enough that a wrong mask would show. Raises NotBuilt."""
+    torch.manual_seed(0)
+    try:
+        config = CONFIG_MAPPING[kind](**SMALL, **EXPERTS)
+        with torch.device("meta"):
+            size = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        if size > MAX_PARAMETERS:
+            raise NotBuilt(f"{size / 1e6:.0f} million parameters")
+        model = AutoModelForCausalLM.from_config(config)
+    except NotBuilt:
+        raise
+    except Exception as error:  # each architecture refuses a config that does not fit in its own way
+        raise NotBuilt(f"{type(error).__name__}: {error}") from error
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(2.0 if "embed" in name else 4.0)
+    return model.eval().requires_grad_(False)
+
+
+def questions() -> list[Piece]:
+    """Two groups, ragged, one completion of a single token."""
+    rng = np.random.default_rng(3)
+
+    def tokens(n: int) -> np.ndarray:
+        return rng.integers(3, VOCAB, n, dtype=np.int32)
+
+    return [Piece(tokens(40), tuple(tokens(n) for n in (7, 1, 23)), 1.0), Piece(tokens(20), (tokens(31),), 1.0)]
+
+
+@torch.no_grad()
+def own(model: PreTrainedModel, piece: Piece) -> np.ndarray:
+    """(N,) by the model itself, sequence by sequence."""
+    rows: list[np.ndarray] = []
+    for completion in piece.completions:
+        ids = torch.tensor(np.concatenate([piece.prompt, completion]))[None].long()
+        logits = model(input_ids=ids, use_cache=False).logits[0, len(piece.prompt) - 1 : -1].double()
+        rows.append(torch.log_softmax(logits, -1).gather(1, ids[0, len(piece.prompt) :, None])[:, 0].numpy())
+    return np.concatenate(rows)
+
+
+def outcome(kind: str) -> tuple[str, str, str]:
+    """(tier, bitwise, largest |difference| in nats), or why there are none."""
+    try:
+        model = tiny(kind)
+    except NotBuilt as error:
+        return "not built", "", str(error)
+    try:
+        engine = TorchEngine(EngineConfig(model=kind, mode="exact"), Loaded(model, None, None))
+    except (ValueError, RuntimeError, AssertionError) as error:
+        return "refused", "", str(error)
+    pieces = questions()
+    answers = engine.compute(engine.prepare(pieces)).pieces
+    model.set_attn_implementation("eager")
+    worst = max(np.abs(own(model, p) - a.logprobs).max() for p, a in zip(pieces, answers, strict=True))
+    verdict = "" if worst <= TOLERANCE else " WRONG"
+    return str(engine.info.tier), "yes" if engine.info.bitwise else "no", f"{worst:.1e}{verdict}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    parser.add_argument("kinds", nargs="*", metavar="ARCHITECTURE", help="as transformers calls it; default: all")
+    kinds = parser.parse_args().kinds or known
+    if unknown := sorted(set(kinds) - set(known)):
+        parser.error(f"transformers has no causal language model called {', '.join(unknown)}")
+    warnings.filterwarnings("ignore")  # of the architectures' own making
+    logging.disable(logging.ERROR)
+    torch.set_num_threads(1)
+    table = Table("architecture", "tier", "bitwise", "largest |difference|, or why not")
+    counts: dict[str, int] = {}
+    for kind in track(kinds, description="architectures"):
+        tier, bitwise, difference = outcome(kind)
+        counts[tier] = counts.get(tier, 0) + 1
+        table.add_row(kind, tier, bitwise, " ".join(difference.split())[:120])
+    console = Console()
+    console.print(table)
+    console.print(counts)
+
+
+if __name__ == "__main__":
+    main()
