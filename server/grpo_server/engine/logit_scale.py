@@ -27,7 +27,8 @@ def logit_scale(
     ids = torch.arange(_TOKENS, device=next(body.parameters()).device)[None]
     own = model(input_ids=ids, use_cache=False).logits[0].float()
     hidden = body(input_ids=ids, use_cache=False).last_hidden_state[0].to(weight)
-    product = nn.functional.linear(hidden, weight, bias).float().to(own.device)
+    # a model may leave out the padded end of its vocabulary; it is refused by the probe then, which says what differs
+    product = nn.functional.linear(hidden, weight, bias).float().to(own.device)[:, : own.shape[-1]]
 
     def error(scale: float) -> float:
         logits = product * scale
