@@ -8,6 +8,8 @@
 Needs neither torch nor a server's libraries; results are NumPy arrays.
 """
 
+from typing import TYPE_CHECKING
+
 from grpo_client import wire_json, wire_tensors
 from grpo_client.async_client import AsyncReferenceClient
 from grpo_client.client import ReferenceClient
@@ -74,3 +76,15 @@ __all__ = [
     "wire_json",
     "wire_tensors",
 ]
+
+if TYPE_CHECKING:
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> str:
+        """`__version__`, looked up when it is asked for."""
+        if name == "__version__":
+            from grpo_client.version import package_version
+
+            return package_version()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

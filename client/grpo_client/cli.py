@@ -23,6 +23,7 @@ from grpo_client.protocol import EXTRAS, Normalizer
 from grpo_client.rollouts import ScoreDefaults, numbered_lines
 from grpo_client.score_file import ScoreFile
 from grpo_client.validation import read_extras, read_temperature, read_top_k
+from grpo_client.version import package_version
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,6 +32,22 @@ app = typer.Typer(
     help="Talk to a grpo-server: per-token log-probs of completions under its frozen reference model.\n\n"
     "A server that wants a key gets the one in the environment variable GRPO_API_KEY.",
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"grpo-client {package_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
+    """What goes before the command's name."""
+
 
 Urls = Annotated[
     list[str],

@@ -1,5 +1,7 @@
 """Tensor maths of log-probs: stable, tiled, packed, with gradient. Needs torch and nothing else of this project."""
 
+from typing import TYPE_CHECKING
+
 from .collapse_free import collapse_free_cross_entropy, collapse_free_log_softmax
 from .head import HeadScores, score_rows
 from .head_autograd import fused_logprobs
@@ -39,3 +41,15 @@ __all__ = [
     "symlog",
     "token_logprobs",
 ]
+
+if TYPE_CHECKING:
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> str:
+        """`__version__`, looked up when it is asked for."""
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("grpo-refserver")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

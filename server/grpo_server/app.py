@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from grpo_client.version import package_version
 
 from grpo_server import error_responses, routes
 from grpo_server.auth import KeyGate
@@ -52,7 +53,7 @@ def create_app(config: ServerConfig, engine_loader: EngineLoader) -> FastAPI:
     app = Application(
         title="grpo-refserver",
         description=DESCRIPTION,
-        version="1",
+        version=package_version(),
         lifespan=lifespan,
         responses=ERROR_RESPONSES,
         redirect_slashes=False,

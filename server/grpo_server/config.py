@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, model_validator
+from grpo_client.sizes import read_size
+from grpo_client.version import package_version
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -27,6 +29,8 @@ from grpo_server.scheduler import SchedulerLimits
 
 ENV_PREFIX = "GRPO_SERVER_"
 MIB = 2**20
+# A number, or as people write it: 256MiB, 1GB, 64k.
+Size = Annotated[int, BeforeValidator(read_size)]
 SECRETS = frozenset({"api_key", "admin_key"})
 
 DESCRIPTION = """\
@@ -102,7 +106,7 @@ class ServerConfig(BaseSettings):
         description="Another process computes on these CPU cores, a trainer for instance: idle worker threads give way at "
         "once. Alone, the server is up to a fifth slower so.",
     )
-    max_length: int | None = Field(
+    max_length: Size | None = Field(
         None, ge=2, description="Longest prompt + completion accepted, tokens; the model's context unless given."
     )
     tier: Tier = Field(
@@ -114,24 +118,24 @@ class ServerConfig(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 picks a free one and logs it.")
 
     # how much it takes
-    max_batch_tokens: int = Field(
+    max_batch_tokens: Size = Field(
         6144, ge=1, description="Tokens in one forward pass. More is faster on a GPU and takes more memory."
     )
-    max_batch_bytes: int | None = Field(
+    max_batch_bytes: Size | None = Field(
         None, ge=1, description="Working memory of one forward pass, bytes; not limited beforehand unless given."
     )
-    max_queue_tokens: int = Field(
+    max_queue_tokens: Size = Field(
         524_288, ge=1, description="Tokens accepted and not yet computed; beyond it 429 with Retry-After."
     )
-    max_queue_bytes: int = Field(
+    max_queue_bytes: Size = Field(
         1024 * MIB, ge=1, description="Memory for requests and answers under way, bytes; beyond it 429."
     )
-    max_request_bytes: int = Field(64 * MIB, ge=1, description="Longest request body, bytes; beyond it 413.")
-    max_completions: int = Field(65_536, ge=1, description="Most completions in one request; beyond it 413.")
+    max_request_bytes: Size = Field(64 * MIB, ge=1, description="Longest request body, bytes; beyond it 413.")
+    max_completions: Size = Field(65_536, ge=1, description="Most completions in one request; beyond it 413.")
     max_top_k: int = Field(
         128, ge=0, description="Largest top_k, and most token_ids per position, that a request may ask for."
     )
-    cache_bytes: int = Field(
+    cache_bytes: Size = Field(
         256 * MIB, ge=0, description="Memory for results that may be asked for again, bytes; 0 turns the cache off."
     )
 
@@ -227,6 +231,7 @@ def _flags(settings: type[BaseSettings], argv: Sequence[str]) -> CliSettingsSour
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"grpo-server {package_version()}")
     flags = CliSettingsSource(settings, root_parser=parser, cli_parse_args=list(argv))
     if SECRETS & flags().keys():
         parser.error("keys do not go on the command line, where ps shows them: use a file, or the environment")

@@ -40,6 +40,28 @@ def test_the_file_may_be_named_in_the_environment(tmp_path: Path, monkeypatch: p
     assert load_config([]).model == "from-file"
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["max_batch_tokens", "max_batch_bytes", "max_queue_tokens", "max_queue_bytes", "max_request_bytes", "cache_bytes"],
+)
+def test_sizes_may_be_written_as_people_write_them(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    room = ["--model", "demo", *(["--max-queue-tokens", "1G"] if name == "max_batch_tokens" else [])]
+    assert getattr(load_config([*room, flag, "64KiB"]), name) == 65_536
+    assert getattr(load_config([*room, flag, "65536"]), name) == 65_536
+    file = tmp_path / "server.toml"
+    file.write_text(f'{name} = "64k"')
+    assert getattr(load_config([*room, "--config", str(file)]), name) == 64_000
+    monkeypatch.setenv(f"GRPO_SERVER_{name.upper()}", "0.5MiB")
+    assert getattr(load_config(room), name) == 524_288
+    assert cli.main([*room, flag, "64KiBB"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{flag}: " in said
+    assert "must be a size such as 256MiB" in said
+
+
 def test_every_setting_is_a_flag_and_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         load_config(["--help"])

@@ -11,3 +11,17 @@ Talks to the server through `grpo_client` and knows nothing else of it. The part
     step, loop  one step, a whole run               checkpoint  stop and go on, bit for bit
     metrics, progress, plots                        what one sees of it
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> str:
+        """`__version__`, looked up when it is asked for."""
+        if name == "__version__":
+            from grpo_client.version import package_version
+
+            return package_version()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from grpo_client import GrpoClientError
 from grpo_client.demo_model import DemoModelMissing
+from grpo_client.version import package_version
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
@@ -27,6 +28,12 @@ _SHOWN = ("reward_first", "reward_last", "reward_gain", "correct_last", "kl_last
 _SHOWN += ("reference_wait_share",)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"grpo-train {package_version()}")
+        raise typer.Exit
 
 
 @app.command()
@@ -42,6 +49,9 @@ def run(
         list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Any field; may be given again.")
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is decided on the way.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
+    ] = False,
 ) -> None:
     """Train a policy with GRPO against a frozen reference that a grpo-server holds."""
     console = Console()
