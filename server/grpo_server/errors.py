@@ -84,6 +84,17 @@ class ServiceError(Exception):
         return headers
 
 
+class ReferenceReplaced(ServiceError):
+    """Another reference hosts than the one that a request was read for. Asked again, the new one answers it whole."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            ErrorCode.SWAPPING,
+            "the reference was replaced while the request was under way; send it again",
+            retry_after=1.0,
+        )
+
+
 def error_body(message: str, *, kind: str, code: str | None, param: str | None) -> dict[str, Any]:
     """The OpenAI error object, the only shape in which this service reports an error."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from grpo_client.protocol import ReferenceInfo
 
-from grpo_server.engine.work import Engine
+from grpo_server.engine.work import Engine, Hosted
 
 
 class HostedEngine(Engine, Protocol):
@@ -18,8 +18,8 @@ class HostedEngine(Engine, Protocol):
     """
 
     @property
-    def tokenizer(self) -> Any:
-        """A transformers tokenizer, used as `text.Tokenizer` says, or None where the model came without one."""
+    def hosted(self) -> Hosted:
+        """Who answers now; `info` is its identity."""
         ...
 
     def swap(self, source: str, revision: str | None) -> ReferenceInfo:

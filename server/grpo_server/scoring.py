@@ -4,19 +4,30 @@
     result = await scoring.score(ScoreRequest.of(prompts, completions, temperature=0.7))
 
 Everything is checked here once more against the model that will answer; errors name the native fields.
+
+A reference may be replaced while a request is read. What depends on it (the model's name, the vocabulary, the tokenizer, the
+identity in the answer) is taken from one `Hosted`, and only that one may score:
+
+    async def answer(hosted: Hosted) -> Response: ... scoring.score(request, hosted) ...
+    response = await scoring.by_one_reference(answer)
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import TypeVar
 
-from grpo_client.protocol import ReferenceInfo, ScoreRequest, ScoreResult
+from grpo_client.protocol import ScoreRequest, ScoreResult
 from grpo_client.text import TextScoreRequest
 from grpo_client.validation import check_request, check_structure
 
-from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.engine.work import Hosted
+from grpo_server.errors import ErrorCode, ReferenceReplaced, ServiceError
 from grpo_server.service import Service
 from grpo_server.text import no_tokenizer, tokenize_request
+
+T = TypeVar("T")
 
 
 class Scoring:
@@ -26,41 +37,50 @@ class Scoring:
         self._service = service
 
     @property
-    def info(self) -> ReferenceInfo:
-        """Raises ServiceError (503) while loading."""
-        return self._service.engine.info
+    def hosted(self) -> Hosted:
+        """Who answers now. Raises ServiceError (503) while loading."""
+        return self._service.engine.hosted
 
-    async def score(self, request: ScoreRequest | TextScoreRequest) -> ScoreResult:
+    async def by_one_reference(self, answer: Callable[[Hosted], Awaitable[T]]) -> T:
+        """answer(who hosts), once more from the start if that was replaced before it had scored.
+
+        Raises ServiceError (503) while the server is closed, and what `answer` raises.
+        """
+        while True:
+            self._service.scheduler.door.refuse_if_closed()
+            try:
+                return await answer(self.hosted)
+            except ReferenceReplaced:
+                continue
+
+    async def score(self, request: ScoreRequest | TextScoreRequest, by: Hosted | None = None) -> ScoreResult:
         """Check, queue and compute. For text, the result carries the ids that were scored.
 
-        Raises ProtocolError (400, 413, 422) for a request that is wrong, ServiceError for one that cannot be served.
+        by: the only reference that may answer; None: whichever hosts. Raises ProtocolError (400, 413, 422) for a request that
+        is wrong, ServiceError for one that cannot be served, ReferenceReplaced when another hosts than `by`.
         """
+        if by is None:
+            return await self.by_one_reference(lambda hosted: self.score(request, hosted))
         if isinstance(request, TextScoreRequest):
-            ids = await self._tokenize(request)
-            result = await self._score_ids(ids)
+            ids = await self._tokenize(request, by)
+            result = await self._score_ids(ids, by)
             return replace(
                 result,
                 prompt_ids=tuple(g.prompt for g in ids.groups),
                 completion_ids=tuple(c for g in ids.groups for c in g.completions),
             )
-        return await self._score_ids(request)
+        return await self._score_ids(request, by)
 
-    async def _tokenize(self, request: TextScoreRequest) -> ScoreRequest:
-        """In ids of the reference that hosts now: again, if it was replaced while we were at it."""
-        while True:
-            self._service.scheduler.door.refuse_if_closed()
-            engine = self._service.engine
-            version = engine.info.version
-            tokenizer = engine.tokenizer
-            if tokenizer is None:
-                raise no_tokenizer()
-            check_structure(request)
-            ids = await self._service.in_prepare(tokenize_request, tokenizer, request)
-            if engine.info.version == version:
-                return ids
+    async def _tokenize(self, request: TextScoreRequest, by: Hosted) -> ScoreRequest:
+        if by.tokenizer is None:
+            raise no_tokenizer()
+        check_structure(request)
+        return await self._service.in_prepare(tokenize_request, by.tokenizer, request)
 
-    async def _score_ids(self, request: ScoreRequest) -> ScoreResult:
-        scheduler, info = self._service.scheduler, self.info
+    async def _score_ids(self, request: ScoreRequest, by: Hosted) -> ScoreResult:
+        info = by.info
+        if info != self.hosted.info:
+            raise ReferenceReplaced
         if request.fingerprint is not None and request.fingerprint != info.fingerprint:
             raise ServiceError(
                 ErrorCode.FINGERPRINT_MISMATCH,
@@ -75,4 +95,7 @@ class Scoring:
             max_length=info.max_length,
             max_top_k=self._service.config.max_top_k,
         )
-        return await scheduler.submit(request)
+        result = await self._service.scheduler.submit(request)
+        if result.reference != info:
+            raise ReferenceReplaced
+        return result

@@ -14,7 +14,7 @@ import json
 import struct
 import zipfile
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pickle import UnpicklingError
 from typing import Any
@@ -139,7 +139,7 @@ class Shelf:
         self._max_bytes = max_bytes
         self._patience = patience
         self._held = 0
-        self._frames: deque[bytes] = deque()
+        self._frames: deque[tuple[bytes, Mapping[str, str]]] = deque()
         self._room = asyncio.Condition()
 
     async def reserve(self, nbytes: int) -> None:
@@ -169,14 +169,14 @@ class Shelf:
             self._held -= nbytes
             self._room.notify_all()
 
-    def put(self, framed: bytes) -> None:
-        """Lay down a frame for which room was reserved."""
-        self._frames.append(framed)
+    def put(self, framed: bytes, label: Mapping[str, str]) -> None:
+        """Lay down a frame for which room was reserved. label: who scored it."""
+        self._frames.append((framed, label))
 
-    async def take(self) -> bytes | None:
-        """The oldest frame, or None."""
+    async def take(self) -> tuple[bytes, Mapping[str, str]] | None:
+        """The oldest frame with its label, or None."""
         if not self._frames:
             return None
-        framed = self._frames.popleft()
+        framed, label = self._frames.popleft()
         await self.release(len(framed))
-        return framed
+        return framed, label

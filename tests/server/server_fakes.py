@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from grpo_client.protocol import EXTRA_ARRAYS, Group, ReferenceInfo, ScoreRequest, Status
 from grpo_server.app import create_app
 from grpo_server.config import ServerConfig
-from grpo_server.engine.work import BatchScores, Piece, PieceScores
+from grpo_server.engine.work import BatchScores, Hosted, Piece, PieceScores
 from grpo_server.service import Service
 
 VOCAB = 100
@@ -124,6 +124,10 @@ class FakeEngine:
             bitwise=True,
         )
 
+    @property
+    def hosted(self) -> Hosted:
+        return Hosted(self.info, self.tokenizer)
+
     def bytes_of(self, piece: Piece) -> int:
         return self.piece_bytes
 
@@ -140,7 +144,8 @@ class FakeEngine:
         assert self._open.wait(PATIENCE), "a test holds the engine and never lets go"
         if (error := self.fail(batch)) is not None:
             raise error
-        return BatchScores([fake_scores(self.info.fingerprint, p) for p in batch], sum(p.tokens for p in batch))
+        info = self.info
+        return BatchScores([fake_scores(info.fingerprint, p) for p in batch], sum(p.tokens for p in batch), info)
 
     def swap(self, source: str, revision: str | None = None) -> ReferenceInfo:
         return self._change(source)

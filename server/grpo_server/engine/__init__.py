@@ -8,13 +8,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .config import EngineConfig
-from .work import BatchScores, Engine, OutOfMemory, Piece, PieceScores
+from .work import BatchScores, Engine, Hosted, OutOfMemory, Piece, PieceScores
 
 if TYPE_CHECKING:
     from .engine import TorchEngine
     from .tensor_parallel import LeadingEngine
 
-__all__ = ["BatchScores", "Engine", "EngineConfig", "OutOfMemory", "Piece", "PieceScores", "follow", "load_engine"]
+__all__ = [
+    "BatchScores",
+    "Engine",
+    "EngineConfig",
+    "Hosted",
+    "OutOfMemory",
+    "Piece",
+    "PieceScores",
+    "follow",
+    "load_engine",
+]
 
 
 def load_engine(config: EngineConfig) -> TorchEngine | LeadingEngine:

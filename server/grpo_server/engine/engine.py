@@ -26,7 +26,7 @@ from .memory import is_out_of_memory, split
 from .probe import Finding, check_bits, check_scores, probe_pieces
 from .scoring import in_whole_blocks, score_pieces
 from .tensor_parallel import LeadingEngine, Ranks
-from .work import BatchScores, OutOfMemory, Piece, PieceScores
+from .work import BatchScores, Hosted, OutOfMemory, Piece, PieceScores
 
 log = logging.getLogger(__name__)
 
@@ -41,18 +41,16 @@ class TorchEngine:
 
     def __init__(self, config: EngineConfig, loaded: Loaded, head: Head = score_rows) -> None:
         self._config, self._head = config, head if config.batch_rows is None else in_whole_blocks(head)
-        self._adopt(loaded, version=1)
+        self._adopt(loaded, config.served_name or config.model, version=1)
 
-    def _adopt(self, loaded: Loaded, version: int) -> None:
+    def _adopt(self, loaded: Loaded, name: str, version: int) -> None:
         """Take a loaded model into service; nothing of the engine changes unless all of it succeeds."""
         model = loaded.model
         parts = anatomy(model)
         max_length = min(parts.max_length, self._config.max_length or parts.max_length)
         forward, bitwise = _choose(self._config, model, parts, max_length, self._head)
-        self._model, self._parts, self._forward = model, parts, forward
-        self.tokenizer: PreTrainedTokenizerBase | None = loaded.tokenizer
-        self._info = ReferenceInfo(
-            model=self._config.served_name or self._config.model,
+        info = ReferenceInfo(
+            model=name,
             fingerprint=fingerprint(model, loaded.tokenizer),
             version=version,
             dtype=str(model.dtype).removeprefix("torch."),
@@ -62,11 +60,23 @@ class TorchEngine:
             tier=forward.tier,
             bitwise=bitwise,
         )
+        self._model, self._parts, self._forward = model, parts, forward
+        self._hosted = Hosted(info, loaded.tokenizer)
+
+    @property
+    def hosted(self) -> Hosted:
+        """Who answers now."""
+        return self._hosted
 
     @property
     def info(self) -> ReferenceInfo:
-        """Who answers now."""
-        return self._info
+        """The identity of who answers now."""
+        return self._hosted.info
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer of who answers now."""
+        return self._hosted.tokenizer
 
     def bytes_of(self, piece: Piece) -> int:
         """Peak bytes above the loaded weights for this piece alone: activations of its tokens, its figures, fixed scratch."""
@@ -96,12 +106,13 @@ class TorchEngine:
         return BatchScores(
             halves.join(first.pieces, second.pieces),
             first.computed_tokens + second.computed_tokens,
+            self.info,
             1 + first.splits + second.splits,
         )
 
     def compute_whole(self, batch: Prepared) -> BatchScores:
         """Score a prepared batch in one go. Raises whatever torch raises when memory runs out."""
-        return BatchScores(self._run(batch), batch.tokens)
+        return BatchScores(self._run(batch), batch.tokens, self.info)
 
     @torch.inference_mode()
     def _run(self, batch: Prepared) -> list[PieceScores]:
@@ -113,9 +124,10 @@ class TorchEngine:
 
     def swap(self, source: str, revision: str | None = None) -> ReferenceInfo:
         """Host another reference. The old one serves on if the new one cannot be loaded or fails its probe."""
-        self._adopt(load(_replaced(self._config, source, revision)), self._info.version + 1)
-        self._config = _replaced(self._config, source, revision)
-        return self._info
+        config = replace(self._config, model=source, revision=revision)
+        self._adopt(load(config), config.served_name or source, self.info.version + 1)
+        self._config = config
+        return self.info
 
     @torch.no_grad()
     def mix(self, source: str, decay: float) -> ReferenceInfo:
@@ -125,7 +137,7 @@ class TorchEngine:
         """
         if not 0.0 <= decay <= 1.0:
             raise ValueError(f"decay: must be in [0, 1], got {decay}")
-        other = load(_replaced(self._config, source, None))
+        other = load(replace(self._config, model=source, revision=None))
         theirs, ours = other.model.state_dict(), self._model.state_dict()
         if {n: t.shape for n, t in theirs.items()} != {n: t.shape for n, t in ours.items()}:
             raise ValueError(
@@ -134,8 +146,8 @@ class TorchEngine:
         for name, tensor in theirs.items():
             if tensor.is_floating_point():  # into the new copy: the hosted one stays whole until all is done
                 tensor.copy_(torch.lerp(tensor.float(), ours[name].to(tensor.device).float(), decay))
-        self._adopt(Loaded(other.model, self.tokenizer, other.source), self._info.version + 1)
-        return self._info
+        self._adopt(Loaded(other.model, self.tokenizer, other.source), self.info.model, self.info.version + 1)
+        return self.info
 
     def close(self) -> None:
         """Let go of the weights."""
@@ -159,10 +171,6 @@ def load_shared(config: EngineConfig, ranks: Ranks) -> TorchEngine:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     return TorchEngine(config, load(config, ranks.size), ranks.score_rows)
-
-
-def _replaced(config: EngineConfig, source: str, revision: str | None) -> EngineConfig:
-    return replace(config, model=source, revision=revision, served_name=None)
 
 
 def _choose(

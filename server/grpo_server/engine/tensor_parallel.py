@@ -33,7 +33,7 @@ from torch import Tensor
 
 from .config import EngineConfig
 from .forwards import Prepared
-from .work import BatchScores, Piece
+from .work import BatchScores, Hosted, Piece
 
 log = logging.getLogger(__name__)
 
@@ -132,8 +132,8 @@ class LeadingEngine:
         return self._engine.info
 
     @property
-    def tokenizer(self) -> Any:
-        return self._engine.tokenizer
+    def hosted(self) -> Hosted:
+        return self._engine.hosted
 
     def bytes_of(self, piece: Piece) -> int:
         return self._engine.bytes_of(piece)

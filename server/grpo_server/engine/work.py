@@ -43,11 +43,22 @@ class PieceScores:
 
 
 @dataclass(frozen=True, slots=True)
+class Hosted:
+    """A reference as one value, which changes as a whole: its identity, and the tokenizer that its fingerprint covers (a
+    transformers tokenizer, used as `grpo_server.text.Tokenizer` says; None where the model came without one)."""
+
+    info: ReferenceInfo
+    tokenizer: Any
+
+
+@dataclass(frozen=True, slots=True)
 class BatchScores:
-    """Scores of each piece in the order given, and the tokens that really ran (shared prompts counted once)."""
+    """Scores of each piece in the order given, the tokens that really ran (shared prompts counted once), and who computed
+    them."""
 
     pieces: list[PieceScores]
     computed_tokens: int
+    reference: ReferenceInfo
     splits: int = 0  # how often the batch was halved because memory ran out
 
 

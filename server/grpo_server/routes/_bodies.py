@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request, Response
-from grpo_client.protocol import MEDIA_JSON
+from grpo_client.protocol import MEDIA_JSON, ReferenceInfo
 from grpo_client.validation import MAX_INT32
 from pydantic import BaseModel, Discriminator, Field, Tag
 from pydantic_core import to_json
 
+from grpo_server.routes._common import identity_headers
 from grpo_server.service import Service
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -52,10 +53,10 @@ async def read_json(request: Request, service: Service, model: type[Model]) -> M
     return await service.in_codec(model.model_validate_json, await request.body())
 
 
-async def json_response(service: Service, build: Callable[[], Any]) -> Response:
-    """What `build` returns, as JSON. A figure that is not finite is null: JSON has no other word for it."""
+async def json_response(service: Service, who: ReferenceInfo, build: Callable[[], Any]) -> Response:
+    """What `build` returns, as JSON. A figure that is not finite is null: JSON has no other word for it. who: computed it."""
     body = await service.in_codec(lambda: to_json(build(), inf_nan_mode="null"))
-    return Response(body, media_type=MEDIA_JSON)
+    return Response(body, media_type=MEDIA_JSON, headers=identity_headers(who))
 
 
 def described(model: type[BaseModel]) -> dict[str, Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
+from urllib.parse import quote
 
 from fastapi import Depends, Request
+from grpo_client.protocol import ReferenceInfo
 from pydantic import BaseModel
 
 from grpo_server.disconnect import while_connected
@@ -27,6 +29,15 @@ async def get_scoring(request: Request) -> Scoring:
 
 ServiceDep = Annotated[Service, Depends(get_service)]
 ScoringDep = Annotated[Scoring, Depends(get_scoring)]
+
+
+def identity_headers(info: ReferenceInfo) -> dict[str, str]:
+    """Who computed an answer, whatever the dialect has a place for. The name is percent-encoded where a header must be."""
+    return {
+        "X-Reference-Model": quote(info.model, safe="!#$&'()*+,/:;=?@[]~ "),
+        "X-Reference-Fingerprint": info.fingerprint,
+        "X-Reference-Version": str(info.version),
+    }
 
 
 async def answer_to(request: Request, work: Coroutine[Any, Any, T]) -> T:

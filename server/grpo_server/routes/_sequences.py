@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from grpo_client.protocol import Extra, FloatArray, Group, IntArray, ReferenceInfo, ScoreRequest
 
+from grpo_server.engine.work import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.scoring import Scoring
 from grpo_server.service import Service
@@ -78,6 +79,7 @@ def id_array(ids: SequenceOf[int]) -> IntArray:
 async def score_sequences(
     service: Service,
     scoring: Scoring,
+    hosted: Hosted,
     sequences: SequenceOf[Sequence],
     names: Names,
     *,
@@ -87,14 +89,14 @@ async def score_sequences(
 ) -> list[SequenceScores]:
     """Score them all, in the order given. next_token: also find what would come after each, where the context has room.
 
-    Raises ServiceError in the dialect's own words, and what `Scoring.score` raises.
+    hosted: who shall answer. Raises ServiceError in the dialect's own words, and what `Scoring.score` raises.
     """
-    _check(service, scoring.info, sequences, names, top_k)
-    longest = scoring.info.max_length
+    _check(service, hosted.info, sequences, names, top_k)
+    longest = hosted.info.max_length
     asked = [_with_room_for_next(s) if next_token and len(s.ids) < longest else s for s in sequences]
     width = max(top_k, 1) if next_token else top_k
     order, groups = _grouped(asked)
-    result = await scoring.score(ScoreRequest(tuple(groups), extras=frozenset(extras), top_k=width))
+    result = await scoring.score(ScoreRequest(tuple(groups), extras=frozenset(extras), top_k=width), hosted)
     answers = dict(zip(order, result.completions(), strict=True))
     out: list[SequenceScores] = []
     for i, sequence in enumerate(sequences):

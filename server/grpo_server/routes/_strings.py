@@ -11,28 +11,17 @@ from grpo_server.text import Tokenizer, encode, no_tokenizer
 
 
 async def encode_texts(
-    service: Service, texts: Sequence[str], names: str, *, add_special_tokens: bool
+    service: Service, tokenizer: Tokenizer | None, texts: Sequence[str], names: str, *, add_special_tokens: bool
 ) -> list[IntArray]:
-    """Ids of each text, by the tokenizer of the reference that hosts when this returns. names: with {} for the index.
-
-    Nothing awaits between its return and the caller's `Scoring.score`, so both use the same reference.
-    """
-    while True:
-        service.scheduler.door.refuse_if_closed()
-        engine = service.engine
-        version, tokenizer = engine.info.version, engine.tokenizer
-        if tokenizer is None:
-            raise no_tokenizer()
-
-        def work(tokenizer: Tokenizer = tokenizer) -> list[IntArray]:
-            return [
-                encode(tokenizer, text, add_special_tokens=add_special_tokens, param=names.format(i))
-                for i, text in enumerate(texts)
-            ]
-
-        ids = await service.in_prepare(work)
-        if engine.info.version == version:
-            return ids
+    """Ids of each text. names: with {} for the index. Raises ServiceError (422) where there is no tokenizer."""
+    if tokenizer is None:
+        raise no_tokenizer()
+    return await service.in_prepare(
+        lambda: [
+            encode(tokenizer, text, add_special_tokens=add_special_tokens, param=names.format(i))
+            for i, text in enumerate(texts)
+        ]
+    )
 
 
 async def token_strings(service: Service, tokenizer: Tokenizer | None, ids: Iterable[int]) -> dict[int, str | None]:

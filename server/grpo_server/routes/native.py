@@ -9,7 +9,7 @@ from grpo_client import wire_json, wire_tensors
 from grpo_client.protocol import MEDIA_JSON, MEDIA_TENSORS, ROUTE_LOGPROBS, ScoreResult
 from grpo_client.validation import Limits
 
-from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
+from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, identity_headers
 from grpo_server.routes._negotiation import media_of, preferred
 from grpo_server.schemas import LogprobsRequest, LogprobsResponse
 
@@ -65,11 +65,12 @@ async def logprobs(request: Request, scoring: ScoringDep, service: ServiceDep) -
     service.scheduler.door.refuse_if_closed()  # before megabytes are read and parsed for nothing
     body = await request.body()
 
-    async def answer() -> bytes:
+    async def answer() -> Response:
         limits = Limits(max_body_bytes=service.config.max_request_bytes, max_completions=service.config.max_completions)
         decode = WIRES[media_in].decode_request
         message = decode(body, limits) if len(body) <= SMALL_BODY else await service.in_codec(decode, body, limits)
         result: ScoreResult = await scoring.score(message)
-        return await service.in_codec(WIRES[media_out].encode_result, result)
+        content = await service.in_codec(WIRES[media_out].encode_result, result)
+        return Response(content, media_type=media_out, headers=identity_headers(result.reference))
 
-    return Response(await answer_to(request, answer()), media_type=media_out)
+    return await answer_to(request, answer())

@@ -21,8 +21,9 @@ from grpo_client.wire_tensors.container import write_container
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic_core import to_json
 
+from grpo_server.engine.work import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
-from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
+from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, identity_headers
 from grpo_server.routes._refusals import check_model
 from grpo_server.routes.health import readyz
 from grpo_server.schemas import OPEN_INFERENCE_ERRORS
@@ -102,7 +103,7 @@ async def ready(service: ServiceDep) -> JSONResponse:
 @router.get("/models/{model:path}/ready")
 @router.get("/models/{model:path}/versions/{version}/ready", include_in_schema=False)
 async def model_ready(model: str, scoring: ScoringDep, service: ServiceDep, version: str | None = None) -> JSONResponse:
-    _check(model, version, scoring.info)
+    _check(model, version, scoring.hosted.info)
     ok = service.phase is Phase.READY
     return JSONResponse({"name": model, "ready": ok}, HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE)
 
@@ -111,7 +112,7 @@ async def model_ready(model: str, scoring: ScoringDep, service: ServiceDep, vers
 @router.get("/models/{model:path}/versions/{version}", include_in_schema=False)
 async def model_metadata(model: str, scoring: ScoringDep, version: str | None = None) -> dict[str, Any]:
     """Every input and output tensor; `parameters` of a request: normalizer, return, top_k, fingerprint."""
-    info = scoring.info
+    info = scoring.hosted.info
     _check(model, version, info)
     outputs = {"logprobs": "FP32", "status": "UINT8"} | {n: NAMES_OF[np.dtype(d)] for n, d in EXTRA_ARRAYS.items()}
     return {
@@ -142,18 +143,25 @@ async def infer(
 ) -> Response:
     """Per-token log-probs; the same inputs, outputs and rules as POST /v1/logprobs in tensors."""
     service.scheduler.door.refuse_if_closed()
-    _check(model, version, scoring.info)
+    _check(model, version, scoring.hosted.info)
     if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
         raise _wrong("Content-Encoding", f"is {encoding}; send the body uncompressed", ErrorCode.UNSUPPORTED_MEDIA_TYPE)
     body = await request.body()
 
     async def answer() -> Response:
         asked, message = await service.in_codec(_decode, body, header_length, _limits(service))
-        result = await scoring.score(message)
+
+        async def score(hosted: Hosted) -> ScoreResult:
+            _check(model, version, hosted.info)
+            return await scoring.score(message, hosted)
+
+        result = await scoring.by_one_reference(score)
         content, json_length = await service.in_codec(_encode, asked, result)
+        headers = identity_headers(result.reference)
         if json_length is None:
-            return Response(content, media_type="application/json")
-        return Response(content, media_type="application/octet-stream", headers={HEADER_LENGTH: str(json_length)})
+            return Response(content, media_type="application/json", headers=headers)
+        headers[HEADER_LENGTH] = str(json_length)
+        return Response(content, media_type="application/octet-stream", headers=headers)
 
     return await answer_to(request, answer())
 

@@ -16,6 +16,7 @@ from fastapi import APIRouter, Request, Response
 from grpo_client.protocol import ReferenceInfo
 from pydantic import BaseModel, ConfigDict, Field
 
+from grpo_server.engine.work import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.logs import request_id
 from grpo_server.routes._bodies import Prompt, described, form_of, json_response, read_json
@@ -26,6 +27,7 @@ from grpo_server.routes._sequences import Names, SequenceScores, id_array, score
 from grpo_server.routes._sequences import Sequence as Scored
 from grpo_server.routes._strings import decode_texts, encode_texts, token_strings
 from grpo_server.service import Service
+from grpo_server.text import Tokenizer
 
 router = APIRouter(tags=["OpenAI and vLLM"])
 
@@ -82,16 +84,17 @@ class CompletionRequest(BaseModel):
 async def completions(request: Request, scoring: ScoringDep, service: ServiceDep) -> Response:
     """Log-probs of the prompts' own tokens: `echo` and `logprobs` as OpenAI has it, or `prompt_logprobs` as vLLM has it."""
     asked = await read_json(request, service, CompletionRequest)
-    check_model(asked.model, scoring.info)
     wants_next = asked.check()
     temperature = scoring_temperature(asked.temperature)
 
-    async def answer() -> Response:
-        tokenizer = service.engine.tokenizer
-        ids = await _ids(service, asked)
+    async def answer(hosted: Hosted) -> Response:
+        info, tokenizer = hosted.info, hosted.tokenizer
+        check_model(asked.model, info)
+        ids = await _ids(service, tokenizer, asked)
         scores = await score_sequences(
             service,
             scoring,
+            hosted,
             [Scored(s, temperature=temperature) for s in ids],
             Names(top="logprobs" if asked.prompt_logprobs is None else "prompt_logprobs"),
             top_k=max(asked.logprobs or 0, asked.prompt_logprobs or 0),
@@ -99,13 +102,13 @@ async def completions(request: Request, scoring: ScoringDep, service: ServiceDep
             next_token=wants_next,
         )
         if asked.echo and wants_next:
-            _check_room(scores, scoring.info.max_length)
+            _check_room(scores, info.max_length)
         strings = await token_strings(service, tokenizer, (i for s in scores for i in ids_shown(s)))
         texts = await decode_texts(service, tokenizer, [_shown(asked, s) for s in scores])
-        info, name = scoring.info, f"cmpl-{request_id.get()}"
-        return await json_response(service, lambda: _body(name, asked, scores, strings, texts, info))
+        name = f"cmpl-{request_id.get()}"
+        return await json_response(service, info, lambda: _body(name, asked, scores, strings, texts, info))
 
-    return await answer_to(request, answer())
+    return await answer_to(request, scoring.by_one_reference(answer))
 
 
 @router.post("/v1/chat/completions", include_in_schema=False)
@@ -113,14 +116,15 @@ async def chat() -> None:
     raise generation("/v1/chat/completions generates", "messages", "score messages with POST /v1/logprobs")
 
 
-async def _ids(service: Service, asked: CompletionRequest) -> list[Any]:
+async def _ids(service: Service, tokenizer: Tokenizer | None, asked: CompletionRequest) -> list[Any]:
     form = form_of(asked.prompt)
     if form == "ids":
         return [id_array(asked.prompt)]  # pyright: ignore[reportArgumentType]
     if form == "sequences":
         return [id_array(s) for s in asked.prompt]  # pyright: ignore[reportArgumentType]
     texts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
-    return await encode_texts(service, texts, "prompt[{}]", add_special_tokens=asked.add_special_tokens)  # pyright: ignore[reportArgumentType]
+    special = asked.add_special_tokens
+    return await encode_texts(service, tokenizer, texts, "prompt[{}]", add_special_tokens=special)  # pyright: ignore[reportArgumentType]
 
 
 def _check_room(scores: Sequence[SequenceScores], max_length: int) -> None:

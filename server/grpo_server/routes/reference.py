@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from grpo_client.protocol import ROUTE_REFERENCE, ReferenceInfo
 
-from grpo_server.routes._common import ScoringDep, ServiceDep
+from grpo_server.routes._common import ScoringDep, ServiceDep, identity_headers
 
 router = APIRouter(tags=["reference"])
 
@@ -15,13 +15,14 @@ router = APIRouter(tags=["reference"])
 @router.get(ROUTE_REFERENCE)
 async def reference(scoring: ScoringDep) -> ReferenceInfo:
     """Model, fingerprint (to pin), version, dtype, mode, limits, and what the start-up probe found."""
-    return scoring.info
+    return scoring.hosted.info
 
 
 @router.get("/v1/models")
-async def models(scoring: ScoringDep, service: ServiceDep) -> dict[str, Any]:
+async def models(scoring: ScoringDep, service: ServiceDep, response: Response) -> dict[str, Any]:
     """The one model, as OpenAI lists models."""
-    info = scoring.info
+    info = scoring.hosted.info
+    response.headers.update(identity_headers(info))
     model = {
         "id": info.model,
         "object": "model",

@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request, Response
 from grpo_client.protocol import IntArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from grpo_server.engine.work import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.logs import request_id
 from grpo_server.routes._bodies import IdLists, described, json_response, read_json
@@ -25,6 +26,7 @@ from grpo_server.routes._sequences import Names, SequenceScores, id_array, score
 from grpo_server.routes._sequences import Sequence as Scored
 from grpo_server.routes._strings import decode_texts, encode_texts, token_strings
 from grpo_server.service import Service
+from grpo_server.text import Tokenizer
 
 router = APIRouter(tags=["SGLang"])
 
@@ -83,13 +85,14 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
     if not asked.return_logprob:
         raise generation("return_logprob is not set", "return_logprob", "send return_logprob=true")
 
-    async def answer() -> Response:
-        tokenizer, info = service.engine.tokenizer, scoring.info
-        ids = await _ids(service, asked)
+    async def answer(hosted: Hosted) -> Response:
+        info, tokenizer = hosted.info, hosted.tokenizer
+        ids = await _ids(service, tokenizer, asked)
         plans = _plans(asked, ids)
         scores = await score_sequences(
             service,
             scoring,
+            hosted,
             [plan.sequence for plan in plans],
             NAMES,
             top_k=max((plan.top for plan in plans), default=0),
@@ -108,15 +111,15 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
             ]
             return objects[0] if asked.single else objects
 
-        return await json_response(service, body)
+        return await json_response(service, info, body)
 
-    return await answer_to(request, answer())
+    return await answer_to(request, scoring.by_one_reference(answer))
 
 
-async def _ids(service: Service, asked: SglangRequest) -> list[IntArray]:
+async def _ids(service: Service, tokenizer: Tokenizer | None, asked: SglangRequest) -> list[IntArray]:
     if asked.input_ids is None:
         texts = [asked.text] if isinstance(asked.text, str) else asked.text or []
-        return await encode_texts(service, texts, "text[{}]", add_special_tokens=True)
+        return await encode_texts(service, tokenizer, texts, "text[{}]", add_special_tokens=True)
     lists = [asked.input_ids] if asked.single else asked.input_ids
     return [id_array(ids) for ids in lists]  # pyright: ignore[reportArgumentType]
 

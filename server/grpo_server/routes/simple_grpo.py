@@ -10,11 +10,13 @@ from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
+from grpo_client.protocol import ReferenceInfo
 from grpo_client.validation import read_temperature
 
+from grpo_server.engine.work import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
-from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
-from grpo_server.routes._sequences import Names, Sequence, score_sequences
+from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, identity_headers
+from grpo_server.routes._sequences import Names, Sequence, SequenceScores, score_sequences
 from grpo_server.simple_grpo import Shelf, read_upload, scored_frame
 
 MEDIA_BYTES = "application/octet-stream"
@@ -52,18 +54,23 @@ async def upload(request: Request, shelf: ShelfDep, scoring: ScoringDep, service
         kept = 0
         try:
             sequences = [Sequence(row, given.plen, temperature) for row in given.inputs]
-            scores = await score_sequences(service, scoring, sequences, Names("inputs[{}]"))
+
+            async def score(hosted: Hosted) -> tuple[ReferenceInfo, list[SequenceScores]]:
+                return hosted.info, await score_sequences(service, scoring, hosted, sequences, Names("inputs[{}]"))
+
+            info, scores = await scoring.by_one_reference(score)
             framed = await service.in_codec(scored_frame, given, np.stack([s.logprobs for s in scores]))
-            shelf.put(framed)
+            shelf.put(framed, identity_headers(info))
             kept = len(framed)
         finally:
             await shelf.release(nbytes - kept)
-        return Response(b"tensor", media_type=MEDIA_BYTES)
+        return Response(b"tensor", media_type=MEDIA_BYTES, headers=identity_headers(info))
 
     return await answer_to(request, answer())
 
 
 @router.get("/get", response_class=Response, responses={200: _BYTES})
 async def get(request: Request, shelf: ShelfDep) -> Response:
-    """The oldest scored batch, or `empty`."""
-    return Response(await shelf.take() or b"empty", media_type=MEDIA_BYTES)
+    """The oldest scored batch, or `empty`; the headers say which reference scored it."""
+    content, headers = await shelf.take() or (b"empty", {})
+    return Response(content, media_type=MEDIA_BYTES, headers=dict(headers))

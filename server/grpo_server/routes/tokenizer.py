@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
+from grpo_client.protocol import ReferenceInfo
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from grpo_server.errors import ErrorCode, ServiceError
-from grpo_server.routes._common import ServiceDep, answer_to
+from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, identity_headers
+from grpo_server.routes._refusals import check_model
 from grpo_server.schemas import ChatMessageIn
+from grpo_server.scoring import Scoring
 from grpo_server.service import Service
 from grpo_server.text import Tokenizer, encode, encode_chat, no_tokenizer
 
@@ -21,6 +24,7 @@ class TokenizeRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
+    model: str | None = None
     prompt: str | None = None
     messages: list[ChatMessageIn] | None = Field(None, min_length=1)
     add_special_tokens: bool = Field(True, description="For a string; a chat template brings its own.")
@@ -44,6 +48,7 @@ class TokenizeResponse(BaseModel):
 class DetokenizeRequest(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
+    model: str | None = None
     tokens: list[int]
 
 
@@ -52,9 +57,11 @@ class DetokenizeResponse(BaseModel):
 
 
 @router.post("/tokenize")
-async def tokenize(asked: TokenizeRequest, request: Request, service: ServiceDep) -> TokenizeResponse:
+async def tokenize(
+    asked: TokenizeRequest, request: Request, response: Response, service: ServiceDep, scoring: ScoringDep
+) -> TokenizeResponse:
     """The ids of a string or of a conversation."""
-    tokenizer = _tokenizer(service)
+    tokenizer, info = _hosted(service, scoring, asked.model, response)
 
     def work() -> TokenizeResponse:
         if asked.messages is None:
@@ -66,22 +73,22 @@ async def tokenize(asked: TokenizeRequest, request: Request, service: ServiceDep
                 tokenizer, messages, add_generation_prompt=asked.add_generation_prompt, param="messages"
             ).tolist()
         strings = tokenizer.convert_ids_to_tokens(ids) if asked.return_token_strs else None
-        return TokenizeResponse(
-            count=len(ids), max_model_len=service.engine.info.max_length, tokens=ids, token_strs=strings
-        )
+        return TokenizeResponse(count=len(ids), max_model_len=info.max_length, tokens=ids, token_strs=strings)
 
     return await answer_to(request, service.in_prepare(work))
 
 
 @router.post("/detokenize")
-async def detokenize(asked: DetokenizeRequest, request: Request, service: ServiceDep) -> DetokenizeResponse:
+async def detokenize(
+    asked: DetokenizeRequest, request: Request, response: Response, service: ServiceDep, scoring: ScoringDep
+) -> DetokenizeResponse:
     """The text of ids, special tokens included."""
-    tokenizer, vocab_size = _tokenizer(service), service.engine.info.vocab_size
+    tokenizer, info = _hosted(service, scoring, asked.model, response)
     for i, token in enumerate(asked.tokens):
-        if not 0 <= token < vocab_size:
+        if not 0 <= token < info.vocab_size:
             raise ServiceError(
                 ErrorCode.INVALID_VALUE,
-                f"tokens[{i}] is {token}; the vocabulary has {vocab_size} ids, 0 to {vocab_size - 1}",
+                f"tokens[{i}] is {token}; the vocabulary has {info.vocab_size} ids, 0 to {info.vocab_size - 1}",
                 param=f"tokens[{i}]",
             )
     text = await answer_to(request, service.in_prepare(tokenizer.decode, asked.tokens, skip_special_tokens=False))
@@ -89,22 +96,27 @@ async def detokenize(asked: DetokenizeRequest, request: Request, service: Servic
 
 
 @router.get("/tokenizer_info")
-async def tokenizer_info(service: ServiceDep) -> dict[str, Any]:
+async def tokenizer_info(response: Response, service: ServiceDep, scoring: ScoringDep) -> dict[str, Any]:
     """Class, special tokens and chat template: what evaluation harnesses ask for before they tokenize themselves."""
-    tokenizer = _tokenizer(service)
+    tokenizer, info = _hosted(service, scoring, None, response)
     special = ("bos_token", "eos_token", "pad_token", "unk_token")
     return {
         "tokenizer_class": type(tokenizer).__name__,
-        "model_max_length": service.engine.info.max_length,
-        "vocab_size": service.engine.info.vocab_size,
+        "model_max_length": info.max_length,
+        "vocab_size": info.vocab_size,
         "chat_template": getattr(tokenizer, "chat_template", None),
         **{name: getattr(tokenizer, name, None) for name in special},
     }
 
 
-def _tokenizer(service: Service) -> Tokenizer:
+def _hosted(
+    service: Service, scoring: Scoring, model: str | None, response: Response
+) -> tuple[Tokenizer, ReferenceInfo]:
+    """The tokenizer that answers and whose it is, which the response is told as well. model: the name that was given."""
     service.scheduler.door.refuse_if_closed()
-    tokenizer = service.engine.tokenizer
-    if tokenizer is None:
+    hosted = scoring.hosted
+    check_model(model, hosted.info)
+    if hosted.tokenizer is None:
         raise no_tokenizer()
-    return tokenizer
+    response.headers.update(identity_headers(hosted.info))
+    return hosted.tokenizer, hosted.info

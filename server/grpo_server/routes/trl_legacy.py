@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request, Response
 from grpo_client.validation import read_temperature
 from pydantic import BaseModel, ConfigDict, Field
 
+from grpo_server.engine.work import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.routes._bodies import TokenId, described, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
@@ -47,12 +48,14 @@ async def get_sequence_logprobs(request: Request, scoring: ScoringDep, service: 
         for ids, length in zip(asked.sequences, asked.prompt_lengths, strict=True)
     ]
 
-    async def answer() -> Response:
-        scores = await score_sequences(service, scoring, sequences, NAMES, top_k=asked.top_logprobs, extras=["rank"])
+    async def answer(hosted: Hosted) -> Response:
+        scores = await score_sequences(
+            service, scoring, hosted, sequences, NAMES, top_k=asked.top_logprobs, extras=["rank"]
+        )
         build = _as_lists if asked.response_format == "json" else _as_arrays
-        return await json_response(service, lambda: build(asked, scores))
+        return await json_response(service, hosted.info, lambda: build(asked, scores))
 
-    return await answer_to(request, answer())
+    return await answer_to(request, scoring.by_one_reference(answer))
 
 
 def _check_lengths(asked: SequenceLogprobsRequest) -> None:

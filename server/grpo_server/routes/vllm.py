@@ -17,6 +17,7 @@ from grpo_client.protocol import IntArray
 from grpo_client.validation import MAX_INT32
 from pydantic import BaseModel, ConfigDict, Field
 
+from grpo_server.engine.work import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.logs import request_id
 from grpo_server.routes._bodies import TokenId, described, json_response, read_json
@@ -78,18 +79,18 @@ class GenerateRequest(BaseModel):
 async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -> Response:
     """Log-probs of one sequence's own tokens, and of asked ids beside them."""
     asked = await read_json(request, service, GenerateRequest)
-    info = scoring.info
-    check_model(asked.model, info)
     wants_next = asked.check()
     params = asked.sampling_params
     ids = id_array(asked.token_ids)
     first, rows = _asked_rows(params, len(ids))
 
-    async def answer() -> Response:
-        tokenizer = service.engine.tokenizer if params.detokenize else None
+    async def answer(hosted: Hosted) -> Response:
+        info, tokenizer = hosted.info, hosted.tokenizer if params.detokenize else None
+        check_model(asked.model, info)
         [scores] = await score_sequences(
             service,
             scoring,
+            hosted,
             [Sequence(ids, 1, scoring_temperature(params.temperature, "sampling_params.temperature"), rows)],
             NAMES,
             top_k=params.prompt_logprobs or 0,
@@ -106,6 +107,7 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
             return {
                 "request_id": name,
                 "model": info.model,
+                "system_fingerprint": info.fingerprint,
                 "choices": [choice],
                 "prompt_logprobs": None if params.prompt_logprobs is None else prompt_logprobs(scores, strings),
                 "prompt_token_id_logprobs": None if rows is None else _npy(params, scores, first),
@@ -117,9 +119,9 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
                 },
             }
 
-        return await json_response(service, body)
+        return await json_response(service, info, body)
 
-    return await answer_to(request, answer())
+    return await answer_to(request, scoring.by_one_reference(answer))
 
 
 def _asked_rows(params: SamplingParams, length: int) -> tuple[int, IntArray | None]:

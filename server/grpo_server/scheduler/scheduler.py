@@ -18,7 +18,7 @@ from typing import Self, TypeVar
 from grpo_client.protocol import ScoreRequest, ScoreResult
 
 from grpo_server.engine.work import BatchScores, Engine, PieceScores
-from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.errors import ErrorCode, ReferenceReplaced, ServiceError
 from grpo_server.scheduler.admission import Admission
 from grpo_server.scheduler.assembly import Assembly, host_bytes, split
 from grpo_server.scheduler.batcher import Batcher
@@ -186,7 +186,10 @@ class Scheduler:
         tokens = sum(e.cut.tokens for e in entries)
         jobs = dict.fromkeys(e.job for e in entries)
         for entry, piece_scores in zip(entries, scores.pieces, strict=True):
-            self._place(entry, piece_scores)
+            if entry.job.reference == scores.reference:
+                self._place(entry, piece_scores)
+            else:  # an answer is of one reference, the one that is named in it
+                self.fail(entry.job, ReferenceReplaced())
             # The engine counts a batch as a whole: each cut bears its share of it.
             entry.job.computed_tokens += scores.computed_tokens * entry.cut.tokens / tokens
         self.admission.throughput.add(tokens, seconds)

@@ -36,7 +36,7 @@ class BigramEngine(FakeEngine):
 
     def compute(self, batch: Any) -> BatchScores:
         self.batches.append(batch)
-        return BatchScores([self._score(piece) for piece in batch], sum(p.tokens for p in batch))
+        return BatchScores([self._score(piece) for piece in batch], sum(p.tokens for p in batch), self.info)
 
     def _score(self, piece: Piece) -> PieceScores:
         rows: dict[str, list[Any]] = {"logprobs": []}

@@ -169,11 +169,11 @@ async def test_an_impossible_upload_gives_its_room_back(engine: BigramEngine) ->
 async def test_the_shelf_waits_for_room_and_then_refuses() -> None:
     shelf = Shelf(10, patience=60)
     await shelf.reserve(8)
-    shelf.put(b"12345678")
+    shelf.put(b"12345678", {"who": "a"})
     waiting = asyncio.create_task(shelf.reserve(8))
     await asyncio.sleep(0)
     assert not waiting.done()
-    assert await shelf.take() == b"12345678"
+    assert await shelf.take() == (b"12345678", {"who": "a"})
     await waiting
     impatient = Shelf(10, patience=0.01)
     await impatient.reserve(8)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from grpo_client.protocol import Status
-from grpo_server.engine import EngineConfig, OutOfMemory, Piece
+from grpo_server.engine import EngineConfig, OutOfMemory, Piece, load_engine
 from grpo_server.engine.engine import TorchEngine
 from grpo_server.engine.fingerprint import fingerprint
 from grpo_server.engine.loading import Loaded, choose_dtype
@@ -154,6 +154,17 @@ def test_swap_counts_a_version_and_keeps_the_old_one_on_failure(engine, tmp_path
     assert after.version == 2
     assert after.fingerprint != info.fingerprint
     assert not np.array_equal(score(engine, [piece])[0].logprobs, before)
+
+
+@pytest.mark.parametrize("served_name", [None, "policy"])
+def test_after_each_swap_the_name_is_of_what_is_hosted_or_the_public_one(tmp_path, served_name):
+    paths = [save(llama(seed=seed), tmp_path / name) for seed, name in enumerate("abc")]
+    engine = load_engine(EngineConfig(model=paths[0], served_name=served_name))
+    infos = [engine.info, *(engine.swap(path) for path in paths[1:]), engine.mix(paths[0], decay=0.5)]
+    assert [i.model for i in infos] == ([served_name] * 4 if served_name else [*paths, paths[2]])
+    assert [i.version for i in infos] == [1, 2, 3, 4]
+    assert len({i.fingerprint for i in infos}) == 4
+    assert engine.compute(engine.prepare([Piece(ids(1), (ids(2),), 1.0)])).reference == engine.info == infos[-1]
 
 
 def test_mix_is_the_average_of_the_weights(engine, tmp_path):

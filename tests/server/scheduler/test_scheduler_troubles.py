@@ -75,7 +75,7 @@ async def test_an_unusable_answer_of_the_engine_fails_its_requests_and_not_the_l
     class Forgetful(FakeEngine):
         def compute(self, batch: Sequence[Piece]) -> BatchScores:
             scores = super().compute(batch)
-            return scores if len(self.batches) > 1 else BatchScores([], 0)
+            return scores if len(self.batches) > 1 else BatchScores([], 0, self.info)
 
     async with scheduler(Forgetful()) as s:
         with pytest.raises(ServiceError) as caught:
