@@ -24,6 +24,7 @@ from .forwards import CachedForward, Forward, PackedForward, PlainForward, Prepa
 from .loading import Loaded, load
 from .memory import is_out_of_memory, split
 from .probe import Finding, check_bits, check_scores, probe_pieces
+from .refusal import refusal
 from .scoring import in_whole_blocks, score_pieces
 from .tensor_parallel import LeadingEngine, Ranks
 from .work import BatchScores, Hosted, OutOfMemory, Piece, PieceScores
@@ -194,10 +195,7 @@ def _choose(
             return forward, bitwise
         log.warning("the %s path is not right for %s: %s", forward.tier, type(model).__name__, finding.note)
         why.append(f"{forward.tier}: {finding.note}")
-    raise ValueError(
-        f"model: no way of scoring {type(model).__name__} reproduces its own forward, so it cannot be served; "
-        f"use another architecture. Tried {'; '.join(why)}"
-    )
+    raise refusal(model, parts, pieces, own, why)
 
 
 def _candidates(config: EngineConfig, parts: Anatomy) -> list[Any]:
