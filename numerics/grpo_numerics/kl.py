@@ -9,8 +9,9 @@ With d = ref - logp, the token drawn from the policy:
     abs = |d|
 
 Schulman, "Approximating KL divergence" (2020), for k1 to k3. All are elementwise, take any float dtype, compute in fp32
-or better and differentiate in both arguments. They do not mask: a token whose log-prob is not finite must be replaced
-before (`torch.where(mask, logp, 0)`), since a NaN times a zero mask is still NaN.
+or better and differentiate in both arguments; a gradient that fp16 cannot hold is fp16's largest number. They do not
+mask: a token whose log-prob is not finite must be replaced before (`torch.where(mask, logp, 0)`), since a NaN times a
+zero mask is still NaN.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .transforms import upcast
+from .transforms import upcast_saturating
 
 KlKind = Literal["k1", "k2", "k3", "k3+", "abs"]
 
@@ -37,41 +38,53 @@ LIMIT = 20.0
 
 def k1(logp: Tensor, ref: Tensor) -> Tensor:
     """logp - ref."""
-    return upcast(logp) - upcast(ref)
+    return -_difference(logp, ref)
 
 
 def k2(logp: Tensor, ref: Tensor) -> Tensor:
     """(ref - logp)^2 / 2."""
-    return (upcast(ref) - upcast(logp)).square() / 2
+    d = _difference(logp, ref)
+    return d * (d / 2)
 
 
 def k3(logp: Tensor, ref: Tensor, *, limit: float = LIMIT) -> Tensor:
     """e^d - d - 1, d = ref - logp, to a few units in the last place for every d.
 
     For small d a series, since the subtraction cancels (in fp32 it is wrong by 5 % at d = 1e-3 and 0 below 3e-4).
-    For d > limit the tangent at limit; limit=math.inf for the plain function, infinite from d = 88.8 on in fp32.
+    For d > limit the tangent at limit; limit=math.inf for the plain function, infinite from d = 88.8 on in fp32. Raises
+    ValueError for a limit in the range of the series.
     """
-    d = upcast(ref) - upcast(logp)
+    if not limit >= _SERIES_BELOW:
+        raise ValueError(f"limit must be at least {_SERIES_BELOW}, got {limit}")
+    d = _difference(logp, ref)
     small = d.abs() < _SERIES_BELOW
     near = torch.where(small, d, 0.0)
     far = torch.where(small, 1.0, d)  # the branch that is not taken must not overflow: its gradient would be 0 * inf
     series = torch.ones_like(near)
     for n in range(_SERIES_TERMS[d.dtype] + 2, 2, -1):
         series = 1.0 + near / n * series
-    capped = far.clamp(max=limit)
-    beyond = math.expm1(limit) * (far - limit).clamp(min=0.0) if limit < math.inf else 0.0
-    return torch.where(small, near.square() / 2 * series, torch.expm1(capped) - capped + beyond)
+    # Two clamps that meet at the limit would both pass the gradient at equality and double it: each d is on one side.
+    over = far > limit
+    curve = torch.where(over, limit, far)
+    tangent = torch.where(over, far - limit, 0.0) * (math.expm1(limit) if limit < math.inf else 0.0)
+    return torch.where(small, near.square() / 2 * series, torch.expm1(curve) - curve + tangent)
 
 
 def k3_plus(logp: Tensor, ref: Tensor, *, limit: float = LIMIT) -> Tensor:
     """The value of `k3` with the gradient of `k2` (straight-through): low variance forward, the KL's gradient back."""
-    through = k2(logp, ref)
-    return k3(logp, ref, limit=limit).detach() + (through - through.detach())
+    d = _difference(logp, ref)
+    d = d.where(d.isfinite(), 0.0)
+    # k2 itself, less its value, would be inf - inf from d = 1.8e19 on in fp32.
+    return k3(logp, ref, limit=limit).detach() + d.detach() * (d - d.detach())
 
 
 def absolute(logp: Tensor, ref: Tensor) -> Tensor:
     """|ref - logp|."""
-    return (upcast(ref) - upcast(logp)).abs()
+    return _difference(logp, ref).abs()
+
+
+def _difference(logp: Tensor, ref: Tensor) -> Tensor:
+    return upcast_saturating(ref) - upcast_saturating(logp)
 
 
 _ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -19,6 +19,18 @@ def upcast(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+def upcast_saturating(x: Tensor) -> Tensor:
+    """`upcast`, whose gradient, where it leaves the range of x's dtype, is that dtype's largest number, not infinite.
+
+    For functions that grow exponentially: fp16 ends at 65504, which e^d passes at d = 11.1. NaN stays NaN.
+    """
+    wide = upcast(x)
+    if wide is not x and wide.requires_grad:
+        largest = torch.finfo(x.dtype).max
+        wide.register_hook(lambda grad: grad.clamp(-largest, largest))
+    return wide
+
+
 def symlog(x: Tensor) -> Tensor:
     """sign(x) log1p|x|, elementwise; fp32, or fp64 for fp64 input.
 
