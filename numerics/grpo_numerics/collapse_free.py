@@ -17,22 +17,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import nll_loss
 
-from .transforms import Normalizer, check_normalizer, symlog, upcast
+from .transforms import Normalizer, check_normalizer, symlog, upcast, without_ignored
 
 
 def collapse_free_log_softmax(x: Tensor, dim: int = -1) -> Tensor:
     """log_softmax over `dim` whose every entry has full relative precision; fp32, or fp64 for fp64 input.
 
-    An all -inf slice is NaN, and it alone; a -inf entry has log-prob -inf and gradient 0.
+    An all -inf slice is NaN, and it alone; a -inf entry has log-prob -inf and gradient 0. What is NaN and then masked has
+    gradient 0.
     """
     x = upcast(x)
     top, index = x.max(dim, keepdim=True)
+    void = ~top.isfinite()
     # The leader's own gap is a constant 0. Left to autograd, its +1 to x_m and its -1 to the maximum would be summed
     # with the tiny S / (1 + S) in between, and round it away.
-    gaps = (x - top).scatter(dim, index, 0.0)
+    gaps = (x - top).masked_fill(void, 0.0).scatter(dim, index, 0.0)
     rest = gaps.exp().scatter(dim, index, 0.0).sum(dim, keepdim=True)
-    gaps = torch.where(top.isfinite(), gaps, torch.nan)
-    return gaps - torch.log1p(rest)
+    return (gaps - torch.log1p(rest)).masked_fill(void, torch.nan)
 
 
 def collapse_free_cross_entropy(
@@ -57,7 +58,8 @@ def collapse_free_cross_entropy(
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
     classes = 0 if input.ndim == 1 else 1
-    log_p = collapse_free_log_softmax(symlog(input) if normalizer == "stablemax" else input, classes)
+    logits = without_ignored(input, target, ignore_index, classes)
+    log_p = collapse_free_log_softmax(symlog(logits) if normalizer == "stablemax" else logits, classes)
     weight = None if weight is None else weight.to(log_p.dtype)
     if target.is_floating_point():
         return _of_probabilities(log_p, target, weight, reduction, label_smoothing, classes)
@@ -87,15 +89,16 @@ def _of_probabilities(
             f"target probabilities must have input's shape {tuple(log_p.shape)}, got {tuple(target.shape)}"
         )
     target = target.to(log_p.dtype) * (1.0 - label_smoothing) + label_smoothing / log_p.shape[classes]
-    terms = target * _weighted(log_p, weight, classes)
-    loss = -terms.masked_fill(target == 0, 0.0).sum(classes)  # a masked class that is not wanted: 0 * -inf
+    log_p = log_p.masked_fill((target == 0) & (log_p == -torch.inf), 0.0)  # a masked class that is not wanted: 0 * -inf
+    loss = -(target * _weighted(log_p, weight, classes)).sum(classes)
     if reduction == "none":
         return loss
-    return loss.sum() if reduction == "sum" else loss.sum() / max(loss.numel(), 1)
+    return loss.sum() if reduction == "sum" else loss.mean()
 
 
 def _weighted(log_p: Tensor, weight: Tensor | None, classes: int) -> Tensor:
-    """log_p with each class' entries times its weight (C,)."""
+    """log_p with each class' entries times its weight (C,); 0 where that is 0, also of a masked class."""
     if weight is None:
         return log_p
-    return log_p * weight.reshape([-1 if axis == classes else 1 for axis in range(log_p.ndim)])
+    weight = weight.reshape([-1 if axis == classes else 1 for axis in range(log_p.ndim)])
+    return log_p.masked_fill(weight == 0, 0.0) * weight

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .transforms import upcast
+from .transforms import upcast, without_ignored
 
 # Entries this far below the maximum have probability exactly 0 under both (sparsemax: from 1 on, entmax: from 2 on).
 # Lifting them up to here changes nothing and keeps -inf, and the squares of huge gaps, out of the cumulative sums.
@@ -35,12 +35,14 @@ def entmax15(x: Tensor, dim: int = -1) -> Tensor:
 
 def sparsemax_loss(x: Tensor, target: Tensor, *, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
     """Fenchel-Young loss of `sparsemax`: (..., C) scores, (...,) class ids. Gradient: sparsemax(x) - onehot(target)."""
+    x = without_ignored(x, target, ignore_index, x.ndim - 1)
     p = sparsemax(x.detach())
     return _fenchel_young((1.0 - p.square().sum(-1)) / 2, p, x, target, ignore_index, reduction)
 
 
 def entmax15_loss(x: Tensor, target: Tensor, *, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
     """Fenchel-Young loss of `entmax15`: (..., C) scores, (...,) class ids. Gradient: entmax15(x) - onehot(target)."""
+    x = without_ignored(x, target, ignore_index, x.ndim - 1)
     p = entmax15(x.detach())
     return _fenchel_young((1.0 - (p * p.sqrt()).sum(-1)) / 0.75, p, x, target, ignore_index, reduction)
 

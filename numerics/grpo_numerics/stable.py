@@ -2,7 +2,8 @@
 
 Everything subtracts the row's maximum before it exponentiates, so that no finite logits overflow. One policy for rows
 without a distribution (all -inf, or any NaN or +inf): their softmax, log-probs and entropy are NaN, and no other
-row's are touched. A single -inf is a masked token: probability 0, log-prob -inf.
+row's are touched; nor is a weight through them, once they are masked out of the loss: their gradient is 0 then. A single
+-inf is a masked token: probability 0, log-prob -inf.
 
 For hidden states instead of logits, where a (tokens, vocabulary) matrix would not fit, see `head`.
 """
@@ -10,6 +11,7 @@ For hidden states instead of logits, where a (tokens, vocabulary) matrix would n
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -23,17 +25,34 @@ _LINEAR_ABOVE = 50.0
 
 def logsumexp(x: Tensor, dim: int = -1) -> Tensor:
     """log sum e^x over `dim`, which is dropped; fp32, or fp64 for fp64 input. -inf where all of x is."""
-    return torch.logsumexp(upcast(x), dim)
+    x = upcast(x)
+    if not _differentiated(x):
+        return torch.logsumexp(x, dim)
+    top = x.detach().amax(dim, keepdim=True)
+    void = ~top.isfinite()
+    return torch.where(void, top, torch.logsumexp(x.masked_fill(void, 0.0), dim, keepdim=True)).squeeze(dim)
 
 
 def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
     """x - max - log sum e^(x - max) over `dim`; fp32, or fp64 for fp64 input."""
-    return torch.log_softmax(upcast(x), dim)
+    return _slice_by_slice(torch.log_softmax, upcast(x), dim)
 
 
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
     """e^(x - max) / sum e^(x - max) over `dim`; fp32, or fp64 for fp64 input."""
-    return torch.softmax(upcast(x), dim)
+    return _slice_by_slice(torch.softmax, upcast(x), dim)
+
+
+def _slice_by_slice(of: Callable[[Tensor, int], Tensor], x: Tensor, dim: int) -> Tensor:
+    """of(x, dim), differentiated around the slices that have no distribution: autograd makes NaN of 0 times theirs."""
+    if not _differentiated(x):
+        return of(x, dim)
+    void = ~x.detach().amax(dim, keepdim=True).isfinite()
+    return of(x.masked_fill(void, 0.0), dim).masked_fill(void, math.nan)
+
+
+def _differentiated(x: Tensor) -> bool:
+    return x.requires_grad and torch.is_grad_enabled() and x.numel() > 0
 
 
 def token_logprobs(
@@ -59,10 +78,8 @@ def token_logprobs(
     index = targets.long().unsqueeze(-1)
     target = z.gather(-1, index).squeeze(-1)
     others = z.scatter(-1, index, -math.inf)
-    # A target that is the only token not masked: the others' log-sum-exp is -inf, but its derivative would be NaN.
-    alone = others.amax(-1) == -math.inf
-    rest = torch.logsumexp(others.masked_fill(alone.unsqueeze(-1), 0.0), -1).masked_fill(alone, -math.inf)
-    return logprob_from_odds(target, rest)
+    # Also for a target that is the only token not masked: the others' log-sum-exp is -inf, and its derivative NaN.
+    return logprob_from_odds(target, logsumexp(others))
 
 
 def logprob_from_odds(target: Tensor, rest: Tensor) -> Tensor:
@@ -70,8 +87,9 @@ def logprob_from_odds(target: Tensor, rest: Tensor) -> Tensor:
 
     target: the token's logit. rest: log-sum-exp of all other logits. Same shape.
     """
-    logprob = -softplus(rest - target, threshold=_LINEAR_ABOVE)
-    return torch.where(torch.logaddexp(target, rest).isfinite(), logprob, math.nan)
+    sound = torch.logaddexp(target, rest).isfinite()
+    logprob = -softplus(torch.where(sound, rest - target, 0.0), threshold=_LINEAR_ABOVE)
+    return torch.where(sound, logprob, math.nan)
 
 
 def entropy_from_odds(target: Tensor, rest: Tensor, rest_entropy: Tensor) -> Tensor:
@@ -88,6 +106,6 @@ def entropy_from_odds(target: Tensor, rest: Tensor, rest_entropy: Tensor) -> Ten
 
 def entropy(logits: Tensor, *, temperature: float | Tensor = 1.0, normalizer: Normalizer = "softmax") -> Tensor:
     """Entropy -sum p log p of each row, nats: (..., V) -> (...,), fp32 or fp64. Arguments as in `token_logprobs`."""
-    log_p = torch.log_softmax(normalized_logits(logits, temperature, normalizer), -1)
+    log_p = log_softmax(normalized_logits(logits, temperature, normalizer))
     p = log_p.exp()
     return -(p * log_p.masked_fill(p == 0, 0.0)).sum(-1)

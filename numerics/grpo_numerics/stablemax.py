@@ -12,6 +12,9 @@ It does not patch torch: the scoped patch of `F.cross_entropy` belongs to traini
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 # Bound at import, so that a scoped patch which puts StableMax in place of F.cross_entropy does not call itself.
@@ -19,6 +22,7 @@ from torch.nn.functional import cross_entropy as _cross_entropy
 
 from .stable import log_softmax, softmax
 from .transforms import symlog as symlog
+from .transforms import without_ignored
 
 
 def stablemax(x: Tensor, dim: int = -1) -> Tensor:
@@ -44,9 +48,12 @@ def stablemax_cross_entropy(
     """Cross-entropy under StableMax, with the arguments, shapes and errors of `torch.nn.functional.cross_entropy`.
 
     input: (C,), (N, C) or (N, C, d1, ...) logits; target: class indices or probabilities. The loss is fp32 (fp64 for
-    fp64 input): in bf16 it could not move. Gradient: d/dx_j = (p_j - 1[j = target]) / (1 + |x_j|).
+    fp64 input): in bf16 it could not move. Gradient: d/dx_j = (p_j - 1[j = target]) / (1 + |x_j|). Beyond torch's: an
+    ignored position has gradient 0 whatever its logits, and a class of probability 0 may be masked with -inf.
     """
-    logits = symlog(input)
+    logits = symlog(without_ignored(input, target, ignore_index, 0 if input.ndim == 1 else 1))
+    if target.is_floating_point() and label_smoothing == 0.0 and target.shape == logits.shape:
+        logits = logits.masked_fill((target == 0) & (logits == -math.inf), torch.finfo(logits.dtype).min / 4)
     return _cross_entropy(
         logits,
         target.to(logits.dtype) if target.is_floating_point() else target,

@@ -43,6 +43,18 @@ def symlog(x: Tensor) -> Tensor:
     return torch.where(x.isnan(), x, torch.log1p(positive) - torch.log1p(negative))
 
 
+def without_ignored(logits: Tensor, target: Tensor, ignore_index: int, classes: int) -> Tensor:
+    """Logits with the positions whose target is `ignore_index` set to 0, `classes` being the class dimension.
+
+    Such a position has no loss, but one without a distribution (a NaN, nothing but -inf) would still have a NaN for its
+    gradient, 0 times NaN, and spread it to the weights. Shapes and targets that do not fit pass unchanged: what
+    computes the loss says what is wrong with them.
+    """
+    if target.is_floating_point() or target.shape != logits.shape[:classes] + logits.shape[classes + 1 :]:
+        return logits
+    return logits.masked_fill((target == ignore_index).unsqueeze(classes), 0.0)
+
+
 def normalized_logits(logits: Tensor, temperature: float | Tensor, normalizer: Normalizer) -> Tensor:
     """The (..., V) logits whose *softmax* is the distribution asked for: over temperature, symlog under StableMax."""
     z = upcast(logits)
