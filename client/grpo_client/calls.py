@@ -54,13 +54,23 @@ class Reply:
 
 
 def score_call(request: AnyRequest, encoding: Encoding) -> Call:
-    """The call that asks for scores. Text travels as JSON whatever the encoding; the answer comes in `encoding`."""
+    """The call that asks for scores. Text travels as JSON whatever the encoding; the answer comes in `encoding`.
+
+    Raises ProtocolError for a chat message that JSON cannot hold.
+    """
     accept = MEDIA_TENSORS if encoding == "tensors" else MEDIA_JSON
     if encoding == "tensors" and isinstance(request, ScoreRequest):
         content, body = MEDIA_TENSORS, wire_tensors.encode_request(request)
     else:
-        content, body = MEDIA_JSON, wire_json.encode_request(request)
+        content, body = MEDIA_JSON, _json(request)
     return Call("POST", ROUTE_LOGPROBS, {"Content-Type": content, "Accept": accept}, body)
+
+
+def _json(request: AnyRequest) -> bytes:
+    try:
+        return wire_json.encode_request(request)
+    except (ValueError, TypeError) as error:  # a chat message holds what it likes
+        raise errors.ProtocolError(f"the request cannot be written as JSON: {error}", "groups", "not_json") from error
 
 
 def info_call() -> Call:

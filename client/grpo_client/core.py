@@ -9,6 +9,7 @@ from typing import TypedDict
 from grpo_client.calls import Call, Reply, read_info, read_scores, score_call
 from grpo_client.pin import FingerprintPin
 from grpo_client.protocol import Extra, IntArray, Normalizer, ReferenceInfo, ScoreResult
+from grpo_client.request_values import check_values
 from grpo_client.settings import ClientSettings
 from grpo_client.splitting import merge, split
 from grpo_client.text import AnyRequest
@@ -46,7 +47,7 @@ class ClientCore:
 
     def plan(self, request: AnyRequest) -> Sequence[AnyRequest]:
         """Check the request and cut it. Raises ProtocolError before anything is sent."""
-        check_structure(request)
+        check_structure(check_values(request))
         return split(request, self.settings.max_request_tokens)
 
     def call(self, part: AnyRequest) -> Call:

@@ -12,11 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
+
+from grpo_client import arguments
+from grpo_client.id_lists import check_counts, group_completions, id_vector, read_wanted_ids
 
 Normalizer = Literal["softmax", "stablemax"]
 Extra = Literal["entropy", "logsumexp", "rank"]
@@ -30,6 +33,10 @@ ROUTE_REFERENCE = "/v1/reference"
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
+# Token ids as callers have them: lists, or arrays of any integer type. A tensor of any framework is taken as well.
+Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
+# Per group and completion, (C, k) ids to score at each of the C positions.
+WantedIds = Sequence[Sequence[Sequence[Ids] | npt.NDArray[np.integer[Any]]]]
 
 
 class Status(IntEnum):
@@ -71,45 +78,41 @@ class ScoreRequest:
     @classmethod
     def of(
         cls,
-        prompts: Sequence[Sequence[int] | IntArray],
-        completions: Sequence[Sequence[Sequence[int] | IntArray]],
+        prompts: Sequence[Ids],
+        completions: Sequence[Sequence[Ids]] | Sequence[Ids],
         *,
         temperature: float | Sequence[float] = 1.0,
         normalizer: Normalizer = "softmax",
         extras: Sequence[Extra] = (),
         top_k: int = 0,
-        token_ids: Sequence[Sequence[Sequence[Sequence[int]] | IntArray]] | None = None,
+        token_ids: WantedIds | None = None,
         fingerprint: str | None = None,
     ) -> ScoreRequest:
-        """Build a request from plain lists: prompts[k] with completions[k][g]. temperature: one, or one per group.
+        """Build a request from lists, tuples, arrays or tensors: prompts[k] with completions[k][g].
 
-        Raises ValueError when the lists do not match in length.
+        One completion a prompt may come without a list around it: prompts[k] with completions[k]; token_ids[k] then too.
+        temperature: one, or one per group. Raises ProtocolError, which names the entry, for what is no list of ids.
         """
-        temps = (
-            [float(temperature)] * len(prompts)
-            if isinstance(temperature, int | float)
-            else [float(t) for t in temperature]
+        asked = arguments.rows(prompts, "prompts", "prompts, each a list of token ids")
+        answers, flat = group_completions(completions)
+        check_counts(len(asked), len(answers), flat=flat)
+        temperatures = arguments.read_temperatures(temperature, len(asked))
+        vectors = [
+            [id_vector(c, f"completions[{k}]" + ("" if flat else f"[{g}]")) for g, c in enumerate(group)]
+            for k, group in enumerate(answers)
+        ]
+        wanted = [None] * len(asked) if token_ids is None else read_wanted_ids(token_ids, vectors, flat=flat)
+        groups = tuple(
+            Group(id_vector(prompt, f"prompts[{k}]"), tuple(vectors[k]), temperatures[k], wanted[k])
+            for k, prompt in enumerate(asked)
         )
-        if not len(prompts) == len(completions) == len(temps):
-            raise ValueError(
-                f"prompts, completions and temperature must have one entry per group: "
-                f"got {len(prompts)}, {len(completions)} and {len(temps)}"
-            )
-        if token_ids is not None and len(token_ids) != len(prompts):
-            raise ValueError(f"token_ids must have one entry per group: got {len(token_ids)} for {len(prompts)}")
-        groups: list[Group] = []
-        for k, (prompt, group, temp) in enumerate(zip(prompts, completions, temps, strict=True)):
-            arrays = tuple(_id_array(c, f"completions[{k}][{g}]") for g, c in enumerate(group))
-            wanted = None
-            if token_ids is not None:
-                if len(token_ids[k]) != len(arrays):
-                    raise ValueError(f"token_ids[{k}] must have one entry per completion: {len(arrays)}")
-                wanted = tuple(
-                    _id_array(ids, f"token_ids[{k}][{g}]", len(c))
-                    for g, (ids, c) in enumerate(zip(token_ids[k], arrays, strict=True))
-                )
-            groups.append(Group(_id_array(prompt, f"prompts[{k}]"), arrays, temp, wanted))
-        return cls(tuple(groups), normalizer, frozenset(extras), top_k, fingerprint)
+        return cls(
+            groups,
+            normalizer,
+            arguments.read_names(extras, "extras"),
+            arguments.read_count(top_k, "top_k"),
+            fingerprint,
+        )
 
     @property
     def group_sizes(self) -> IntArray:
@@ -120,23 +123,6 @@ class ScoreRequest:
     def completion_lengths(self) -> IntArray:
         """(S,) tokens per completion."""
         return np.array([len(c) for g in self.groups for c in g.completions], dtype=np.int32)
-
-
-def _id_array(ids: object, name: str, rows: int | None = None) -> IntArray:
-    """Token ids as an int32 vector, or as (rows, k). Refuses what NumPy would quietly round or wrap."""
-    values = np.asarray(ids)
-    if rows == 0 or (rows is None and values.size == 0):
-        return np.empty(0 if rows is None else (0, values.shape[1] if values.ndim == 2 else 0), dtype=np.int32)
-    if values.dtype.kind not in "iu" or values.ndim != (1 if rows is None else 2):
-        raise ValueError(
-            f"{name} must be {'a list' if rows is None else 'equally long lists'} of whole numbers (token ids), "
-            f"got dtype {values.dtype}, shape {values.shape}"
-        )
-    if rows is not None and len(values) != rows:
-        raise ValueError(f"{name} must have one row of ids per completion token: got {len(values)} for {rows}")
-    if values.min() < 0 or values.max() > np.iinfo(np.int32).max:
-        raise ValueError(f"{name} holds an id below 0 or beyond int32")
-    return values.astype(np.int32, copy=False)
 
 
 class ReferenceInfo(BaseModel):
