@@ -6,15 +6,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from grpo_client.version import package_version
 
 from grpo_server import error_responses, routes
-from grpo_server.auth import KeyGate
+from grpo_server.auth import KeyGate, check_route
 from grpo_server.config import ServerConfig
 from grpo_server.hosting import EngineLoader
 from grpo_server.middleware.body_limit import BodyLimit
 from grpo_server.middleware.boundary import Boundary
+from grpo_server.middleware.head import HeadAsGet
 from grpo_server.schemas import ERROR_RESPONSES, request_schemas
 from grpo_server.scoring import Scoring
 from grpo_server.service import Service
@@ -56,6 +57,7 @@ def create_app(config: ServerConfig, engine_loader: EngineLoader) -> FastAPI:
         version=package_version(),
         lifespan=lifespan,
         responses=ERROR_RESPONSES,
+        dependencies=[Depends(check_route)],
         redirect_slashes=False,
     )
     app.state.service = service
@@ -64,7 +66,8 @@ def create_app(config: ServerConfig, engine_loader: EngineLoader) -> FastAPI:
     error_responses.install(app)
     for router in routes.discover():
         app.include_router(router)
-    # Added last is outermost: a request passes Boundary, KeyGate, BodyLimit, then its route.
+    # Added last is outermost: a request passes Boundary, KeyGate, BodyLimit, HeadAsGet, then its route.
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, max_bytes=config.max_request_bytes)
     app.add_middleware(KeyGate, keys=service.keys)
     app.add_middleware(Boundary, metrics=service.metrics)

@@ -25,6 +25,7 @@ from pydantic_settings import (
 )
 
 from grpo_server.engine.config import DType, EngineConfig, Mode, Tier
+from grpo_server.help_text import DESCRIPTION, EXAMPLES
 from grpo_server.scheduler import SchedulerLimits
 
 ENV_PREFIX = "GRPO_SERVER_"
@@ -32,32 +33,6 @@ MIB = 2**20
 # A number, or as people write it: 256MiB, 1GB, 64k.
 Size = Annotated[int, BeforeValidator(read_size)]
 SECRETS = frozenset({"api_key", "admin_key"})
-
-DESCRIPTION = """\
-Serve per-token log-probs of a frozen reference model over HTTP.
-
-Tokens in, log-probs out: POST /v1/logprobs as JSON or safetensors; see /docs on the running server.
-"""
-
-EXAMPLES = """\
-examples:
-  grpo-server --model demo
-      SmolLM2-135M-Instruct on this machine, port 8000, no download from a hub.
-  grpo-server --model ./checkpoints/sft --mode fast --device cuda --host 0.0.0.0 --api-key-file keys.txt
-      a local directory in bfloat16 on a GPU, open to the network, for those who hold a key.
-  grpo-server --model org/large-model --revision 4f2c9ab --device-map auto --max-batch-tokens 4096
-      a hub model over several devices, in smaller batches.
-  torchrun --nproc-per-node 4 -m grpo_server --model org/large-model --tensor-parallel --device cuda
-      every layer cut over four GPUs.
-  GRPO_SERVER_MODEL=demo GRPO_SERVER_PORT=9000 grpo-server
-      every flag is also an environment variable: GRPO_SERVER_, upper case, _ for -.
-  grpo-server --config server.yaml
-      and a key of the same name with _ for - in a YAML or TOML file.
-
-then:
-  curl localhost:8000/v1/logprobs -H 'content-type: application/json' \\
-       -d '{"groups": [{"prompt": "The sky is", "completions": [" blue", " green"]}]}'
-"""
 
 
 class ServerConfig(BaseSettings):
@@ -116,6 +91,11 @@ class ServerConfig(BaseSettings):
     # where it listens
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 opens it to the network.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 picks a free one and logs it.")
+    root_path: str = Field(
+        "",
+        pattern="^(/.*)?$",
+        description="Prefix under which a proxy publishes the server and which it strips, as /ref.",
+    )
 
     # how much it takes
     max_batch_tokens: Size = Field(

@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from grpo_client.errors import ProtocolError
 from pydantic import ValidationError
+from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
@@ -30,7 +31,8 @@ def response_of(scope: Scope, error: ServiceError) -> JSONResponse:
 
 def _in_dialect(scope: Scope, body: dict[str, Any]) -> dict[str, Any]:
     """The Open Inference Protocol has a string where OpenAI has an object, and its clients break on an object."""
-    return {**body["error"], "error": body["error"]["message"]} if scope["path"].startswith("/v2/") else body
+    is_v2 = get_route_path(scope).startswith("/v2/")
+    return {**body["error"], "error": body["error"]["message"]} if is_v2 else body
 
 
 def install(app: FastAPI) -> None:
@@ -77,7 +79,7 @@ def malformed(faults: Any) -> ServiceError:
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     """Raised by the framework itself, before any route of ours ran."""
     assert isinstance(error, HTTPException)
-    path = request.url.path
+    path = request.scope["path"]  # not of request.url, which a broken Host header breaks
     if error.status_code == 404:
         refusal = ServiceError(ErrorCode.NOT_FOUND, f"there is no {path} here; /docs lists the routes")
     elif error.status_code == 405:

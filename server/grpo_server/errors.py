@@ -15,6 +15,7 @@ class ErrorCode(Enum):
     """value: (the `code` clients read, HTTP status, the `type` of OpenAI's error object)."""
 
     MALFORMED = ("malformed_request", 400, "invalid_request_error")
+    MISSING_API_KEY = ("missing_api_key", 401, "authentication_error")
     INVALID_API_KEY = ("invalid_api_key", 401, "authentication_error")
     ADMIN_FORBIDDEN = ("admin_forbidden", 403, "permission_error")
     NOT_FOUND = ("not_found", 404, "not_found_error")
@@ -79,7 +80,7 @@ class ServiceError(Exception):
             headers["Retry-After-Ms"] = str(max(1, math.ceil(self.retry_after * 1000)))
         if self.code in NOT_WORTH_RETRYING:
             headers["X-Should-Retry"] = "false"
-        if self.code is ErrorCode.INVALID_API_KEY:
+        if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return headers
 

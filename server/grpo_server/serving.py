@@ -42,6 +42,7 @@ def serve(config: ServerConfig, engine_loader: EngineLoader) -> int:
             app,
             host=config.host,
             port=config.port,
+            root_path=config.root_path.rstrip("/"),
             log_config=None,
             access_log=False,
             server_header=False,

@@ -241,7 +241,10 @@ def real_server(engine: FakeEngine, **settings: Any) -> Iterator[str]:
             await app.state.service.loaded.wait()
             started.set()
 
-    server = Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False))
+    root_path = app.state.service.config.root_path
+    server = Server(
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False, root_path=root_path)
+    )
     thread = threading.Thread(target=server.run, name="uvicorn")
     thread.start()
     try:

@@ -8,6 +8,7 @@ import pytest
 from grpo_server.app import create_app
 from grpo_server.auth import Keys
 from server_fakes import FakeEngine, make_config, running, serving
+from starlette.types import Message
 
 BODY = {"groups": [{"prompt": [1], "completions": [[2]]}]}
 
@@ -40,12 +41,18 @@ async def test_everything_that_computes_needs_a_key(engine: FakeEngine, key_file
     async with serving(engine, **key_files) as client:
         for key in ("alpha", "beta", "root"):
             assert (await client.post("/v1/logprobs", json=BODY, headers=bearer(key))).status_code == 200
-        for headers in ({}, bearer(""), bearer("alph"), bearer("alphaa"), {"Authorization": "Basic alpha"}):
+        missing = [{}, bearer(""), {"Authorization": "alpha"}, {"Authorization": "Basic alpha"}]
+        wrong = [bearer("alph"), bearer("alphaa"), bearer("alpha beta"), bearer("ALPHA")]
+        for headers in (*missing, *wrong):
             response = await client.post("/v1/logprobs", json=BODY, headers=headers)
             assert response.status_code == 401
             assert response.headers["www-authenticate"] == "Bearer"
             error = response.json()["error"]
-            assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
+            code, remedy = (
+                ("missing_api_key", "send it as") if headers in missing else ("invalid_api_key", "check it against")
+            )
+            assert (error["type"], error["code"]) == ("authentication_error", code), headers
+            assert remedy in error["message"]
             assert "alpha" not in error["message"]
 
 
@@ -73,6 +80,22 @@ async def test_admin_needs_the_admin_key(engine: FakeEngine, key_files: dict[str
         assert engine.info.version == 1
         assert (await client.post("/admin/reference", json=swap, headers=bearer("root"))).status_code == 200
     assert engine.info.version == 2
+
+
+@pytest.mark.anyio
+async def test_a_websocket_is_closed_before_anything_sees_it(engine: FakeEngine) -> None:
+    app = create_app(make_config(), lambda: engine)
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    for path in ("/admin/reference", "/v1/logprobs"):
+        await app({"type": "websocket", "path": path, "headers": [], "query_string": b""}, receive, send)
+    assert [m["type"] for m in sent] == ["websocket.close"] * 2
 
 
 def test_keys_come_from_file_and_environment(key_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from grpo_server.error_responses import SCOPE_ERROR_CODE, response_of
 from grpo_server.errors import ErrorCode, ServiceError
-from grpo_server.logs import request_id
+from grpo_server.logs import loggable, request_id
 from grpo_server.observability import Metrics
 
 logger = logging.getLogger("grpo_server.access")
@@ -55,7 +55,7 @@ class Boundary:
         except ServiceError as error:
             await response_of(scope, error)(scope, receive, send_with_id)
         except Exception:  # the last line: a bug becomes a 500 with an id to look for, and the process lives on
-            logger.exception("unexpected error in %s %s", scope["method"], scope["path"])
+            logger.exception("unexpected error in %s %s", scope["method"], loggable(scope["path"]))
             if status is not None:
                 raise  # half an answer is out: let the connection break, so that the client sees it is not whole
             error = ServiceError(
@@ -76,7 +76,7 @@ class Boundary:
             level,
             "%s %s %d %.1f ms%s",
             scope["method"],
-            scope["path"],
+            loggable(scope["path"]),
             code,
             seconds * 1000,
             f" {error_code}" if error_code else "",

@@ -15,6 +15,7 @@ from grpo_client.validation import read_temperature
 
 from grpo_server.engine.work import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.middleware.head import refuse_head
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, identity_headers
 from grpo_server.routes._sequences import Names, Sequence, SequenceScores, score_sequences
 from grpo_server.simple_grpo import Shelf, read_upload, scored_frame
@@ -29,7 +30,8 @@ async def get_shelf(request: Request) -> Shelf:
     shelf: Shelf | None = request.app.state.shelf
     if shelf is None:
         raise ServiceError(
-            ErrorCode.NOT_FOUND, f"{request.url.path} is simple_GRPO's; start the server with --simple-grpo to have it"
+            ErrorCode.NOT_FOUND,
+            f"{request.scope['path']} is simple_GRPO's; start the server with --simple-grpo to have it",
         )
     return shelf
 
@@ -72,5 +74,6 @@ async def upload(request: Request, shelf: ShelfDep, scoring: ScoringDep, service
 @router.get("/get", response_class=Response, responses={200: _BYTES})
 async def get(request: Request, shelf: ShelfDep) -> Response:
     """The oldest scored batch, or `empty`; the headers say which reference scored it."""
+    refuse_head(request)
     content, headers = await shelf.take() or (b"empty", {})
     return Response(content, media_type=MEDIA_BYTES, headers=dict(headers))
