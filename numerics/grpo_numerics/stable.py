@@ -15,12 +15,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
+from .elementwise import log_add_exp, softplus
 from .transforms import Normalizer, check_targets, normalized_logits, upcast
-
-# Where log1p(e^x) is x to the last bit in fp64 too, and e^x does not overflow in fp32.
-_LINEAR_ABOVE = 50.0
 
 
 def logsumexp(x: Tensor, dim: int = -1) -> Tensor:
@@ -87,8 +84,8 @@ def logprob_from_odds(target: Tensor, rest: Tensor) -> Tensor:
 
     target: the token's logit. rest: log-sum-exp of all other logits. Same shape.
     """
-    sound = torch.logaddexp(target, rest).isfinite()
-    logprob = -softplus(torch.where(sound, rest - target, 0.0), threshold=_LINEAR_ABOVE)
+    sound = log_add_exp(target, rest).isfinite()
+    logprob = -softplus(torch.where(sound, rest - target, 0.0))
     return torch.where(sound, logprob, math.nan)
 
 
@@ -97,7 +94,7 @@ def entropy_from_odds(target: Tensor, rest: Tensor, rest_entropy: Tensor) -> Ten
 
     H = -p log p - q log q + q H_rest, q = 1 - p. Arguments as in `logprob_from_odds`.
     """
-    log_p, log_q = logprob_from_odds(target, rest), -softplus(target - rest, threshold=_LINEAR_ABOVE)
+    log_p, log_q = logprob_from_odds(target, rest), -softplus(target - rest)
     p, q = log_p.exp(), log_q.exp()
     of_target = p * log_p.masked_fill(p == 0, 0.0)
     of_rest = q * torch.where(q == 0, 0.0, log_q - rest_entropy)

@@ -16,12 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..elementwise import log_add_exp, sigmoid
 from .kernels import Flash, Kernel, Plain
 from .schedule import CausalCall, Schedule
-
-# Elementwise kernels treat the last few numbers of a tensor by another code path with other bits: a multiple of this many
-# rows leaves no remainder, on up to two threads and with 16-wide vectors.
-_ROW_BLOCK = 64
 
 
 def packed_attention(
@@ -48,7 +45,7 @@ def packed_attention(
     else:
         out, lse = _PackedAttention.apply(q, k, v, schedule, kernel, window)  # pyright: ignore[reportCallIssue]
     if sinks is not None:  # joins the denominator only
-        out = out * torch.sigmoid(lse - sinks.float()).to(out.dtype)[..., None]
+        out = out * sigmoid(lse - sinks.float()).to(out.dtype)[..., None]
     return out
 
 
@@ -79,16 +76,11 @@ def _forward(
 
 def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> tuple[Tensor, Tensor]:
     """Two partial results over disjoint keys as one. out, part: (N, H, D); lse, part_lse: (N, H)."""
-    rows = len(lse)
-    padded = -(-rows // _ROW_BLOCK) * _ROW_BLOCK
-    both = lse.new_zeros(2, padded, lse.shape[1])
-    both[0, :rows], both[1, :rows] = lse, part_lse
-    merged = torch.logaddexp(both[0], both[1])
-    weights = torch.exp(both - merged)[:, :rows, :, None]
+    merged = log_add_exp(lse, part_lse)
+    mine, theirs = torch.exp(lse - merged)[..., None], torch.exp(part_lse - merged)[..., None]
     if out.dtype != torch.float32:
-        mixed = out.float() * weights[0] + part.float() * weights[1]
-        return mixed.to(out.dtype), merged[:rows]
-    return torch.addcmul(part * weights[1], out, weights[0]), merged[:rows]
+        return (out.float() * mine + part.float() * theirs).to(out.dtype), merged
+    return torch.addcmul(part * theirs, out, mine), merged
 
 
 class _PackedAttention(torch.autograd.Function):

@@ -12,6 +12,7 @@ Shapes: q (n, H, L, D), k and v (n, H_kv, S, D), out (n, H, L, D_v), lse (n, H, 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +23,8 @@ _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 # fp32 scores held at a time by Plain
 _PLAIN_SCORES = 8 << 20
+# a product of fewer rows takes another path of the BLAS, with other bits
+_FEWEST_ROWS = 4
 
 
 class Kernel(Protocol):
@@ -149,8 +152,12 @@ class Plain:
         return dq, dk.unflatten(1, fold).sum(2).to(k.dtype), dv.unflatten(1, fold).sum(2).to(v.dtype)
 
     def _blocks(self, q: Tensor, k: Tensor) -> list[slice]:
+        """How high a block is depends on the whole call, and must not show in a row's bits: no last block of fewer than
+        `_FEWEST_ROWS`, unless the call itself has fewer."""
+        length = q.shape[2]
         rows = max(16, _PLAIN_SCORES // max(1, q.shape[0] * q.shape[1] * k.shape[2]))
-        return [slice(i, min(i + rows, q.shape[2])) for i in range(0, q.shape[2], rows)]
+        starts = [i for i in range(0, length, rows) if i == 0 or length - i >= _FEWEST_ROWS]
+        return [slice(start, stop) for start, stop in itertools.pairwise([*starts, length])]
 
     def _scores(
         self, q: Tensor, k: Tensor, rows: slice, causal: bool, mask: Tensor | None

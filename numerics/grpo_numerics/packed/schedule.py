@@ -10,10 +10,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from .alignment import aligned_rows
 from .layout import PackedLayout, Segment
 
 # A masked call holds a (queries, keys) mask: queries are taken this many at a time.
@@ -53,22 +55,24 @@ class Schedule:
     exact: only segments of equal length share a call, and queries come in whole blocks, so that the bits of a row do not
     depend on what else is in the batch. The stream must then end in QUERY_BLOCK rows of padding (`padded_tokens`).
     rows: with exact, the stream is padded to a multiple of this many rows: for matrix products whose bits depend on how
-    many rows they have.
+    many rows they have. widths, threads: with exact, what the model's elementwise loops run over (`aligned_rows`).
     """
 
     layout: PackedLayout
     device: torch.device
     exact: bool = False
     rows: int = QUERY_BLOCK
+    widths: tuple[int, ...] = ()
+    threads: int = 1
     _calls: dict[int | None, tuple[list[CausalCall], list[CrossCall]]] = field(default_factory=lambda: {}, repr=False)
 
-    @property
+    @cached_property
     def padded_tokens(self) -> int:
         """Rows of the stream as it goes through the model."""
         if not self.exact:
             return self.layout.tokens
         whole = -(-self.layout.tokens // self.rows) * self.rows
-        return -(-whole // QUERY_BLOCK) * QUERY_BLOCK + QUERY_BLOCK
+        return aligned_rows(whole + QUERY_BLOCK, self.widths, self.threads, QUERY_BLOCK)
 
     def calls(self, window: int | None) -> tuple[list[CausalCall], list[CrossCall]]:
         """Causal calls, then cross calls with parents before children. window: sliding window in tokens, or None."""

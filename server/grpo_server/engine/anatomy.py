@@ -22,7 +22,8 @@ class Anatomy:
     """body: tokens -> hidden states. weight (V, D) and spec: hidden states -> logits, in `HeadSpec`'s order.
 
     max_length: most tokens of prompt + completion. attention_layers: how many calls of attention one forward makes.
-    token_bytes: activation bytes one token of a batch holds at the forward's peak.
+    token_bytes: activation bytes one token of a batch holds at the forward's peak. widths: numbers a token in the tensors
+    between two layers, on this process.
     """
 
     body: nn.Module
@@ -33,6 +34,7 @@ class Anatomy:
     attention_layers: int
     token_bytes: int
     packable: bool
+    widths: tuple[int, ...]
 
     @property
     def device(self) -> torch.device:
@@ -63,6 +65,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         attention_layers=_attention_layers(config),
         token_bytes=max(_token_bytes(c, weight.element_size()) for c in layer_configs(config)),
         packable=not _rope_depends_on_length(config),
+        widths=_widths(body),
     )
 
 
@@ -94,6 +97,18 @@ def _token_bytes(config: PretrainedConfig, element: int) -> int:
     inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * hidden
     inner = max(inner) if isinstance(inner, list | tuple) else int(inner)
     return element * (4 * hidden + 2 * (heads + 2 * kv_heads) * head_dim + 3 * inner)
+
+
+def _widths(body: nn.Module) -> tuple[int, ...]:
+    """Sides of all matrices but the embeddings, and their halves: a gate and what it gates may come from one matrix."""
+    sides: set[int] = set()
+    for module in body.modules():
+        if isinstance(module, nn.Embedding):
+            continue
+        for parameter in module.parameters(recurse=False):
+            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            sides.update(local.shape if local.dim() == 2 else ())
+    return tuple(sorted(sides | {side // 2 for side in sides if side % 2 == 0}))
 
 
 def _rope_depends_on_length(config: PretrainedConfig) -> bool:

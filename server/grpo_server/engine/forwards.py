@@ -62,13 +62,22 @@ class PackedForward:
         AttentionInterface.register(NAME, attention_forward)
         self.model, self.parts, self.exact = model, parts, exact or batch_rows is not None
         self.rows_multiple = batch_rows or QUERY_BLOCK
+        # of the thread that computes, which makes this object; `prepare` runs on another
+        self.threads = torch.get_num_threads() if parts.device.type == "cpu" else 1
         self.calls = 0  # of attention in the last forward: the probe wants one per layer
 
     def prepare(self, pieces: Sequence[Piece]) -> Prepared:
         wanted = [p.completions if any(len(c) for c in p.completions) else () for p in pieces]
         used = [(p.prompt, c) for p, c in zip(pieces, wanted, strict=True) if c]
         layout = PackedLayout.build([p for p, _ in used], [c for _, c in used], share_prefixes=not self.exact)
-        schedule = Schedule(layout, self.parts.device, exact=self.exact, rows=self.rows_multiple)
+        schedule = Schedule(
+            layout,
+            self.parts.device,
+            exact=self.exact,
+            rows=self.rows_multiple,
+            widths=self.parts.widths,
+            threads=self.threads,
+        )
         schedule.calls(None)  # full attention is in nearly every model: worked out here, off the compute thread
         return Prepared(pieces, torch.from_numpy(layout.targets).long(), layout.tokens, schedule)
 
