@@ -18,8 +18,9 @@ from grpo_server.middleware.boundary import Boundary
 from grpo_server.middleware.head import HeadAsGet
 from grpo_server.schemas import ERROR_RESPONSES, request_schemas
 from grpo_server.scoring import Scoring
-from grpo_server.service import Service
+from grpo_server.service import Phase, Service
 from grpo_server.simple_grpo import SECONDS_FOR_SHELF_ROOM, Shelf
+from grpo_server.stages import Stages
 
 DESCRIPTION = """\
 Per-token log-probs of a frozen reference model: exact, fast, the same answer every time.
@@ -38,13 +39,14 @@ class Application(FastAPI):
         return schema
 
 
-def create_app(config: ServerConfig, engine_loader: EngineLoader) -> FastAPI:
+def create_app(config: ServerConfig, engine_loader: EngineLoader, stages: Stages | None = None) -> FastAPI:
     """The application. `app.state.service` is its `Service`.
 
     engine_loader: called in a worker thread when the application starts; meanwhile /livez answers and all else is 503.
+    stages: what the loader reports its progress to.
     Raises ValueError for key files that cannot be read.
     """
-    service = Service(config, engine_loader)
+    service = Service(config, engine_loader, stages)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -70,5 +72,5 @@ def create_app(config: ServerConfig, engine_loader: EngineLoader) -> FastAPI:
     app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, max_bytes=config.max_request_bytes)
     app.add_middleware(KeyGate, keys=service.keys)
-    app.add_middleware(Boundary, metrics=service.metrics)
+    app.add_middleware(Boundary, metrics=service.metrics, draining=lambda: service.phase is Phase.DRAINING)
     return app

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -22,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(_faults(error))
     except ValueError as error:
         return _refuse([str(error)])
-    return _serve(config)
+    with _leaving_at_a_signal():
+        return _serve(config)
 
 
 def _serve(config: ServerConfig) -> int:
@@ -30,30 +34,50 @@ def _serve(config: ServerConfig) -> int:
 
     prepare(config.mode, config.threads, share_cores=config.share_cores)
 
+    from grpo_server import logs
+    from grpo_server.stages import Stages
+
+    logs.configure(config.log_level, config.log_format)
+    stages = Stages()
+    stages.enter("import")
+
     # Only now: this imports torch, whose libraries read the environment once. Before any thread has a heap of its own.
     from grpo_numerics.heap import keep_freed_pages
 
     keep_freed_pages()
 
-    from grpo_server import logs
     from grpo_server.hosting import HostedEngine
     from grpo_server.serving import serve
 
     def load() -> HostedEngine:
         from grpo_server.engine import load_engine
 
-        return load_engine(config.engine())
+        return load_engine(config.engine(), stages.enter)
 
-    logs.configure(config.log_level, config.log_format)
     try:
         if config.tensor_parallel and os.environ.get("RANK", "0") != "0":
             from grpo_server.engine import follow
 
             follow(config.engine())
             return 0
-        return serve(config, load)
+        return serve(config, load, stages)
     except ValueError as error:  # a key file that cannot be used
         return _refuse([str(error)])
+
+
+@contextmanager
+def _leaving_at_a_signal() -> Generator[None]:
+    """Until the server handles signals itself: ^C would be a traceback, and process 1 of a container is deaf to SIGTERM."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(0)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _faults(error: ValidationError) -> list[str]:

@@ -68,9 +68,14 @@ def configure(level: str, form: Literal["text", "json"]) -> None:
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": form, "filters": ["request_id"]}},
             "root": {"handlers": ["stderr"], "level": level.upper()},
             # Their chatter at our level would drown our own.
-            "loggers": {name: {"level": max(level.upper(), "INFO", key=logging.getLevelName)} for name in _LOUD},
+            "loggers": {
+                name: {"level": max(level.upper(), least, key=logging.getLevelName)} for name, least in _LOUD.items()
+            },
         }
     )
 
 
-_LOUD = ("asyncio", "httpx", "httpcore", "urllib3", "filelock", "uvicorn.access")
+_LOUD = dict.fromkeys(("asyncio", "httpx", "httpcore", "urllib3", "filelock", "uvicorn.access"), "INFO") | {
+    # says "running" and "startup complete" while the model still loads; `serving` has lines of its own
+    "uvicorn.error": "WARNING"
+}

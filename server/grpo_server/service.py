@@ -22,6 +22,8 @@ from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.hosting import EngineLoader, HostedEngine
 from grpo_server.observability import Metrics
 from grpo_server.scheduler import Scheduler
+from grpo_server.scheduler.door import draining
+from grpo_server.stages import Stages
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +53,14 @@ class Service:
     """Use as an async context manager; the model loads in the background after entering.
 
     `failed` is set when it could not be loaded; `loaded` when that is decided either way. `abandoned` tells, at the end,
-    that the compute thread was left in the middle of a load or a batch, which nothing can interrupt.
+    that the compute thread was left in the middle of a load or a batch, which nothing can interrupt. `address` is the URL
+    to name in the log, set by whoever listens; `stages` is what the loader reports to.
     """
 
-    def __init__(self, config: ServerConfig, loader: EngineLoader) -> None:
+    def __init__(self, config: ServerConfig, loader: EngineLoader, stages: Stages | None = None) -> None:
         self.config = config
+        self.stages = stages or Stages()
+        self.address = ""
         self.keys = Keys.load(config)
         self.metrics = Metrics()
         self.metrics.watch_ready(lambda: self.phase is Phase.READY)
@@ -63,7 +68,7 @@ class Service:
         self.loaded = asyncio.Event()
         self.failed = asyncio.Event()
         self.abandoned = False
-        self.progress = f"loading {config.model}"
+        self._failure = ""
         self._loader = loader
         self._engine: HostedEngine | None = None
         self._scheduler: Scheduler | None = None
@@ -80,7 +85,7 @@ class Service:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._draining = True
+        self.close_door()
         assert self._load_task is not None
         self._load_task.cancel()
         await asyncio.wait([self._load_task])
@@ -95,17 +100,19 @@ class Service:
 
     async def _load(self) -> None:
         """In the compute thread, as the whole life of the model; the event loop stays free for the probes."""
-        started = time.monotonic()
-        logger.info("%s", self.progress)
         future = asyncio.get_running_loop().run_in_executor(self._compute_thread, self._loader)
         await asyncio.wait([future])
         if (error := future.exception()) is not None:
-            self.progress = f"the model could not be loaded: {error}"
-            logger.error(self.progress, exc_info=error)
+            self._failure = f"the model could not be loaded: {error}"
+            logger.error(self._failure, exc_info=error)
             self.failed.set()
             self.loaded.set()
             return
+        self.stages.leave()
         self._engine = engine = future.result()
+        if self._draining:  # told to end meanwhile: no door is opened
+            self.loaded.set()
+            return
         scheduler = Scheduler(
             engine,
             self.config.scheduler(),
@@ -121,9 +128,8 @@ class Service:
             cache_bytes=lambda: scheduler.cache.nbytes,
         )
         self._announce(engine.info)
-        self.progress = "ready"
-        logger.info("ready after %.1f s", time.monotonic() - started)
         self.loaded.set()
+        logger.info("ready after %.1f s%s", self.stages.age, f": {self.address} takes requests" if self.address else "")
 
     def _announce(self, info: ReferenceInfo) -> None:
         self.metrics.reference(info)
@@ -149,6 +155,25 @@ class Service:
         return Phase.SWAPPING if self._scheduler.door.swapping else Phase.READY
 
     @property
+    def progress(self) -> str:
+        """For people: what the server is busy with, or why it does not come up."""
+        match self.phase:
+            case Phase.LOADING:
+                return (
+                    f"loading {self.config.model}: {self.stages}"
+                    if str(self.stages)
+                    else f"loading {self.config.model}"
+                )
+            case Phase.SWAPPING:
+                return str(self.stages) or "waiting for what was accepted before"
+            case Phase.DRAINING:
+                return "finishing what was accepted"
+            case Phase.FAILED:
+                return self._failure
+            case Phase.READY:
+                return "ready"
+
+    @property
     def engine(self) -> HostedEngine:
         """Raises ServiceError (503) while there is none."""
         if self._engine is None or self._scheduler is None:
@@ -163,6 +188,8 @@ class Service:
         return self._scheduler
 
     def _not_loaded(self) -> ServiceError:
+        if self._draining:
+            return draining("the server is shutting down before it was ready")
         if self.failed.is_set():
             return ServiceError(ErrorCode.LOAD_FAILED, f"{self.progress}; the server's log has the details")
         return ServiceError(
@@ -186,11 +213,20 @@ class Service:
     async def replace(self, change: Callable[[HostedEngine], ReferenceInfo]) -> ReferenceInfo:
         """Run a swap or a mix alone on the compute thread. Raises what `change` raises; then the old one serves on."""
         engine = self.engine
-        info = await self.scheduler.run_exclusive(lambda: change(engine))
+        try:
+            info = await self.scheduler.run_exclusive(lambda: change(engine))
+        finally:
+            self.stages.leave()
         self._announce(info)
         return info
 
-    async def drain(self, timeout: float) -> bool:
-        """Refuse new work and wait for what was accepted. False when the time was not enough."""
+    def close_door(self) -> None:
+        """Refuse new work from now on."""
         self._draining = True
+        if self._scheduler is not None:
+            self._scheduler.door.draining = True
+
+    async def drain(self, timeout: float) -> bool:
+        """Refuse new work and wait for what was accepted, a swap included. False when the time was not enough."""
+        self.close_door()
         return True if self._scheduler is None else await self._scheduler.drain(timeout)

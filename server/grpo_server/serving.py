@@ -18,6 +18,7 @@ from grpo_server.app import create_app
 from grpo_server.config import ServerConfig
 from grpo_server.hosting import EngineLoader
 from grpo_server.service import Service
+from grpo_server.stages import Stages
 
 logger = logging.getLogger(__name__)
 
@@ -28,59 +29,102 @@ SECONDS_TO_FLUSH = 5
 # An idle connection is kept this long: longer than clients keep theirs, so that none sends into one that is being closed
 # (httpx and uvicorn both say 5 seconds by default, and a training step often takes as long).
 SECONDS_IDLE = 75
+# Connections that the kernel keeps until they are accepted; uvicorn's own figure.
+BACKLOG = 2048
 
 
-def serve(config: ServerConfig, engine_loader: EngineLoader) -> int:
+# Cut off at a second signal: so long may it take to tell those who still wait for an answer.
+SECONDS_TO_CUT_OFF = 2
+
+
+def serve(config: ServerConfig, engine_loader: EngineLoader, stages: Stages | None = None) -> int:
     """Until a signal or a failed start. Returns the exit status: 0 after a complete drain, 1 otherwise.
 
     Does not return, but ends the process with that status, when the compute thread was left in the middle of something:
-    the interpreter would wait for it, however long it took.
+    the interpreter would wait for it, however long it took. Raises ValueError for an address that cannot be had.
     """
-    app = create_app(config, engine_loader)
-    server = DrainingServer(
-        uvicorn.Config(
-            app,
-            host=config.host,
-            port=config.port,
-            root_path=config.root_path.rstrip("/"),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=SECONDS_TO_FLUSH,
-            timeout_keep_alive=SECONDS_IDLE,
-        ),
-        app.state.service,
-    )
-    server.run()
-    if server.force_exit or app.state.service.abandoned:
+    with _listen(config.host, config.port) as listener:
+        app = create_app(config, engine_loader, stages)
+        service: Service = app.state.service
+        service.address = _url(listener)
+        server = DrainingServer(
+            uvicorn.Config(
+                app,
+                root_path=config.root_path.rstrip("/"),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=SECONDS_TO_FLUSH,
+                timeout_keep_alive=SECONDS_IDLE,
+            ),
+            service,
+        )
+        logger.info("listening on %s; ready when /readyz says so", service.address)
+        server.run([listener])
+    logger.info("ends with status %d", server.exit_status)
+    if server.force_exit or service.abandoned:
         logging.shutdown()
         os._exit(server.exit_status)
     return server.exit_status
 
 
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket, before minutes go into loading a model for an address that somebody else has."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise ValueError(f"cannot listen on {host}, port {port}: {reason}; give another --port or --host") from error
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 class DrainingServer(uvicorn.Server):
-    """First signal: drain, then exit. Second signal: exit now."""
+    """First signal: drain, then exit. Second signal: exit now, and those who wait get a 503."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self.exit_status = EXIT_OK
         self._service = service
         self._told_to_end = asyncio.Event()
+        self._signals = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end_task: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        if self._signals:  # it came before there was a loop to tell
+            self._told_to_end.set()
         self._end_task = asyncio.create_task(self._end_in_order(), name="wait for the end")
         await super().startup(sockets)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.force_exit:
+            await self._cut_off()
+        await super().shutdown(sockets)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal handler: it only leaves word. uvicorn's own records the signal, to raise it again at the end."""
-        if self._loop is None or self._told_to_end.is_set():
+        self._signals += 1
+        if self._signals > 1:
             self.exit_status = EXIT_FAILED
             self.should_exit = self.force_exit = True
-            return
-        self._loop.call_soon_threadsafe(self._told_to_end.set)
+        elif self._loop is not None:
+            self._loop.call_soon_threadsafe(self._told_to_end.set)
+
+    async def _cut_off(self) -> None:
+        """Cancel every request; `middleware.boundary` answers those that have no answer yet."""
+        logger.warning("told to end a second time: what is under way gets a 503")
+        self._service.close_door()
+        requests = list(self.server_state.tasks)
+        for request in requests:
+            request.cancel()
+        if requests:
+            await asyncio.wait(requests, timeout=SECONDS_TO_CUT_OFF)
 
     async def _end_in_order(self) -> None:
         """Wait for word from outside, or of a failed load; let accepted work finish; end."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -42,6 +44,8 @@ logs.configure("info", "text")
 sys.exit(serve(make_config(port=0, drain_timeout={drain_timeout}), load))
 """
 BODY = {"groups": [{"prompt": [1, 2], "completions": [[3, 4], [5]]}]}
+RAW = json.dumps(BODY).encode()
+ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
 
 
 class Process:
@@ -54,7 +58,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+            env=ENV,
         )
         self.seen: list[str] = []
         self._lines: queue.Queue[str] = queue.Queue()
@@ -80,11 +84,9 @@ class Process:
                 return found
 
     def ready(self) -> httpx.Client:
-        url, ready = "", False
-        while not (url and ready):
-            found = self.wait_for(r"running on (http://\S+)|ready after")
-            url, ready = found[1] or url, ready or found[1] is None
-        return httpx.Client(base_url=url, timeout=PATIENCE)
+        return httpx.Client(
+            base_url=self.wait_for(r"ready after \S+ s: (http://\S+) takes requests")[1], timeout=PATIENCE
+        )
 
     def go_on(self) -> None:
         assert self.process.stdin is not None
@@ -150,23 +152,79 @@ def test_a_drain_that_takes_too_long_ends_with_1_and_the_client_is_told(started:
     assert started.status() == 1
 
 
-def test_a_second_signal_ends_at_once(started: Process) -> None:
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_at_once_and_who_waits_gets_a_503(started: Process, first: int, second: int) -> None:
     with started.ready() as client:
-        thread, _ = post_in_thread(client)
+        thread, answers = post_in_thread(client)
         started.wait_for("computing")
-        started.process.send_signal(signal.SIGINT)
-        started.wait_for("told to end")
-        started.process.send_signal(signal.SIGINT)
+        started.process.send_signal(first)
+        started.wait_for("told to end: new")
+        started.process.send_signal(second)
         assert started.status() == 1  # although the engine is still held
         thread.join()
+    assert [(a.status_code, a.json()["error"]["code"]) for a in answers] == [(503, "draining")]
+    assert answers[0].headers["retry-after"]
+
+
+def test_two_signals_in_one_breath_cut_nobody_off_without_a_word(started: Process) -> None:
+    with started.ready() as client:
+        thread, answers = post_in_thread(client)
+        started.wait_for("computing")
+        started.process.send_signal(signal.SIGTERM)
+        started.process.send_signal(signal.SIGTERM)
+        started.wait_for("told to end")
+        started.go_on()  # signals that arrive as one are one, and then this is answered
+        assert started.status() in (0, 1)
+        thread.join()
+    assert [a.status_code for a in answers] in ([200], [503])
 
 
 @pytest.mark.parametrize("started", [{"load": "hang"}], indirect=True)
 def test_a_server_that_still_loads_ends_at_once(started: Process) -> None:
-    started.wait_for("^loading|running on")  # one from stdout, one from stderr: in either order
-    started.wait_for("^loading|running on")
+    started.wait_for("^loading")
     started.process.send_signal(signal.SIGTERM)
     assert started.status() == 0
+
+
+@pytest.mark.parametrize("started", [{"load": "hang"}], indirect=True)
+def test_a_load_that_ends_while_the_server_does_opens_no_door(started: Process) -> None:
+    url = started.wait_for(r"listening on (http://\S+);")[1]
+    started.wait_for("^loading")
+    with socket.create_connection((url.rpartition("//")[2].split(":")[0], int(url.rpartition(":")[2]))) as upload:
+        head = (
+            f"POST /v1/logprobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(RAW)}\r\n"
+        )
+        upload.sendall(head.encode())  # a request that is not whole keeps the server from ending at once
+        started.process.send_signal(signal.SIGTERM)
+        started.wait_for("told to end")
+        started.go_on()
+        upload.sendall(b"\r\n" + RAW)
+        answer = upload.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b'"code":"draining"' in answer
+    assert b"etry-after: " in answer
+    assert started.status() == 0
+
+
+def test_an_address_that_is_taken_is_told_before_anything_loads() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code = PROGRAM.format(load="fail", drain_timeout=1).replace("port=0", f"port={port}")
+        done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True, timeout=PATIENCE)
+    assert f"cannot listen on 127.0.0.1, port {port}: Address already in use; give another --port" in done.stderr
+    assert "there is no such model" not in done.stderr
+
+
+def test_a_signal_while_torch_is_imported_ends_the_command_with_0() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        command = [sys.executable, "-m", "grpo_server", "--model", "./never-read", "--port", "0"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            assert "import" in process.stderr.readline()
+            process.send_signal(number)
+            assert process.wait(PATIENCE) == 0
+            assert "Traceback" not in process.stderr.read()
 
 
 @pytest.mark.parametrize("started", [{"load": "fail"}], indirect=True)

@@ -5,6 +5,7 @@ Torch is imported when `load_engine` is first asked for, so that the command lin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .config import EngineConfig
@@ -27,11 +28,14 @@ __all__ = [
 ]
 
 
-def load_engine(config: EngineConfig) -> TorchEngine | LeadingEngine:
-    """Load a reference, probe it, and return the engine that serves it. Raises OSError or ValueError with what to change."""
+def load_engine(config: EngineConfig, on_stage: Callable[[str], None] = lambda _: None) -> TorchEngine | LeadingEngine:
+    """Load a reference, probe it, and return the engine that serves it. Raises OSError or ValueError with what to change.
+
+    on_stage: called with "load", "probe" and "verify" as each begins, at later swaps too.
+    """
     from .engine import load_engine as load
 
-    return load(config)
+    return load(config, on_stage)
 
 
 def follow(config: EngineConfig) -> None:

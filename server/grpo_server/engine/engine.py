@@ -32,6 +32,7 @@ from .work import BatchScores, Hosted, OutOfMemory, Piece, PieceScores
 log = logging.getLogger(__name__)
 
 Head = Callable[..., HeadScores]  # `grpo_numerics.score_rows`, or the same over several processes
+OnStage = Callable[[str], None]  # told "load", "probe", "verify" as each begins, at a start and at a swap
 
 # scratch of the head and of the allocator, whatever the batch
 _FIXED_BYTES = 96 << 20
@@ -40,8 +41,11 @@ _FIXED_BYTES = 96 << 20
 class TorchEngine:
     """See `work.Engine` for the contract. `tokenizer` is None when the source has none."""
 
-    def __init__(self, config: EngineConfig, loaded: Loaded, head: Head = score_rows) -> None:
+    def __init__(
+        self, config: EngineConfig, loaded: Loaded, head: Head = score_rows, on_stage: OnStage = lambda _: None
+    ) -> None:
         self._config, self._head = config, head if config.batch_rows is None else in_whole_blocks(head)
+        self._on_stage = on_stage
         self._adopt(loaded, config.served_name or config.model, version=1)
 
     def _adopt(self, loaded: Loaded, name: str, version: int) -> None:
@@ -49,7 +53,9 @@ class TorchEngine:
         model = loaded.model
         parts = anatomy(model)
         max_length = min(parts.max_length, self._config.max_length or parts.max_length)
+        self._on_stage("probe")
         forward, bitwise = _choose(self._config, model, parts, max_length, self._head)
+        self._on_stage("verify")
         info = ReferenceInfo(
             model=name,
             fingerprint=fingerprint(model, loaded.tokenizer),
@@ -126,6 +132,7 @@ class TorchEngine:
     def swap(self, source: str, revision: str | None = None) -> ReferenceInfo:
         """Host another reference. The old one serves on if the new one cannot be loaded or fails its probe."""
         config = replace(self._config, model=source, revision=revision)
+        self._on_stage("load")
         self._adopt(load(config), config.served_name or source, self.info.version + 1)
         self._config = config
         return self.info
@@ -138,6 +145,7 @@ class TorchEngine:
         """
         if not 0.0 <= decay <= 1.0:
             raise ValueError(f"decay: must be in [0, 1], got {decay}")
+        self._on_stage("load")
         other = load(replace(self._config, model=source, revision=None))
         theirs, ours = other.model.state_dict(), self._model.state_dict()
         if {n: t.shape for n, t in theirs.items()} != {n: t.shape for n, t in ours.items()}:
@@ -155,23 +163,25 @@ class TorchEngine:
         del self._model, self._parts, self._forward
 
 
-def load_engine(config: EngineConfig) -> TorchEngine | LeadingEngine:
+def load_engine(config: EngineConfig, on_stage: OnStage = lambda _: None) -> TorchEngine | LeadingEngine:
     """Load, probe and return an engine. Raises OSError or ValueError with what to change."""
     if config.tensor_parallel:
         ranks = Ranks()
-        return LeadingEngine(load_shared(config, ranks), ranks)
+        return LeadingEngine(load_shared(config, ranks, on_stage), ranks)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    return TorchEngine(config, load(config))
+    on_stage("load")
+    return TorchEngine(config, load(config), on_stage=on_stage)
 
 
-def load_shared(config: EngineConfig, ranks: Ranks) -> TorchEngine:
+def load_shared(config: EngineConfig, ranks: Ranks, on_stage: OnStage = lambda _: None) -> TorchEngine:
     """This rank's slice of the engine. All ranks must call it."""
     if config.device_map:
         raise ValueError("device_map: not together with tensor_parallel; leave one of them out")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    return TorchEngine(config, load(config, ranks.size), ranks.score_rows)
+    on_stage("load")
+    return TorchEngine(config, load(config, ranks.size), ranks.score_rows, on_stage)
 
 
 def _choose(

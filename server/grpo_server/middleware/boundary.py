@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,6 +17,7 @@ from grpo_server.error_responses import SCOPE_ERROR_CODE, response_of
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.logs import loggable, request_id
 from grpo_server.observability import Metrics
+from grpo_server.scheduler.door import draining as refused_while_draining
 
 logger = logging.getLogger("grpo_server.access")
 
@@ -25,14 +28,20 @@ _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 UNROUTED = "unmatched"
 # Asked every few seconds by orchestrators: logged at debug level while they succeed.
 PROBES = frozenset({"/livez", "/readyz", "/health", "/health/", "/metrics"})
+# So long may it take to tell a client that its request is cut off by the end of the process.
+SECONDS_TO_SAY_SO = 1.0
 
 
 class Boundary:
-    """ASGI middleware; nothing that an inner layer raises gets past it."""
+    """ASGI middleware; nothing that an inner layer raises gets past it.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    draining: whether the process is about to end. A request that is cancelled then is answered with a 503.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, draining: Callable[[], bool] = lambda: False) -> None:
         self._app = app
         self._metrics = metrics
+        self._draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,6 +61,12 @@ class Boundary:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except asyncio.CancelledError:  # the process ends now; whoever still waits is told where to turn
+            if status is not None or not self._draining():
+                raise
+            refusal = refused_while_draining("the server stopped before this request was answered")
+            async with asyncio.timeout(SECONDS_TO_SAY_SO):
+                await response_of(scope, refusal)(scope, receive, send_with_id)
         except ServiceError as error:
             await response_of(scope, error)(scope, receive, send_with_id)
         except Exception:  # the last line: a bug becomes a 500 with an id to look for, and the process lives on

@@ -21,6 +21,8 @@ class Door:
         self.draining = False
         self._empty = asyncio.Event()
         self._empty.set()
+        self._swapped = asyncio.Event()
+        self._swapped.set()
 
     def refuse_if_closed(self) -> None:
         """Raises ServiceError (503 with Retry-After) while draining or swapping."""
@@ -43,20 +45,26 @@ class Door:
 
     @asynccontextmanager
     async def closed_for_swap(self) -> AsyncIterator[None]:
-        """Inside, nothing else is under way. Raises ServiceError (503) when it is closed already."""
+        """Inside, nothing else is under way. Raises ServiceError (503) when it is closed already, or for good meanwhile."""
         self.refuse_if_closed()
         self.swapping = True
+        self._swapped.clear()
         try:
             await self._empty.wait()
+            if self.draining:
+                self.refuse_if_closed()
             yield
         finally:
             self.swapping = False
+            self._swapped.set()
 
     async def closed_for_good(self, timeout: float | None) -> bool:
-        """True once nothing is under way, False when that takes longer than timeout seconds."""
+        """True once nothing is under way, no swap either; False when that takes longer than timeout seconds."""
         self.draining = True
         try:
-            await asyncio.wait_for(self._empty.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._empty.wait()
+                await self._swapped.wait()
         except TimeoutError:
             return False
         return True
