@@ -50,15 +50,81 @@ def test_what_is_wrong_is_named(override: str, says: str) -> None:
         load_config(EXAMPLE, ["trainer.steps=3", override] if override.count(".") > 1 else [override])
 
 
-def test_files_that_are_no_configuration(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no configuration file"):
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty: it must hold sections"),
+        (b"# nothing\n", "is empty"),
+        (b"- 1\n", "must hold sections .* not a list"),
+        (b"just words\n", "not a str"),
+        (b"a: [1\n", "is not valid YAML, line 2, column 1: expected ',' or ']'"),
+        (b"trainer:\n\tsteps: 1\n", "line 2, column 1: .*indent with spaces"),
+        (b"task: {name: a}\ntrainer: {steps: 1}\ntask: {name: b}\n", "line 3, column 1: the key task is there twice"),
+        (b"trainer:\n  steps: 1\n  steps: 2\n", "line 3, column 3: the key steps is there twice"),
+        (b"a: 1\n---\nb: 1\n", "not valid YAML, line 2"),
+        (b"task: {name: *nowhere}\n", "found undefined alias$"),
+        (b"task: !!python/object:os.system {}\n", "could not determine a constructor for the tag$"),
+        (b"trainer: {seed: 2024-99-99}\n", "not valid YAML: ValueError"),
+        (b"[" * 5000, "not valid YAML: RecursionError"),
+        (b"a: \x00\n", "a character is not allowed, position 3"),
+        (b"task: {name: \xe9}\n", "is not UTF-8: byte 13 is 0xe9"),
+        ("task: {name: basic}\n".encode("utf-16"), "is not UTF-8"),
+        (b"1: 2\ntask: {name: a}\n", "1: "),
+    ],
+)
+def test_files_that_are_no_configuration(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=says):
+        load_config(path)
+
+
+def test_paths_that_are_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no configuration file at"):
         load_config(tmp_path / "missing.yaml")
-    (tmp_path / "list.yaml").write_text("- 1\n")
-    with pytest.raises(ConfigError, match="must hold sections"):
-        load_config(tmp_path / "list.yaml")
-    (tmp_path / "broken.yaml").write_text("a: [1\n")
-    with pytest.raises(ConfigError, match="not valid YAML"):
-        load_config(tmp_path / "broken.yaml")
+    with pytest.raises(ConfigError, match="cannot be read as a configuration file: Is a directory"):
+        load_config(tmp_path)
+
+
+def test_a_byte_order_mark_and_headings_without_fields(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("\ufefftask: {name: basic_arithmetic}\noptimizer:\n  # lr: 1\nlora:\n", encoding="utf-8")
+    config = load_config(path, ["optimizer.lr=3e-6"], values={"trainer.output": "a: b [c]"})
+    assert config.optimizer.lr == 3e-6
+    assert config.lora is None
+    assert config.trainer.output == Path("a: b [c]")  # a value is no YAML
+
+
+KEY = "sk5planted7secret"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["reference.urls=localhost:8009"], "reference.urls: Value error, must look like .*mean http://localhost:8009"),
+        (["reference.urls=[]"], "reference.urls: Value error, is empty"),
+        (["reference.urls=http://host:99999"], "must look like http://localhost:8000"),
+        (["reference.urls=ftp://host"], "must look like http://localhost:8000, got 'ftp://host'"),
+        ([f"reference.urls=http://me:{KEY}@host"], "must not hold a user or password"),
+        ([f"reference.urls=me:{KEY}@host"], "must not hold a user or password"),
+        ([f"reference.urls=http://host?key={KEY}"], "must end before the"),
+        ([f"reference.api_key={KEY} {KEY}"], "reference.api_key: Value error, a key is made of visible ASCII"),
+        ([f"reference.api_key={KEY}\u00e9"], "a key is made of visible ASCII"),
+        ([f"reference.api_key=[{KEY}]"], "reference.api_key: Input should be a valid string"),
+        ([f"reference.api_kye={KEY}"], "did you mean api_key"),
+        ([f"reference.api_key:{KEY}"], "--set reference.api_key: write section.field=value"),
+        ([f"reference.api_key={KEY}: {KEY}: x"], "--set reference.api_key: the value is not valid YAML"),
+        ([f"rollout.api_key_env=x-{KEY}"], "is the name of an environment variable"),
+        ([f"rollout.base_url=http://me:{KEY}@host"], "name its variable in api_key_env"),
+    ],
+)
+def test_an_error_names_the_field_and_keeps_the_secret(overrides: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        load_config(EXAMPLE, overrides)
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert KEY not in str(error)
+        error = error.__cause__
 
 
 def test_it_is_frozen() -> None:

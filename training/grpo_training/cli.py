@@ -3,8 +3,8 @@
     grpo-train --config examples/arithmetic.yaml --set optimizer.lr=1e-5 --output runs/mine
     grpo-train --config examples/arithmetic.yaml --output runs/mine --resume
 
-Ends with status 0 when the run is done, 2 when it was told something impossible, 1 when the reference or a checkpoint
-failed it.
+Ends with status 0 when the run is done, 2 when it was told something impossible, 1 when the reference, a rollout server, a
+checkpoint or the disk failed it. Errors and the log go to stderr.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from grpo_client import GrpoClientError
-from grpo_client.demo_model import DemoModelMissing
 from grpo_client.version import package_version
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from grpo_training.config import CheckpointError, ConfigError, RolloutError, TrainConfig, load_config
+from grpo_training.config import TrainConfig, load_config
+from grpo_training.ending import explained
+from grpo_training.redaction import ScrubbingFilter
 
 # Figures of the summary that the terminal shows at the end.
 _SHOWN = ("reward_first", "reward_last", "reward_gain", "correct_last", "kl_last", "kl_max", "step_s_median")
@@ -54,35 +54,23 @@ def run(
     ] = False,
 ) -> None:
     """Train a policy with GRPO against a frozen reference that a grpo-server holds."""
-    console = Console()
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(name)s: %(message)s",
-        handlers=[RichHandler(console=console, show_path=False)],
-    )
-    shortcuts: dict[str, Any] = {"trainer.output": output, "trainer.steps": steps, "trainer.seed": seed}
-    overrides = [*(set_ or []), *(f"{name}={value}" for name, value in shortcuts.items() if value is not None)]
-    if reference_url:
-        overrides.append(f"reference.urls=[{', '.join(reference_url)}]")
-    try:
-        settings = load_config(config, overrides)
+    console, errors = Console(), Console(stderr=True)
+    show_log(errors, verbose=verbose)
+    given: dict[str, Any] = {"trainer.output": output, "trainer.steps": steps, "trainer.seed": seed}
+    given["reference.urls"] = tuple(reference_url) if reference_url else None
+    with explained(errors):
+        settings = load_config(config, set_ or (), values={k: v for k, v in given.items() if v is not None})
+    with explained(errors, settings):
         run_with_display(settings, console, resume=resume, overwrite=overwrite)
-    except (ConfigError, DemoModelMissing) as error:
-        console.print(f"[red]cannot start:[/red] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from error
-    except CheckpointError as error:
-        console.print(f"[red]cannot resume:[/red] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
-    except RolloutError as error:
-        console.print(f"[red]cannot sample:[/red] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
-    except GrpoClientError as error:
-        console.print(
-            f"[red]the reference failed:[/red] {error}\nwhen it is back, --resume goes on from the last checkpoint",
-            highlight=False,
-            soft_wrap=True,
-        )
-        raise typer.Exit(1) from error
+
+
+def show_log(console: Console, *, verbose: bool) -> None:
+    """Warnings of all, and what takes its time; with `verbose` everything that is decided on the way. No secret shows."""
+    handler = RichHandler(console=console, show_path=False)
+    handler.addFilter(ScrubbingFilter())
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(name)s: %(message)s", handlers=[handler])
+    logging.getLogger("grpo_training.loop").setLevel(logging.INFO)
 
 
 def run_with_display(
@@ -107,7 +95,7 @@ def run_with_display(
     for name in _SHOWN:
         table.add_row(name.replace("_", " "), f"{summary[name]:.4g}")
     console.print(table)
-    console.print(f"report: {config.trainer.output / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"report: {config.trainer.output / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
     return summary
 
 

@@ -7,7 +7,6 @@ examples/arithmetic.yaml; nothing in here is a mock.
 
 from __future__ import annotations
 
-import logging
 import signal
 import socket
 import subprocess
@@ -21,9 +20,12 @@ import typer
 from grpo_client import ConnectionFailed, DeadlineExceeded, ReferenceClient, ScoreResult, Unavailable
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from grpo_training.cli import run_with_display
-from grpo_training.config import ConfigError, load_config
+from grpo_training.cli import run_with_display, show_log
+from grpo_training.config import load_config
+from grpo_training.disk import check_writable
+from grpo_training.ending import explained
 
 _START_S = 600.0  # unpacking the demo model for the first time takes a while on a slow disk
 _STOP_S = 30.0
@@ -132,18 +134,19 @@ def demo(
     seed: Annotated[int, typer.Option(help="Another seed, another run.")] = 0,
 ) -> None:
     """Start a reference server, score real sentences, train against it, write a report."""
-    console = Console()
-    logging.basicConfig(level=logging.WARNING)
-    overrides = [f"trainer.output={output}", f"trainer.seed={seed}", f"trainer.steps={steps}"]
+    console, errors = Console(), Console(stderr=True)
+    show_log(errors, verbose=False)
+    told = {"trainer.output": output, "trainer.seed": seed, "trainer.steps": steps}
     try:
-        settings = load_config(config, overrides)
-        output.mkdir(parents=True, exist_ok=True)
-        with reference_server(settings.model.name, output / "server.log", console) as url:
-            show_scores(url, console)
-            here = settings.reference.model_copy(update={"urls": (url,)})
-            run_with_display(settings.model_copy(update={"reference": here}), console, overwrite=True)
-    except (ConfigError, ServerDied) as error:
-        console.print(f"[red]{error}[/red]", highlight=False, soft_wrap=True)
+        with explained(errors):
+            settings = load_config(config, values=told)
+            check_writable(output)
+            with reference_server(settings.model.name, output / "server.log", console) as url:
+                show_scores(url, console)
+                here = settings.reference.model_copy(update={"urls": (url,)})
+                run_with_display(settings.model_copy(update={"reference": here}), console, overwrite=True)
+    except ServerDied as error:
+        errors.print(Text(str(error), "red"), soft_wrap=True)
         raise typer.Exit(1) from error
 
 

@@ -71,7 +71,7 @@ class Display:
         self._progress.update(self._bar, total=config.trainer.steps, completed=first_step)
         asked = f"against {reference} at {', '.join(config.reference.urls)}" if reference else "without a reference"
         go_on = f", going on at step {first_step}" if first_step else ""
-        self._console.print(f"training {config.model.name} {asked}{go_on}", highlight=False)
+        self._console.print(f"training {config.model.name} {asked}{go_on}", highlight=False, markup=False)
 
     def stepped(self, step: int, report: StepReport) -> None:
         for name, values in self._history.items():
@@ -85,14 +85,14 @@ class Display:
                 for name, heading, form in _ROWS
                 if name in report.figures
             )
-            self._console.print(f"step {step + 1:4d}  {shown}", highlight=False, soft_wrap=True)
+            self._console.print(f"step {step + 1:4d}  {shown}", highlight=False, markup=False, soft_wrap=True)
 
     def evaluated(self, done: int, figures: dict[str, float]) -> None:
         shown = "  ".join(f"{name.removeprefix('eval/')} {v:.3f}" for name, v in figures.items() if "eval/" in name)
-        self._console.print(f"evaluation after step {done}  {shown}", highlight=False, soft_wrap=True)
+        self._console.print(f"evaluation after step {done}  {shown}", highlight=False, markup=False, soft_wrap=True)
 
     def saved(self, path: Path) -> None:
-        self._console.print(f"checkpoint {path}", highlight=False, soft_wrap=True)
+        self._console.print(f"checkpoint {path}", highlight=False, markup=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
         table = Table(box=None, padding=(0, 2), header_style="dim")

@@ -77,7 +77,7 @@ class Reference:
         self._normalizer: Normalizer = normalizer
         self._client = ReferenceClient(
             config.urls,
-            api_key=config.api_key,
+            api_key=config.api_key.get_secret_value() if config.api_key else None,
             timeout=config.timeout,
             max_wait=config.max_wait,
             fingerprint=(fingerprint or "first") if config.pin else None,

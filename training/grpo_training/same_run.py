@@ -13,6 +13,7 @@ _MAY_CHANGE = (
     "trainer.steps", "trainer.output", "trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.tensorboard",
     "trainer.save_model", "model.threads", "model.device", "model.gradient_checkpointing",
     "rollout.base_url", "rollout.api_key_env", "rollout.timeout", "rollout.max_wait", "rollout.concurrency",
+    "rollout.sync_command",
 )  # fmt: skip
 
 
@@ -24,6 +25,16 @@ def check_same_run(then: dict[str, Any], now: TrainConfig) -> None:
         raise CheckpointError(
             f"the checkpoint is of a run with other settings: {', '.join(changed)}. "
             f"Take those of its config.json, or start a new run in another trainer.output"
+        )
+
+
+def check_same_data(then: dict[str, str] | None, now: dict[str, str]) -> None:
+    """Fingerprints of the entries by task. Raises CheckpointError naming the tasks that would be asked something else."""
+    changed = [name for name in now if then is not None and then.get(name) != now[name]]
+    if changed:
+        raise CheckpointError(
+            f"the data has changed since the checkpoint was written: {', '.join(changed)} (file, or version of reasoning-gym). "
+            f"Put the old data back, or start a new run in another trainer.output"
         )
 
 

@@ -8,7 +8,7 @@ An unknown field is refused with the name it was probably meant to be. Nothing h
 from __future__ import annotations
 
 from .data import EvalConfig, RolloutConfig, TaskConfig
-from .errors import CheckpointError, ConfigError, RolloutError
+from .errors import CheckpointError, ConfigError, OutputError, RolloutError
 from .learning import (
     CollapseConfig,
     Correction,
@@ -20,7 +20,8 @@ from .learning import (
     OrthoGradConfig,
 )
 from .model import LoraConfig, ModelConfig, ReferenceConfig
-from .run import DistributedConfig, TrainConfig, TrainerConfig, load_config
+from .reading import load_config
+from .run import DistributedConfig, TrainConfig, TrainerConfig
 
 __all__ = [
     "CheckpointError",
@@ -37,6 +38,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "OrthoGradConfig",
+    "OutputError",
     "ReferenceConfig",
     "RolloutConfig",
     "RolloutError",

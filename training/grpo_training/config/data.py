@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
-from .section import Section
+from grpo_training.redaction import redacted_command
+
+from .section import Section, base_url
 
 
 class TaskConfig(Section):
@@ -85,12 +86,18 @@ class RolloutConfig(Section):
     def _base_without_route(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ValueError(f"must look like http://localhost:8000, got {value!r}")
-        if parts.username or parts.password:
-            raise ValueError("must not hold a password, which logs would show; name its variable in api_key_env")
-        return value.rstrip("/").removesuffix("/v1")
+        return base_url(value, key="name its variable in api_key_env").removesuffix("/v1")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _name_of_a_variable(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+            raise ValueError("is the name of an environment variable, such as OPENAI_API_KEY, and not the key itself")
+        return value
+
+    @field_serializer("sync_command", when_used="json")
+    def _command_without_secrets(self, value: tuple[str, ...]) -> list[str]:
+        return redacted_command(value)
 
     @model_validator(mode="after")
     def _whole_backend(self) -> Self:

@@ -13,3 +13,7 @@ class CheckpointError(RuntimeError):
 
 class RolloutError(RuntimeError):
     """The rollout server failed, or what it answers cannot be trained on; the message says why and what to do."""
+
+
+class OutputError(RuntimeError):
+    """What a run makes cannot be written: the disk is full or read-only; the message says where and why."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_serializer, field_validator
 
-from .section import Section
+from .section import Section, base_url, printable_key
 
 
 class ModelConfig(Section):
@@ -50,8 +50,8 @@ class ReferenceConfig(Section):
 
     urls: tuple[str, ...] = ("http://127.0.0.1:8000",)
     """One or several base URLs; the least busy is asked first."""
-    api_key: str | None = None
-    """Sent as a bearer token, when the server wants one."""
+    api_key: SecretStr | None = None
+    """Sent as a bearer token, when the server wants one; None: the environment's GRPO_API_KEY. Written nowhere."""
     timeout: float = Field(default=300.0, gt=0)
     """Seconds without a byte before a try counts as lost."""
     max_wait: float = Field(default=900.0, ge=0)
@@ -64,3 +64,20 @@ class ReferenceConfig(Section):
     @classmethod
     def _one_url_is_a_list_of_one(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("urls")
+    @classmethod
+    def _checked_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("is empty: give at least one URL, such as http://localhost:8000")
+        return tuple(base_url(url, key="give it as api_key, or in GRPO_API_KEY") for url in value)
+
+    @field_validator("api_key")
+    @classmethod
+    def _checked_key(cls, value: SecretStr | None) -> SecretStr | None:
+        key = "" if value is None else printable_key(value.get_secret_value())
+        return SecretStr(key) if key else None
+
+    @field_serializer("api_key", when_used="json")
+    def _no_key(self, value: SecretStr | None) -> None:
+        """None, and not asterisks: a config.json can be trained from again, with the key in the environment."""

@@ -1,17 +1,13 @@
-"""The whole of a run, and how it is read."""
+"""The whole of a run."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from .data import EvalConfig, RolloutConfig, TaskConfig
-from .errors import ConfigError
 from .learning import CollapseConfig, LossConfig, OptimizerConfig
 from .model import LoraConfig, ModelConfig, ReferenceConfig
 from .section import Section
@@ -82,64 +78,3 @@ class TrainConfig(Section):
                 "rollout.group_size=1 leaves every advantage at 0: sample at least 2, or set loss.scale_advantages=batch"
             )
         return self
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read YAML, apply `section.field=value` overrides (values in YAML's own notation), check everything.
-
-    Raises ConfigError, naming every field that is wrong.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError(f"no configuration file at {path}") from error
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold sections (model:, task:, ...), not a {type(values).__name__}")
-    for override in overrides:
-        _apply(values, override)
-    try:
-        return TrainConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error))) from error
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Set one `a.b.c=value` in nested dictionaries."""
-    name, equals, text = override.partition("=")
-    keys = name.strip().split(".")
-    if not equals or not all(keys):
-        raise ConfigError(f"--set {override}: write section.field=value, such as optimizer.lr=1e-5")
-    for key in keys[:-1]:
-        inner = values.setdefault(key, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(f"--set {override}: {key} is a single value and has no field {keys[-1]}")
-        values = inner
-    values[keys[-1]] = yaml.safe_load(text)
-
-
-def _explain(error: ValidationError) -> Iterator[str]:
-    """One line for each fault: the field's path, what is wrong, and for an unknown field the nearest known one."""
-    for fault in error.errors():
-        where = ".".join(str(part) for part in fault["loc"]) or "configuration"
-        if fault["type"] == "extra_forbidden":
-            known = _fields_at(fault["loc"][:-1])
-            near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-            yield f"{where}: there is no such field; {hint}"
-        else:
-            yield f"{where}: {fault['msg']}"
-
-
-def _fields_at(location: Sequence[int | str]) -> list[str]:
-    section: type[BaseModel] = TrainConfig
-    for key in location:
-        if str(key) not in section.model_fields:
-            continue  # a name that the user chose, as in eval.tasks
-        annotation = section.model_fields[str(key)].annotation
-        candidates = [annotation, *get_args(annotation)]
-        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return list(section.model_fields)
