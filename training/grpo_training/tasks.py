@@ -1,30 +1,29 @@
 """What the policy is asked and how its answers are judged: verifiable rewards, no reward model.
 
 A task is an endless, shuffled walk over a dataset: the problems of step n follow from (seed, n) alone, so nothing has
-to be remembered for a resume. Sources are reasoning-gym's procedural datasets and JSON lines; judges are the dataset's
-own scorer or a Python function.
+to be remembered for a resume. Where entries come from is in `entries`, how they become text in `templates`; judges are the
+dataset's own scorer or a Python function.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
-import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-import reasoning_gym
-from reasoning_gym.dataset import ProceduralDataset
-from reasoning_gym.factory import DATASETS
 from transformers import PreTrainedTokenizerBase
 
 from grpo_training.config import ConfigError, TaskConfig
+from grpo_training.entries import Entry, Source, open_source
+from grpo_training.templates import Template
 
-Entry = Mapping[str, Any]
+_SLACK = 8  # tokens beyond a text's bytes that a tokenizer may make of it: BOS, a space put in front
 Scorer = Callable[[str | None, Entry], float]
 
 
@@ -50,14 +49,27 @@ class Task:
     """Problems by step, and the judge of their answers."""
 
     def __init__(
-        self, config: TaskConfig, tokenizer: PreTrainedTokenizerBase, *, max_prompt_tokens: int = 1024
+        self,
+        config: TaskConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_prompt_tokens: int = 1024,
+        seed: int = 0,
     ) -> None:
+        """seed: of a reasoning-gym dataset whose kwargs name none. Raises ConfigError naming what cannot be used, and where."""
         self._config = config
         self._tokenizer = tokenizer
         self._max_prompt_tokens = max_prompt_tokens
-        self._entries, self._scorer = _source(config)
+        self._template = Template(config.template)
+        source = open_source(config, seed=seed)
+        self._entries, self._places = source.entries, source.places
+        self.fingerprint = source.fingerprint
+        """Of the entries: a resumed run must be asked the same ones."""
+        self._scorer = _scorer(source)
         self._reward = _reward(config.reward, self._scorer)
         self._pattern = None if config.answer_pattern is None else _compile(config.answer_pattern)
+        if source.dataset is None:
+            self._check_all()
 
     def __len__(self) -> int:
         """Entries in the dataset; a run that needs more walks over it again in another order."""
@@ -72,15 +84,18 @@ class Task:
             epoch, place = divmod(position, size)
             if epoch not in orders:
                 orders[epoch] = np.random.default_rng((seed, epoch)).permutation(size)
-            chosen.append(self._ask(self._entries[int(orders[epoch][place])]))
+            chosen.append(self._ask(int(orders[epoch][place])))
         return chosen
 
     def judge(self, problem: Problem, completion: str) -> Judged:
-        """Reward a completion's text (special tokens already removed)."""
+        """Reward a completion's text (special tokens already removed).
+
+        Judges get a copy of the entry each: what they do to it reaches no later prompt and no other completion.
+        """
         answer = self._find_answer(completion)
         return Judged(
-            reward=float(self._reward(answer, problem.entry)),
-            correct=float(self._scorer(answer, problem.entry)) >= 1.0,
+            reward=float(self._reward(answer, copy.deepcopy(problem.entry))),
+            correct=float(self._scorer(answer, copy.deepcopy(problem.entry))) >= 1.0,
             answer=answer,
         )
 
@@ -93,78 +108,49 @@ class Task:
         match = matches[0 if self._config.answer_match == "first" else -1]
         return match.group(1 if self._pattern.groups else 0)
 
-    def _ask(self, entry: Entry) -> Problem:
-        fields = {**entry.get("metadata", {}), **entry}
-        try:
-            question = self._config.template.format(**fields)
-        except KeyError as error:
-            raise ConfigError(f"task.template names {error}, but an entry has only: {', '.join(fields)}") from error
-        if self._config.chat:
-            turns = [{"role": "user", "content": question}]
-            if self._config.system is not None:
-                turns.insert(0, {"role": "system", "content": self._config.system})
-            text = str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        else:
-            text = question
-        # The chat template has written its own special tokens; a plain prompt gets what the tokenizer adds.
-        ids = list(self._tokenizer(text, add_special_tokens=not self._config.chat)["input_ids"])
+    def _ask(self, index: int) -> Problem:
+        entry, where = self._entries[index], self._places[index]
+        text = self._prompt(self._template.render(entry, where))
+        ids = self._ids(text)
         if not 0 < len(ids) <= self._max_prompt_tokens:
             raise ConfigError(
-                f"a prompt has {len(ids)} tokens, allowed are 1 to {self._max_prompt_tokens} "
+                f"{where}: a prompt has {len(ids)} tokens, allowed are 1 to {self._max_prompt_tokens} "
                 f"(rollout.max_prompt_tokens): {text[:80]!r}"
             )
         return Problem(entry, text, ids)
 
+    def _prompt(self, question: str) -> str:
+        if not self._config.chat:
+            return question
+        turns = [{"role": "user", "content": question}]
+        if self._config.system is not None:
+            turns.insert(0, {"role": "system", "content": self._config.system})
+        return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
-def _source(config: TaskConfig) -> tuple[Sequence[Entry], Scorer]:
-    if config.file is not None:
-        return _read_lines(config.file), _same_text
-    assert config.name is not None
-    if config.name not in DATASETS:
-        raise ConfigError(
-            f"task.name: reasoning-gym has no dataset {config.name!r}; it has: {', '.join(sorted(DATASETS))}"
-        )
-    try:
-        dataset = reasoning_gym.create_dataset(config.name, **config.kwargs)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"task.kwargs: reasoning-gym refuses them for {config.name}: {error}") from error
-    return _Entries(dataset), lambda answer, entry: float(dataset.score_answer(answer, dict(entry)))
+    def _ids(self, text: str) -> list[int]:
+        # The chat template has written its own special tokens; a plain prompt gets what the tokenizer adds.
+        return list(self._tokenizer(text, add_special_tokens=not self._config.chat)["input_ids"])
 
-
-class _Entries(Sequence[Entry]):
-    """A reasoning-gym dataset makes its entries when they are asked for; this gives it a sequence's type."""
-
-    def __init__(self, dataset: ProceduralDataset) -> None:
-        self._dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._dataset[index]
+    def _check_all(self) -> None:
+        """A row that cannot be asked ends the run before it begins, and not in an hour."""
+        room = self._max_prompt_tokens - _SLACK - (len(self._ids(self._prompt("."))) if self._config.chat else 0)
+        for index, (entry, where) in enumerate(zip(self._entries, self._places, strict=True)):
+            # A tokenizer makes at most one token of a byte, so only long texts need to be tokenized to be sure.
+            if len(self._template.render(entry, where).encode()) > room:
+                self._ask(index)
 
 
-def _read_lines(path: Path) -> list[Entry]:
-    if not path.is_file():
-        raise ConfigError(f"task.file: no file at {path}")
-    entries: list[Entry] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"task.file: {path} line {number} is not JSON: {error}") from error
-        if not isinstance(entry, dict) or not {"question", "answer"} <= entry.keys():
-            raise ConfigError(f"task.file: {path} line {number} needs the keys question and answer")
-        entries.append(entry)
-    if not entries:
-        raise ConfigError(f"task.file: {path} holds no entries")
-    return entries
+def _scorer(source: Source) -> Scorer:
+    dataset = source.dataset
+    if dataset is None:
+        return _same_text
+    return lambda answer, entry: float(dataset.score_answer(answer, dict(entry)))
 
 
 def _same_text(answer: str | None, entry: Entry) -> float:
-    return float(answer is not None and answer.strip() == str(entry["answer"]).strip())
+    right = entry["answer"]
+    comparable = isinstance(right, str | int | float) and not isinstance(right, bool)
+    return float(answer is not None and comparable and answer.strip() == str(right).strip())
 
 
 def _reward(name: str, scorer: Scorer) -> Scorer:
