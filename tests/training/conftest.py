@@ -128,7 +128,7 @@ class TinyReference:
     """A reference server on a free port, scoring one row at a time with a plain forward; stops and starts again.
 
     before_answer is called ahead of each scoring answer with the number of those before it; whoever sets it may stop
-    the server there, which drops that answer.
+    the server there, which drops that answer. refuses: the status that every request gets in place of an answer.
     """
 
     def __init__(self, model: PreTrainedModel, name: str = "tiny") -> None:
@@ -144,6 +144,7 @@ class TinyReference:
         )
         self.requests: list[ScoreRequest] = []
         self.before_answer: Callable[[int], bool] = lambda _: True
+        self.refuses: int | None = None
         self._server: ThreadingHTTPServer | None = None
         self.port = 0
         self.start()
@@ -191,6 +192,10 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        if self.reference.refuses is not None:
+            body = json.dumps({"error": {"message": "not you, not here"}}).encode()
+            self._answer(body, MEDIA_JSON, self.reference.refuses)
+            return
         body = b"{}" if self.path == "/readyz" else self.reference.info.model_dump_json().encode()
         self._answer(body, MEDIA_JSON)
 
@@ -203,8 +208,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.close_connection = True  # the answer is lost on the way
 
-    def _answer(self, body: bytes, media: str) -> None:
-        self.send_response(200)
+    def _answer(self, body: bytes, media: str, status: int = 200) -> None:
+        self.send_response(status)
         self.send_header("Content-Type", media)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Connection", "close")

@@ -13,7 +13,6 @@ any number of them goes on from it.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_training.config import CheckpointError
+from grpo_training.disk import whole_directory
 from grpo_training.sharding import cut_like, whole
 from grpo_training.weights import gathered, read_into, write
 
@@ -38,12 +38,14 @@ class TrainerState:
     """What a run must know to go on, beside model and optimizer.
 
     step: steps done. fingerprint: of the reference that they were measured against, None when none was asked.
-    config: the run's configuration, as JSON values.
+    config: the run's configuration, as JSON values. data: fingerprints of what is asked, by task; None in a checkpoint that
+    does not say.
     """
 
     step: int
     fingerprint: str | None
     config: dict[str, Any]
+    data: dict[str, str] | None = None
 
 
 class Checkpoints:
@@ -68,28 +70,23 @@ class Checkpoints:
         optimizer, scheduler: their `state_dict()`s. With sharded weights every process must call it.
         """
         final = self.directory / f"step-{state.step:06d}"
-        draft = self.directory / f"{final.name}.partial"
         weights = gathered(model)
         tensors: dict[str, Tensor] = {}
         values = {
             "step": state.step,
             "fingerprint": state.fingerprint,
             "config": state.config,
+            "data": state.data,
             "optimizer": _take_out_tensors(optimizer, "optimizer", tensors),
             "scheduler": _take_out_tensors(scheduler, "scheduler", tensors),
         }
         if not self._writes:
             return final
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        write(model, draft, weights)
-        tokenizer.save_pretrained(draft)
-        save_file(tensors, draft / "optimizer.safetensors")
-        (draft / "state.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
-        _flush(draft)
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(draft, final)
+        with whole_directory(final) as draft:
+            write(model, draft, weights)
+            tokenizer.save_pretrained(draft)
+            save_file(tensors, draft / "optimizer.safetensors")
+            (draft / "state.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
         for old in self.all()[: -self._keep]:
             shutil.rmtree(old)
         return final
@@ -100,6 +97,12 @@ class Checkpoints:
             return []
         found = [(int(match[1]), path) for path in self.directory.iterdir() if (match := _NAME.fullmatch(path.name))]
         return [path for _, path in sorted(found)]
+
+    def forget(self) -> None:
+        """Remove them all, and what a kill has left of one: a run that begins here anew must not be taken up from them."""
+        if self._writes and self.directory.is_dir():
+            for path in self.directory.glob("step-*"):
+                shutil.rmtree(path)
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint, or None."""
@@ -118,7 +121,7 @@ def load_checkpoint(
         raise CheckpointError(f"{path} is not a complete checkpoint: {error.filename} is missing") from error
     optimizer.load_state_dict(_cut_states(_put_in_tensors(values["optimizer"], tensors), optimizer))
     scheduler.load_state_dict(_put_in_tensors(values["scheduler"], tensors))
-    return TrainerState(values["step"], values["fingerprint"], values["config"])
+    return TrainerState(values["step"], values["fingerprint"], values["config"], values.get("data"))
 
 
 def _cut_states(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -161,10 +164,3 @@ def _put_in_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     if kind == "pairs":
         return {k: _put_in_tensors(v, tensors) for k, v in items}
     return (tuple if kind == "tuple" else list)(_put_in_tensors(v, tensors) for v in items)
-
-
-def _flush(directory: Path) -> None:
-    """Force the files to disk before the rename that declares them complete."""
-    for path in directory.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())

@@ -69,13 +69,18 @@ class Evaluator:
         self._problems: dict[str, tuple[Task, list[Problem]]] = {}
         options = config.eval
         for name, source in tasks.items():
-            task = Task(source, loaded.tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens)
+            task = Task(source, loaded.tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens, seed=options.seed)
             if len(task) < options.prompts:
                 raise ConfigError(
                     f"eval.prompts={options.prompts}, but {name} has only {len(task)} questions: ask for fewer, or give "
                     f"the dataset a larger size"
                 )
             self._problems[name] = task, task.problems(0, options.prompts, options.seed)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the entries of each task."""
+        return {name: task.fingerprint for name, (task, _) in self._problems.items()}
 
     def figures(self) -> dict[str, float]:
         """Of each task `eval/<name>/reward`, `correct`, `length` (tokens) and `ended` (share); and `time/eval_s`."""
@@ -122,6 +127,7 @@ class Evaluator:
                     eos_ids=self._loaded.eos_ids,
                     seed=seed,
                     normalizer=self._config.loss.normalizer,
+                    vocab_size=self._policy.vocab_size,
                 )
             )
 

@@ -12,16 +12,18 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from transformers import get_scheduler
 
-from grpo_training import lora, orthograd, weights
+from grpo_training import adapters, lora, orthograd, weights
+from grpo_training.beginning import check_output, shared_vocabulary
 from grpo_training.checkpoint import Checkpoints, TrainerState, load_checkpoint
 from grpo_training.config import ConfigError, TrainConfig
+from grpo_training.disk import disk_faults
 from grpo_training.distributed import World
 from grpo_training.evaluation import EvaluationLog, Evaluator, held_out_tasks
 from grpo_training.metrics import JsonLines, TensorBoard
@@ -30,7 +32,7 @@ from grpo_training.plots import write_report
 from grpo_training.policy import Policy
 from grpo_training.recompute import recompute_layers
 from grpo_training.reference import Reference
-from grpo_training.same_run import check_same_run
+from grpo_training.same_run import check_same_data, check_same_run
 from grpo_training.sampling import open_sampler
 from grpo_training.step import Parts, StepReport, grpo_step
 from grpo_training.tasks import Task
@@ -61,10 +63,12 @@ def train(
 
     resume: go on from the newest checkpoint in the output directory, or start when there is none. overwrite: start
     anew in a directory that holds a run. Raises ConfigError, CheckpointError, or the client's errors when the
-    reference stays away for longer than `reference.max_wait` or is another one, RolloutError when a rollout server does.
+    reference stays away for longer than `reference.max_wait` or is another one, RolloutError when a rollout server does,
+    OutputError when the disk is full.
     """
     world = World.join(config)
-    summary = _train(config, world, resume=resume, overwrite=overwrite, observer=observer)
+    with disk_faults(config.trainer.output):
+        summary = _train(config, world, resume=resume, overwrite=overwrite, observer=observer)
     world.leave()  # not after an error: the others may be waiting for this process, and the launcher ends them
     return summary
 
@@ -72,6 +76,9 @@ def train(
 def _train(
     config: TrainConfig, world: World, *, resume: bool, overwrite: bool, observer: Observer | None
 ) -> dict[str, Any]:
+    config = adapters.resolved(config)
+    if world.main:
+        check_output(config)
     # Also the moment from which on no process of this run has touched the disk and none of an earlier one still does.
     world.agree([config.model_dump(mode="json")], "the processes have different settings: start all with one command")
     output = config.trainer.output
@@ -81,6 +88,9 @@ def _train(
     killed_early = resume and not (output / "summary.json").exists()
     if newest is None and not (overwrite or killed_early) and (output / "metrics.jsonl").exists():
         raise ConfigError(f"{output} holds a run already: resume it, overwrite it, or choose another trainer.output")
+    if newest is None and world.main:
+        checkpoints.forget()
+        (output / "summary.json").unlink(missing_ok=True)  # says that a run came to its end
     held_out = held_out_tasks(config)
     if config.model.threads is not None:
         torch.set_num_threads(config.model.threads)
@@ -90,9 +100,11 @@ def _train(
     )
 
     began = time.perf_counter()
-    loaded = load_model(config.model, stop=config.rollout.stop, device=world.device)
+    logger.info("loading %s", config.model.name)
+    adapter = "leave" if config.lora is not None else "merge"
+    loaded = load_model(config.model, stop=config.rollout.stop, device=world.device, adapter=adapter)
     if config.lora is not None:
-        lora.add_adapter(loaded.model, config.lora, seed=config.trainer.seed)
+        lora.add_adapter(loaded.model, config.lora, seed=config.trainer.seed, start=config.model.name)
     policy = Policy(
         loaded.model,
         temperature=config.rollout.temperature,
@@ -114,7 +126,14 @@ def _train(
         state = load_checkpoint(newest, loaded.model, optimizer, scheduler)
         check_same_run(state.config, config)
     observer = observer if world.main else None
-    task = Task(config.task, loaded.tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens)
+    task = Task(
+        config.task, loaded.tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens, seed=config.trainer.seed
+    )
+    evaluator = Evaluator(config, held_out, loaded, policy, world)
+    data = {"task": task.fingerprint} | {f"eval.{name}": value for name, value in evaluator.fingerprints.items()}
+    if newest is not None:
+        check_same_data(state.data, data)
+    state = replace(state, data=data)
     first = [p.prompt_ids for p in task.problems(0, 1, config.trainer.seed)]
     with (
         open_sampler(config, loaded, policy, world, first) as sampler,
@@ -124,6 +143,9 @@ def _train(
             [reference and reference.info.fingerprint],
             "the processes are answered by different references: give all of them the same reference.urls",
         )
+        if reference:
+            policy.vocab_size = shared_vocabulary(loaded, reference.info.vocab_size)
+            sampler.keep_below(policy.vocab_size)
         parts = Parts(
             config=config,
             loaded=loaded,
@@ -138,16 +160,13 @@ def _train(
         )
         if observer:
             observer.started(config, state.step, reference.info.model if reference else None)
-        _steps(parts, Evaluator(config, held_out, loaded, policy, world), state, checkpoints, observer)
+        _steps(parts, evaluator, state, checkpoints, observer)
         reference_info = reference.info.model_dump() if reference else None
     trained = weights.gathered(loaded.model) if config.trainer.save_model else None
     if not world.main:
         return {}
     if config.trainer.save_model:
-        weights.write(loaded.model, output / "model", trained)
-        loaded.tokenizer.save_pretrained(output / "model")
-    if config.trainer.save_model and config.lora is not None and config.lora.save_merged:
-        lora.save_merged(config.model, output / "model", output / "merged")
+        weights.write_final(config, loaded, trained)
     return write_report(
         output, config, reference=reference_info, seconds=time.perf_counter() - began, first_step=state.step
     )
@@ -199,6 +218,7 @@ def _steps(
                         done,
                         parts.reference.info.fingerprint if parts.reference else None,
                         config.model_dump(mode="json"),
+                        state.data,
                     ),
                     parts.loaded.model,
                     parts.loaded.tokenizer,

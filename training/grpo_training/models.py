@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
 from grpo_client.demo_model import locate
@@ -11,6 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from grpo_training.adapters import adapter_at, merge_into
 from grpo_training.config import ConfigError, ModelConfig
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -25,13 +28,25 @@ class LoadedModel:
     eos_ids: frozenset[int]
 
 
-def load_model(config: ModelConfig, *, stop: Sequence[str] = (), device: torch.device | None = None) -> LoadedModel:
+def load_model(
+    config: ModelConfig,
+    *,
+    stop: Sequence[str] = (),
+    device: torch.device | None = None,
+    adapter: Literal["merge", "leave"] = "merge",
+) -> LoadedModel:
     """Load weights onto a device (config.device), ready to be trained. stop: strings that end a completion, beside EOS.
+
+    adapter: where config.name is the directory of one, merge it into its base, or leave it to the caller to add.
 
     The model stays in eval mode while it is trained: gradients do not need dropout, and with it the policy of step 0
     would already differ from its reference.
     """
-    source = locate(config.name)
+    if config.name.startswith((".", "/", "~")) and not Path(config.name).exists():
+        raise ConfigError(f"model.name: there is no directory {config.name}")
+    at = device or _device(config.device)
+    start = adapter_at(config.name)
+    source = locate(start.base if start else config.name)
     model = AutoModelForCausalLM.from_pretrained(
         source.path,
         gguf_file=source.gguf_file,
@@ -39,15 +54,18 @@ def load_model(config: ModelConfig, *, stop: Sequence[str] = (), device: torch.d
         dtype=_DTYPES[config.dtype],
         trust_remote_code=config.trust_remote_code,
     )
+    own_tokenizer = start is not None and (start.directory / "tokenizer_config.json").is_file()
     tokenizer = AutoTokenizer.from_pretrained(
-        source.path,
-        gguf_file=source.gguf_file,
+        start.directory if start and own_tokenizer else source.path,
+        gguf_file=None if own_tokenizer else source.gguf_file,
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
     )
     if source.gguf_file is not None:
         _forget_gguf(model)
-    torch.nn.Module.to(model, device or _device(config.device)).eval()
+    if start is not None and adapter == "merge":
+        merge_into(model, start)
+    torch.nn.Module.to(model, at).eval()
     return LoadedModel(model, tokenizer, eos_ids(model, tokenizer) | stop_ids(tokenizer, stop))
 
 
@@ -81,7 +99,13 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> frozens
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"model.device: {name!r} is no device: write auto, cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"model.device: {name} is not there: torch sees {torch.cuda.device_count()} CUDA devices")
+    return device
 
 
 def _forget_gguf(model: PreTrainedModel) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -46,6 +47,8 @@ class Policy:
         self.model = model
         self.temperature = temperature
         self.normalizer: Normalizer = normalizer
+        self.vocab_size: int | None = None
+        """Ids from here on have no probability, and are no part of what is summed over; None: the model has no such."""
         AttentionInterface.register(NAME, attention_forward)
         self.fused = True
         self.way: Way = "plain"
@@ -73,6 +76,7 @@ class Policy:
             else:
                 scores = fused_logprobs(rows, head, targets, spec=spec, **under)
         else:
+            rows = rows[:, : self.vocab_size]
             scores = token_logprobs(rows, targets, **under)
             uncertainty = entropy(rows, **under) if entropies else None
         return _spread(scores, rollout.mask), None if uncertainty is None else _spread(uncertainty, rollout.mask)
@@ -82,7 +86,7 @@ class Policy:
         """The largest logit over all completion tokens, before temperature and normalizer. A forward of its own."""
         rows = self._packed(rollout) if self.way == "packed" else self._plain(rollout)[rollout.mask]
         if not self.fused:
-            return float(rows.max())
+            return float(rows[:, : self.vocab_size].max())
         rows, head, spec = self._head(rows)
         # Under softmax at temperature 1 a logit is its log-prob plus the log-sum-exp: so no row of logits is formed.
         best = score_rows(rows, head, rollout.ids[rollout.mask], spec=spec, top_k=1, want={"logsumexp"})
@@ -99,7 +103,12 @@ class Policy:
         assert head is not None
         if self._half:  # products in bf16, sums over the vocabulary in fp32
             rows, head = rows.bfloat16(), head.bfloat16()
-        return rows, head, head_spec(self.model)
+        spec = head_spec(self.model)
+        if self.vocab_size is not None:
+            head = head[: self.vocab_size]
+            bias = None if spec is None or spec.bias is None else spec.bias[: self.vocab_size]
+            spec = None if spec is None else replace(spec, bias=bias)
+        return rows, head, spec
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision that the model runs in, for whoever else runs it (the sampler)."""

@@ -77,14 +77,16 @@ def sample(
     eos_ids: frozenset[int],
     seed: int,
     normalizer: Normalizer = "softmax",
+    vocab_size: int | None = None,
     places: tuple[Tensor, int] | None = None,
 ) -> Rollout:
     """Sample `group_size` completions of each prompt, from logits / temperature, in fp32.
 
     temperature: 0 takes the likeliest token each time, and tells log-probs and entropy at 1. seed: of this call; the
     same seed, model and prompts give the same rollout. An end-of-sequence id is part of its completion and the last
-    token of it. places: these rows' (S,) places in a batch of so many rows, of which other processes sample the rest;
-    each row then gets the tokens that it would get if one process sampled them all.
+    token of it. vocab_size: ids from it on are left out of the distribution. places: these rows' (S,) places in a batch
+    of so many rows, of which other processes sample the rest; each row then gets the tokens that it would get if one
+    process sampled them all.
     """
     device = model.device
     rows = len(prompts) * group_size
@@ -115,6 +117,7 @@ def sample(
     alive = torch.arange(rows, device=device)  # which row of the rollout each row of the batch is
 
     for t in range(max_new_tokens):
+        logits = logits[:, :vocab_size]
         logp = _distribution(logits, temperature or 1.0, normalizer)  # (alive, V)
         probs = logp.exp()
         token = _inverse_cdf(probs, uniforms[t, alive]) if temperature else logits.argmax(-1)

@@ -12,6 +12,7 @@ import copy
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Self
 
@@ -74,6 +75,9 @@ class OpenAISampler:
     @property
     def foreign(self) -> bool:
         return True
+
+    def keep_below(self, vocab_size: int) -> None:
+        self._border = replace(self._border, vocab_size=vocab_size)
 
     def prepare(self, step: int) -> None:
         if self._bring_weights:

@@ -102,7 +102,8 @@ def _read_choice(choice: dict[str, Any], prompt: Sequence[int], border: Border) 
         raise RolloutError(f"a completion has {len(ids)} ids, asked for were 1 to {border.max_new_tokens} (max_tokens)")
     if outside := [i for i in ids if not 0 <= i < border.vocab_size]:
         raise RolloutError(
-            f"id {outside[0]} is outside the policy's vocabulary of {border.vocab_size}: the server has another model"
+            f"id {outside[0]} is outside the policy's vocabulary of {border.vocab_size}: the server has another model, or "
+            f"samples ids that are padding"
         )
     reason = choice.get("finish_reason")
     if reason not in ("stop", "length"):

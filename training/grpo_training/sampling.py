@@ -11,6 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from grpo_training.config import ConfigError, TrainConfig
+from grpo_training.config.section import printable_key
 from grpo_training.distributed import World
 from grpo_training.models import LoadedModel
 from grpo_training.policy import Policy
@@ -24,6 +25,10 @@ class Sampler(Protocol):
 
     @property
     def foreign(self) -> bool: ...
+
+    def keep_below(self, vocab_size: int) -> None:
+        """From here on ids lie below this: the reference knows no others."""
+        ...
 
     def prepare(self, step: int) -> None:
         """Step `step` (from 0) is about to sample: see to it that the weights are those that should."""
@@ -50,6 +55,9 @@ class PolicySampler:
     def foreign(self) -> bool:
         return False
 
+    def keep_below(self, vocab_size: int) -> None:
+        """The distribution that is sampled from is the policy's own."""
+
     def prepare(self, step: int) -> None:
         """The weights are the policy's own."""
 
@@ -66,6 +74,7 @@ class PolicySampler:
                 eos_ids=self.loaded.eos_ids,
                 seed=seed,
                 normalizer=self.config.loss.normalizer,
+                vocab_size=self.policy.vocab_size,
                 places=None if rows is None else (rows, options.prompts_per_step * options.group_size),
             )
 
@@ -88,9 +97,7 @@ def open_sampler(
         return
     if world.size > 1:
         raise ConfigError(f"rollout.backend={options.backend} is for one process, not {world.size}: leave it at policy")
-    api_key = os.environ.get(options.api_key_env) if options.api_key_env else None
-    if options.api_key_env and not api_key:
-        raise ConfigError(f"rollout.api_key_env: the environment has no variable {options.api_key_env}; set it")
+    api_key = _key(options.api_key_env) if options.api_key_env else None
     sync = WeightSync(options, loaded, config.trainer.output / "served") if options.sync_every else None
     with OpenAISampler(
         options,
@@ -102,3 +109,15 @@ def open_sampler(
     ) as sampler:
         sampler.check_temperature(policy, sampler.sample(prompts, seed=config.trainer.seed))
         yield sampler
+
+
+def _key(variable: str) -> str:
+    """A key from the environment. Only what looks like a variable's name is repeated: it may be the key itself."""
+    named = variable if variable.isupper() else "of that name"
+    try:
+        key = printable_key(os.environ.get(variable, ""))
+    except ValueError as error:
+        raise ConfigError(f"rollout.api_key_env: of the variable {named}: {error}") from error
+    if not key:
+        raise ConfigError(f"rollout.api_key_env: the environment has no variable {named}; set it to the server's key")
+    return key

@@ -12,13 +12,15 @@ load weights; between two syncs the server is behind the policy, and the rollout
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 from grpo_training.config import RolloutConfig, RolloutError
+from grpo_training.disk import whole_directory
 from grpo_training.models import LoadedModel
+from grpo_training.redaction import redacted_command, scrubbed
+from grpo_training.weights import save_whole_model
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +53,8 @@ class WeightSync:
 
     def _save(self, step: int) -> Path:
         final = self._directory.resolve() / f"step-{step:06d}"
-        draft = final.with_name(f"{final.name}.partial")
-        for left in (draft, final):
-            shutil.rmtree(left, ignore_errors=True)
-        draft.mkdir(parents=True)
-        self._loaded.model.save_pretrained(draft)
-        self._loaded.tokenizer.save_pretrained(draft)
-        os.replace(draft, final)
+        with whole_directory(final) as draft:
+            save_whole_model(self._loaded, draft)
         return final
 
     def _run(self, path: Path) -> None:
@@ -73,6 +70,13 @@ class WeightSync:
                 f"rollout.sync_command did not end within rollout.max_wait={limit:g} s: {command[0]}"
             ) from error
         if ended.returncode:
-            told = (ended.stderr or ended.stdout).strip()[-_TOLD:]
+            told = self._without_secrets((ended.stderr or ended.stdout).strip())[-_TOLD:]
             raise RolloutError(f"rollout.sync_command ended with status {ended.returncode}: {told or 'no word'}")
         logger.info("weights %s brought to the rollout server", path.name)
+
+    def _without_secrets(self, text: str) -> str:
+        """What the command said, also without those of its own words that are secrets."""
+        words = self._options.sync_command
+        for word, shown in zip(words, redacted_command(words), strict=True):
+            text = text.replace(word, shown) if shown != word else text
+        return scrubbed(text)

@@ -15,8 +15,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from grpo_training.config import CheckpointError
-from grpo_training.lora import ADAPTER_FILE, has_adapter, read_adapter, save_adapter
+from grpo_training.adapters import ADAPTER_FILE
+from grpo_training.config import CheckpointError, TrainConfig
+from grpo_training.disk import whole_directory
+from grpo_training.lora import has_adapter, merged_state, read_adapter, save_adapter, save_merged
+from grpo_training.models import LoadedModel
 from grpo_training.sharding import cut_like, whole
 
 
@@ -41,6 +44,24 @@ def write(model: PreTrainedModel, directory: Path, weights: dict[str, Tensor] | 
         save_adapter(model, directory, weights)
     else:
         model.save_pretrained(directory, state_dict=weights)
+
+
+def write_final(config: TrainConfig, loaded: LoadedModel, weights: dict[str, Tensor] | None) -> None:
+    """The end of a run: `model/`, and with lora.save_merged also `merged/`. weights: from `gathered`."""
+    output = config.trainer.output
+    with whole_directory(output / "model") as draft:
+        write(loaded.model, draft, weights)
+        loaded.tokenizer.save_pretrained(draft)
+    if config.lora is not None and config.lora.save_merged:
+        with whole_directory(output / "merged") as draft:
+            save_merged(config.model, output / "model", draft)
+
+
+def save_whole_model(loaded: LoadedModel, directory: Path) -> None:
+    """Write model and tokenizer for a server to load: with an adapter, the base with the adapter added into its weights."""
+    model = loaded.model
+    model.save_pretrained(directory, state_dict=merged_state(model) if has_adapter(model) else None)
+    loaded.tokenizer.save_pretrained(directory)
 
 
 def read_into(model: PreTrainedModel, directory: Path) -> None:
