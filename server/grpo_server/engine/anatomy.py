@@ -7,14 +7,19 @@ from dataclasses import dataclass
 
 import torch
 from grpo_numerics import HeadSpec
+from grpo_numerics.model_parts import (
+    attention_layers,
+    body_of,
+    head_spec,
+    layer_configs,
+    longest_window,
+    output_head,
+    rotary_edge,
+    stretched_length,
+)
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
-
-from .logit_scale import logit_scale
-
-# Frequencies that change with the longest sequence of the batch: a sequence would score differently in company.
-_LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
 
 @dataclass(frozen=True)
@@ -22,8 +27,9 @@ class Anatomy:
     """body: tokens -> hidden states. weight (V, D) and spec: hidden states -> logits, in `HeadSpec`'s order.
 
     max_length: most tokens of prompt + completion. attention_layers: how many calls of attention one forward makes.
-    token_bytes: activation bytes one token of a batch holds at the forward's peak. widths: numbers a token in the tensors
-    between two layers, on this process.
+    token_bytes: activation bytes one token of a batch holds at the forward's peak. window: of sliding attention, 0 without.
+    rotary_edge: see `model_parts`. products: a matrix of each shape in the body. widths: numbers a token in the tensors between
+    two layers. Both as they lie on this process.
     """
 
     body: nn.Module
@@ -33,7 +39,9 @@ class Anatomy:
     max_length: int
     attention_layers: int
     token_bytes: int
-    packable: bool
+    window: int
+    rotary_edge: int | None
+    products: tuple[Tensor, ...]
     widths: tuple[int, ...]
 
     @property
@@ -44,34 +52,30 @@ class Anatomy:
 
 def anatomy(model: PreTrainedModel) -> Anatomy:
     """Read the parts off a loaded model. Raises ValueError when it has no language-model head."""
-    head = model.get_output_embeddings()
-    if head is None or not hasattr(head, "weight"):
+    head = output_head(model)
+    if head is None:
         raise ValueError(f"model: {type(model).__name__} has no language-model head; a causal language model is needed")
-    config = model.config.get_text_config(decoder=True)
-    # cut over several processes: each gets it whole, and scores its share of the rows
-    weight = head.weight.full_tensor() if isinstance(head.weight, DTensor) else head.weight
-    # a part of a larger model may name the larger one's body, and so find only itself
-    bodies = (model.base_model, model.get_decoder(), getattr(model, "model", None))
-    body = next((b for b in bodies if isinstance(b, nn.Module) and b is not model), None)
+    body = body_of(model)
     if body is None:
         raise ValueError(f"model: the body of {type(model).__name__} was not found; use another architecture")
-    bias, softcap = getattr(head, "bias", None), getattr(config, "final_logit_softcapping", None)
+    config = model.config.get_text_config(decoder=True)
+    own_weight: Tensor = head.weight  # pyright: ignore[reportAssignmentType]
+    # cut over several processes: each gets it whole, and scores its share of the rows
+    weight = own_weight.full_tensor() if isinstance(own_weight, DTensor) else own_weight
+    products = _products(body)
     return Anatomy(
         body=body,
         weight=weight,
-        spec=HeadSpec(bias, logit_scale(model, body, weight, bias, softcap), softcap),
+        spec=head_spec(model, body, head),
         vocab_size=min(len(weight), len(next(model.get_input_embeddings().parameters()))),
-        max_length=_max_length(config),
-        attention_layers=_attention_layers(config),
+        max_length=stretched_length(config) or _max_length(config),
+        attention_layers=attention_layers(config),
         token_bytes=max(_token_bytes(c, weight.element_size()) for c in layer_configs(config)),
-        packable=not _rope_depends_on_length(config),
-        widths=_widths(body),
+        window=longest_window(config),
+        rotary_edge=rotary_edge(config),
+        products=products,
+        widths=_widths(products),
     )
-
-
-def layer_configs(config: PretrainedConfig) -> Sequence[PretrainedConfig]:
-    """One config, or one for each layer where they differ (Gemma 4): there the whole's refuses to say what is a layer's."""
-    return config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
 
 
 def _max_length(config: PretrainedConfig) -> int:
@@ -79,13 +83,6 @@ def _max_length(config: PretrainedConfig) -> int:
         if isinstance(value := getattr(config, name, None), int) and value > 0:
             return value
     return 1 << 20  # recurrent models have no limit of their own
-
-
-def _attention_layers(config: PretrainedConfig) -> int:
-    kinds = getattr(config, "layer_types", None)
-    if kinds:
-        return sum("attention" in kind for kind in kinds)
-    return int(config.num_hidden_layers)
 
 
 def _token_bytes(config: PretrainedConfig, element: int) -> int:
@@ -99,19 +96,20 @@ def _token_bytes(config: PretrainedConfig, element: int) -> int:
     return element * (4 * hidden + 2 * (heads + 2 * kv_heads) * head_dim + 3 * inner)
 
 
-def _widths(body: nn.Module) -> tuple[int, ...]:
-    """Sides of all matrices but the embeddings, and their halves: a gate and what it gates may come from one matrix."""
-    sides: set[int] = set()
+def _products(body: nn.Module) -> tuple[Tensor, ...]:
+    """One matrix (N, D) of each shape that tokens are multiplied with, as it lies on this process."""
+    by_shape: dict[torch.Size, Tensor] = {}
     for module in body.modules():
         if isinstance(module, nn.Embedding):
             continue
         for parameter in module.parameters(recurse=False):
-            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-            sides.update(local.shape if local.dim() == 2 else ())
+            if parameter.dim() == 2 and parameter.is_floating_point():
+                local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+                by_shape.setdefault(local.shape, local.detach())
+    return tuple(by_shape.values())
+
+
+def _widths(products: Sequence[Tensor]) -> tuple[int, ...]:
+    """Sides of all matrices, and their halves: a gate and what it gates may come from one matrix."""
+    sides = {side for product in products for side in product.shape}
     return tuple(sorted(sides | {side // 2 for side in sides if side % 2 == 0}))
-
-
-def _rope_depends_on_length(config: PretrainedConfig) -> bool:
-    rope = getattr(config, "rope_parameters", None) or {}
-    tables = [rope, *(v for v in rope.values() if isinstance(v, dict))]
-    return any(table.get("rope_type") in _LENGTH_DEPENDENT_ROPE for table in tables)

@@ -17,13 +17,14 @@ from grpo_client.protocol import ReferenceInfo
 from grpo_numerics import HeadScores, score_rows
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .anatomy import Anatomy, anatomy, layer_configs
+from .anatomy import Anatomy, anatomy
+from .bits import keeps_bits
 from .config import EngineConfig
 from .fingerprint import fingerprint
 from .forwards import CachedForward, Forward, PackedForward, PlainForward, Prepared
 from .loading import Loaded, load
 from .memory import is_out_of_memory, split
-from .probe import Finding, check_bits, check_scores, probe_pieces
+from .probe import Finding, check_scores, probe_pieces
 from .refusal import refusal
 from .scoring import in_whole_blocks, score_pieces
 from .tensor_parallel import LeadingEngine, Ranks
@@ -188,42 +189,38 @@ def _choose(
     config: EngineConfig, model: PreTrainedModel, parts: Anatomy, max_length: int, head: Head
 ) -> tuple[Forward, bool]:
     """The best forward that the probe shows right, and whether its scores keep their bits."""
-    layers = layer_configs(model.config.get_text_config(decoder=True))
-    window = max(getattr(layer, "sliding_window", None) or 0 for layer in layers)
-    pieces = probe_pieces(parts, window, max_length)
+    pieces = probe_pieces(parts, max_length)
     own = model.config._attn_implementation or "eager"
     why: list[str] = []
-    for make in _candidates(config, parts):
+    for make in _candidates(config, parts, max_length):
         forward = make(model, parts, config, own)
         finding = _try(forward, model, parts, pieces, own, head)
         if finding.right:
             log.info("scores by the %s path: within %.1e nats of the model itself", forward.tier, finding.largest)
-            wanted = config.mode == "exact" or config.batch_rows is not None
-            bitwise = wanted and check_bits(_scorer(forward, parts, head), pieces)
-            if wanted and not bitwise:
-                log.warning("scores of this model depend on the batch here; `bitwise` is not claimed")
-            return forward, bitwise
+            return forward, keeps_bits(config, parts, _scorer(forward, parts, head), pieces)
         log.warning("the %s path is not right for %s: %s", forward.tier, type(model).__name__, finding.note)
         why.append(f"{forward.tier}: {finding.note}")
     raise refusal(model, parts, pieces, own, why)
 
 
-def _candidates(config: EngineConfig, parts: Anatomy) -> list[Any]:
+def _candidates(config: EngineConfig, parts: Anatomy, max_length: int) -> list[Any]:
+    if parts.rotary_edge is not None and max_length > parts.rotary_edge:
+        log.warning(
+            "rotary frequencies of this model depend on a sequence's length beyond %d tokens: sequences are scored one by "
+            "one; with --max-length %d prompts are shared",
+            parts.rotary_edge,
+            parts.rotary_edge,
+        )
+        return [lambda m, p, c, own: PlainForward(m, p, own, whole=True)]
     tiers: dict[str, Any] = {
         "packed": lambda m, p, c, own: PackedForward(m, p, c.mode == "exact", c.batch_rows),
         "cache": lambda m, p, c, own: CachedForward(m, p, own),
         "plain": lambda m, p, c, own: PlainForward(m, p, own),
     }
     order = list(tiers)[list(tiers).index(config.tier) :]
-    if not parts.packable:
-        log.warning(
-            "rotary frequencies of this model depend on the length of the batch: sequences are scored one by one"
-        )
-        order = ["plain"]
     if config.mode == "exact" and config.tier == "packed" and "cache" in order:
-        order = [t for t in order if t != "cache"] + [
-            "cache"
-        ]  # sequence by sequence keeps the bits, the cache does not
+        # sequence by sequence keeps the bits, the cache does not
+        order = [t for t in order if t != "cache"] + ["cache"]
     return [tiers[name] for name in order]
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from grpo_numerics.model_parts import fresh_rotary
 from grpo_numerics.packed import (
     NAME,
     QUERY_BLOCK,
@@ -157,16 +158,24 @@ class CachedForward(_OwnAttention):
 
 
 class PlainForward(_OwnAttention):
-    """Every sequence by itself: nothing is shared, nothing is padded."""
+    """Every sequence by itself: nothing is shared, nothing is padded. whole: its last token, too, which predicts nothing that
+    is asked for but counts where rotary frequencies depend on the length; they then start as they were at load."""
 
     tier: Tier = "plain"
+
+    def __init__(self, model: PreTrainedModel, parts: Anatomy, attention: str, whole: bool = False) -> None:
+        super().__init__(model, parts, attention)
+        self.whole = whole
 
     def _of(self, piece: Piece) -> Tensor:
         return torch.cat([self._sequence(piece, _ids(c)) for c in piece.completions if len(c)])
 
     def _sequence(self, piece: Piece, completion: Tensor) -> Tensor:
-        ids = torch.cat([_ids(piece.prompt), completion[:-1]])[None].to(self.parts.device)
-        return self.parts.body(input_ids=ids, use_cache=False).last_hidden_state[0, len(piece.prompt) - 1 :]
+        ids = torch.cat([_ids(piece.prompt), completion if self.whole else completion[:-1]])[None].to(self.parts.device)
+        if self.whole:
+            fresh_rotary(self.model)
+        hidden = self.parts.body(input_ids=ids, use_cache=False).last_hidden_state[0]
+        return hidden[len(piece.prompt) - 1 :][: len(completion)]
 
 
 def _ids(tokens: Any) -> Tensor:

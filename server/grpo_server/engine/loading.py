@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 from grpo_client.demo_model import COMPLETE_MARKER, DEMO, ModelSource, demo_copy, locate
+from grpo_numerics.model_parts import layer_configs
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.distributed.configuration_utils import DistributedConfig
 
-from .anatomy import layer_configs
 from .config import EngineConfig
 
 log = logging.getLogger(__name__)

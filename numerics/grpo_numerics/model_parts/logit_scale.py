@@ -3,9 +3,10 @@ and divides in another, so the names only propose: the model's own logits decide
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
 
 # Cohere, Granite (divides) and HyperCLOVA X (multiplies), Falcon-H1, Muse, Inkling
 _NAMES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier", "logits_mup_width_multiplier")
@@ -13,13 +14,11 @@ _TOKENS = 4
 
 
 @torch.no_grad()
-def logit_scale(
-    model: PreTrainedModel, body: nn.Module, weight: Tensor, bias: Tensor | None, softcap: float | None
-) -> float:
+def logit_scale(model: Any, body: nn.Module, weight: Tensor, bias: Tensor | None, softcap: float | None) -> float:
     """Factor on the biased product, before the soft-cap; 1.0 where the config proposes no other.
 
     Of what the config proposes, the one nearest to the model's own logits on a few tokens. Whether it is right is not
-    judged here: the probe does that, with the scores. All ranks of a tensor-parallel model must call it.
+    judged here: a probe does that, with the scores. All ranks of a sharded model must call it.
     """
     proposed = _proposed(model.config.get_text_config(decoder=True))
     if len(proposed) == 1:
@@ -38,7 +37,7 @@ def logit_scale(
     return min(proposed, key=error)
 
 
-def _proposed(config: PretrainedConfig) -> list[float]:
+def _proposed(config: Any) -> list[float]:
     """1.0 first, then each named factor and its reciprocal."""
     named = [float(value) for name in _NAMES if (value := getattr(config, name, None))]
     return list(dict.fromkeys([1.0, *named, *(1.0 / value for value in named)]))
