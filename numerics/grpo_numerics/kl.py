@@ -23,7 +23,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .transforms import upcast_saturating
+from .transforms import widened
 
 KlKind = Literal["k1", "k2", "k3", "k3+", "abs"]
 
@@ -84,7 +84,8 @@ def absolute(logp: Tensor, ref: Tensor) -> Tensor:
 
 
 def _difference(logp: Tensor, ref: Tensor) -> Tensor:
-    return upcast_saturating(ref) - upcast_saturating(logp)
+    fine = torch.float64 if torch.float64 in (logp.dtype, ref.dtype) else torch.float32
+    return widened(ref, fine) - widened(logp, fine)
 
 
 _ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -19,12 +19,13 @@ def upcast(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def upcast_saturating(x: Tensor) -> Tensor:
-    """`upcast`, whose gradient, where it leaves the range of x's dtype, is that dtype's largest number, not infinite.
+def widened(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in a wider dtype. A gradient outside the range of x's own comes back as its largest number, not as infinity.
 
-    For functions that grow exponentially: fp16 ends at 65504, which e^d passes at d = 11.1. NaN stays NaN.
+    For functions that grow exponentially: fp16 ends at 65504, which e^d passes at d = 11.1, fp32 at d = 88.7. NaN stays
+    NaN.
     """
-    wide = upcast(x)
+    wide = x.to(dtype)
     if wide is not x and wide.requires_grad:
         largest = torch.finfo(x.dtype).max
         wide.register_hook(lambda grad: grad.clamp(-largest, largest))

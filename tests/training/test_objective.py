@@ -163,3 +163,41 @@ def test_entropies_are_computed_only_where_they_are_used() -> None:
     assert not needs_entropies(LossConfig())
     assert needs_entropies(LossConfig(entropy_coef=0.1))
     assert needs_entropies(LossConfig(top_entropy_quantile=0.9))
+
+
+def test_two_processes_have_one_threshold_and_one_mean_entropy() -> None:
+    """Cut by rows, each told what the other has: their losses and gradients add up to those of one process."""
+    options = LossConfig(kind="dapo", beta=0.2, top_entropy_quantile=0.4, entropy_coef=0.3)
+    whole = portion_loss(portion(), options, TOTALS, correction="none")
+    data = portion()
+    assert data.entropies is not None
+
+    def part(rows: slice) -> PortionData:
+        cut = {
+            name: value[rows].detach() if isinstance(value := getattr(data, name), Tensor) else value
+            for name in ("logprobs", "entropies", "old", "sampler", "reference", "mask", "advantages")
+        }
+        return PortionData(**cut)
+
+    def everyones(values: Tensor) -> Tensor:
+        """The entropies of all where they are asked for, and of counts the sum so far."""
+        if values.is_floating_point():
+            assert data.entropies is not None
+            return data.entropies.detach()[MASK]
+        return torch.tensor([7])
+
+    losses = [
+        portion_loss(part(rows), options, TOTALS, correction="none", everyones=everyones)
+        for rows in (slice(0, 2), slice(2, 5))
+    ]
+    assert float(whole.sums["policy/trained_share"]) == 7
+    assert sum(float(p.sums["policy/trained_share"]) for p in losses) == 7
+    assert sum(float(p.loss) for p in losses) == pytest.approx(float(whole.loss.detach()), rel=1e-12)
+
+
+def test_a_mask_of_integers() -> None:
+    options = LossConfig(kind="dapo", beta=0.2, top_entropy_quantile=0.4, entropy_coef=0.3)
+    expected = portion_loss(portion(), options, TOTALS, correction="token_mask")
+    found = portion_loss(replace(portion(), mask=MASK.long()), options, TOTALS, correction="token_mask")
+    assert torch.equal(found.loss, expected.loss)
+    assert mean_metrics([found]) == mean_metrics([expected])

@@ -40,3 +40,32 @@ def test_the_kl_is_taken_off_the_reward() -> None:
     ref[0, 3] = math.nan
     rewards = kl_in_reward(torch.tensor([1.0, 2.0]), logprobs, ref, MASK, beta=0.1)
     torch.testing.assert_close(rewards, torch.tensor([1.0 - 0.1 * 1.5, 2.0 - 0.1 * 1.0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float32])
+def test_masks_of_zeros_and_ones(dtype: torch.dtype) -> None:
+    mask = MASK.to(dtype)
+    logprobs, rewards = torch.full((2, 4), -1.0), torch.tensor([1.0, 2.0])
+    assert torch.equal(high_entropy_mask(ENTROPIES, mask, 0.4), high_entropy_mask(ENTROPIES, MASK, 0.4))
+    assert torch.equal(entropy_bonus(ENTROPIES, mask), entropy_bonus(ENTROPIES, MASK))
+    assert torch.equal(
+        kl_in_reward(rewards, logprobs, ENTROPIES, mask, beta=0.1),
+        kl_in_reward(rewards, logprobs, ENTROPIES, MASK, beta=0.1),
+    )
+    for refused in (lambda m: high_entropy_mask(ENTROPIES, m, 0.4), lambda m: entropy_bonus(ENTROPIES, m)):
+        with pytest.raises(ValueError, match="mask must hold nothing but 0 and 1"):
+            refused(3 * mask)
+
+
+def test_the_bonus_of_several_processes_is_the_mean_over_all_their_tokens() -> None:
+    """Their losses are added up: each divides by what all of them have."""
+    whole = entropy_bonus(ENTROPIES, MASK)
+    parts = [entropy_bonus(ENTROPIES[i : i + 1], MASK[i : i + 1], tokens=5) for i in (0, 1)]
+    torch.testing.assert_close(parts[0] + parts[1], whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_bonus_of_half_precision_is_summed_in_single(dtype: torch.dtype) -> None:
+    """60,000 tokens of 4 nats: their sum is beyond fp16."""
+    entropies = torch.full((1, 60_000), 4.0, dtype=dtype)
+    assert entropy_bonus(entropies, torch.ones(1, 60_000)).item() == 4.0

@@ -8,6 +8,7 @@ With `kl_in: reward` the KL is in the advantages already: `penalised` puts it th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from grpo_training.config import Correction, LossConfig
 from grpo_training.losses import LossTerms, Totals, kl_term, policy_loss, rollout_correction
+from grpo_training.masks import boolean_mask
 from grpo_training.regularizers import entropy_bonus, high_entropy_mask, kl_in_reward
 
 
@@ -25,7 +27,8 @@ class PortionData:
 
     logprobs: (S, C) of the policy, with gradient. entropies: (S, C) nats, or None where nothing needs them. old: (S, C) of
     the policy before the step's first update. sampler: (S, C) as the engine that sampled told them. reference: (S, C), or
-    None. mask: (S, C) bool. advantages: (S,).
+    None. mask: (S, C), bool or 0 and 1: the tokens that are trained on, without those of a completion that is left out.
+    advantages: (S,).
     """
 
     logprobs: Tensor
@@ -49,12 +52,22 @@ def correction_in_use(options: LossConfig, *, foreign: bool) -> Correction:
     return "sequence_mask" if foreign else "none"
 
 
-def portion_loss(data: PortionData, options: LossConfig, totals: Totals, *, correction: Correction) -> LossTerms:
+def portion_loss(
+    data: PortionData,
+    options: LossConfig,
+    totals: Totals,
+    *,
+    correction: Correction,
+    everyones: Callable[[Tensor], Tensor] | None = None,
+) -> LossTerms:
     """The portion's share of the step's loss, and sums over its tokens for the metrics.
 
-    correction: not `auto`. Sums beside those of `policy_loss`, where the part is in use: `rollout/weight` and
-    `rollout/left_out` (tokens whose weight is 0), `policy/trained_share`, `policy/entropy`.
+    correction: not `auto`. everyones: (N,) values of this process -> (M,) of all processes, for what is measured over the
+    portion of all of them (a collective, where it is needed); None where there is one. Sums beside those of `policy_loss`,
+    where the part is in use: `rollout/weight` and `rollout/left_out` (tokens whose weight is 0), `policy/trained_share`,
+    `policy/entropy`.
     """
+    mask = boolean_mask(data.mask, data.logprobs.shape)
     weights: Tensor | None = None
     sums: dict[str, Tensor] = {}
     if correction != "none":
@@ -62,23 +75,25 @@ def portion_loss(data: PortionData, options: LossConfig, totals: Totals, *, corr
         weights = rollout_correction(
             data.old,
             data.sampler,
-            data.mask,
+            mask,
             level=cast(Literal["token", "sequence"], level),
             how=cast(Literal["truncate", "mask"], how),
             cap=options.rollout_correction_cap,
         )
-        sums["rollout/weight"] = (weights * data.mask).sum()
-        sums["rollout/left_out"] = ((weights == 0) & data.mask).sum()
-    trained = data.mask
+        sums["rollout/weight"] = (weights * mask).sum()
+        sums["rollout/left_out"] = ((weights == 0) & mask).sum()
+    trained = mask
     if options.top_entropy_quantile < 1:
         assert data.entropies is not None
-        trained = high_entropy_mask(data.entropies.detach(), data.mask, options.top_entropy_quantile)
+        entropies = data.entropies.detach()
+        everywhere = everyones(entropies[mask]).to(entropies) if everyones else None
+        trained = high_entropy_mask(entropies, mask, options.top_entropy_quantile, everywhere=everywhere)
         weights = trained.float() if weights is None else weights * trained
         sums["policy/trained_share"] = trained.sum()
     terms = policy_loss(
         data.logprobs,
         data.advantages,
-        data.mask,
+        mask,
         options,
         totals,
         old_logprobs=data.old,
@@ -88,9 +103,11 @@ def portion_loss(data: PortionData, options: LossConfig, totals: Totals, *, corr
     loss = terms.loss
     if options.entropy_coef > 0:
         assert data.entropies is not None
-        loss = loss - options.entropy_coef * entropy_bonus(data.entropies, trained, portions=totals.portions)
+        tokens = int(everyones(trained.sum()[None]).sum()) if everyones else None
+        bonus = entropy_bonus(data.entropies, trained, portions=totals.portions, tokens=tokens)
+        loss = loss - options.entropy_coef * bonus
     if data.entropies is not None:
-        sums["policy/entropy"] = data.entropies.detach().where(data.mask, 0.0).sum()
+        sums["policy/entropy"] = data.entropies.detach().where(mask, 0.0).sum()
     return replace(terms, loss=loss, sums=terms.sums | sums)
 
 
@@ -98,10 +115,11 @@ def portion_loss(data: PortionData, options: LossConfig, totals: Totals, *, corr
 def penalised(
     rewards: Tensor, policy: Tensor, reference: Tensor, mask: Tensor, options: LossConfig
 ) -> tuple[Tensor, float]:
-    """(S,) rewards less beta times each completion's KL, and the mean KL of a token.
+    """(S,) rewards less beta times each completion's KL, and the mean KL of a token (0 where there is none).
 
-    policy, reference: (S, C) log-probs of what was sampled. mask: (S, C) bool.
+    policy, reference: (S, C) log-probs of what was sampled. mask: (S, C), bool or 0 and 1.
     """
+    mask = boolean_mask(mask, policy.shape)
     shaped = kl_in_reward(rewards, policy, reference, mask, beta=options.beta, kind=options.kl)
-    kl = kl_term(policy.where(mask, 0.0), reference.where(mask, 0.0), kind=options.kl) * mask
+    kl = kl_term(policy.where(mask, 0.0), reference.where(mask, 0.0), kind=options.kl).where(mask, 0.0)
     return shaped, float(kl.sum() / mask.sum().clamp(min=1))

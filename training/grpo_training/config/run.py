@@ -73,8 +73,8 @@ class TrainConfig(Section):
                 f"rollout.backend=openai samples from a softmax, which loss.normalizer={self.loss.normalizer} is not: "
                 f"set rollout.backend=policy"
             )
-        if self.rollout.group_size < 2 and self.loss.scale_advantages != "batch":
+        if self.rollout.group_size < 2:
             raise ValueError(
-                "rollout.group_size=1 leaves every advantage at 0: sample at least 2, or set loss.scale_advantages=batch"
+                "rollout.group_size=1 leaves every advantage at 0, since an advantage is over the group: sample at least 2"
             )
         return self
