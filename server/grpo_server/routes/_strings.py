@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from grpo_client.protocol import IntArray
 
 from grpo_server.service import Service
+from grpo_server.spelling import Speller
 from grpo_server.text import Tokenizer, encode, no_tokenizer
 
 
@@ -32,8 +33,13 @@ async def token_strings(service: Service, tokenizer: Tokenizer | None, ids: Iter
     return await service.in_prepare(lambda: {i: tokenizer.decode([i], skip_special_tokens=False) for i in distinct})
 
 
-async def decode_texts(service: Service, tokenizer: Tokenizer | None, sequences: Sequence[Sequence[int]]) -> list[str]:
-    """The text of each sequence, special tokens included; empty where there is no tokenizer."""
+async def texts_behind(service: Service, tokenizer: Tokenizer | None, ids: Sequence[Sequence[int]]) -> list[str]:
+    """What each of these adds to a text that has begun, of one id or none; empty where there is no tokenizer."""
     if tokenizer is None:
-        return [""] * len(sequences)
-    return await service.in_prepare(lambda: [tokenizer.decode(list(s), skip_special_tokens=False) for s in sequences])
+        return [""] * len(ids)
+
+    def work() -> list[str]:
+        speller = Speller(tokenizer)
+        return ["".join(map(speller.piece, new)) for new in ids]
+
+    return await service.in_prepare(work)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -21,11 +20,12 @@ from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.logs import request_id
 from grpo_server.routes._bodies import Prompt, described, form_of, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
+from grpo_server.routes._echo import Show, Shown, new_ids
 from grpo_server.routes._prompt_logprobs import ids_shown, prompt_logprobs
 from grpo_server.routes._refusals import check_model, check_new_tokens, generation, scoring_temperature
 from grpo_server.routes._sequences import Names, SequenceScores, id_array, score_sequences
 from grpo_server.routes._sequences import Sequence as Scored
-from grpo_server.routes._strings import decode_texts, encode_texts, token_strings
+from grpo_server.routes._strings import encode_texts, token_strings
 from grpo_server.service import Service
 from grpo_server.text import Tokenizer
 
@@ -103,10 +103,12 @@ async def completions(request: Request, scoring: ScoringDep, service: ServiceDep
         )
         if asked.echo and wants_next:
             _check_room(scores, info.max_length)
-        strings = await token_strings(service, tokenizer, (i for s in scores for i in ids_shown(s)))
-        texts = await decode_texts(service, tokenizer, [_shown(asked, s) for s in scores])
+        strings = await token_strings(
+            service, tokenizer, (i for s in _with_strings(asked, scores) for i in ids_shown(s))
+        )
+        shown = await service.in_prepare(_shown, tokenizer, asked, scores)
         name = f"cmpl-{request_id.get()}"
-        return await json_response(service, info, lambda: _body(name, asked, scores, strings, texts, info))
+        return await json_response(service, info, lambda: _body(name, asked, scores, strings, shown, info))
 
     return await answer_to(request, scoring.by_one_reference(answer))
 
@@ -127,6 +129,22 @@ async def _ids(service: Service, tokenizer: Tokenizer | None, asked: CompletionR
     return await encode_texts(service, tokenizer, texts, "prompt[{}]", add_special_tokens=special)  # pyright: ignore[reportArgumentType]
 
 
+def _with_strings(asked: CompletionRequest, scores: Sequence[SequenceScores]) -> Sequence[SequenceScores]:
+    return scores if asked.prompt_logprobs is not None else ()
+
+
+def _shown(tokenizer: Tokenizer | None, asked: CompletionRequest, scores: Sequence[SequenceScores]) -> list[Shown]:
+    prompts = {"text": [asked.prompt], "texts": asked.prompt}.get(form_of(asked.prompt), [None] * len(scores))
+    show = Show(
+        tokenizer,
+        echo=asked.echo,
+        best=asked.logprobs or 0,
+        as_ids=asked.return_tokens_as_token_ids,
+        add_special_tokens=asked.add_special_tokens,
+    )
+    return [show(s, prompt) for s, prompt in zip(scores, prompts, strict=True)]  # pyright: ignore[reportArgumentType]
+
+
 def _check_room(scores: Sequence[SequenceScores], max_length: int) -> None:
     """Clients of `echo` cut the last entry off as the generated one: without one they would lose a token's score."""
     for i, s in enumerate(scores):
@@ -144,18 +162,18 @@ def _body(
     asked: CompletionRequest,
     scores: Sequence[SequenceScores],
     strings: Mapping[int, str | None],
-    texts: Sequence[str],
+    shown: Sequence[Shown],
     info: ReferenceInfo,
 ) -> dict[str, Any]:
     prompt_tokens = sum(map(len, scores))
-    new_tokens = sum(s.next_token is not None for s in scores)
+    new_tokens = sum(len(new_ids(s)) for s in scores)
     return {
         "id": name,
         "object": "text_completion",
         "created": int(time.time()),
         "model": info.model,
         "system_fingerprint": info.fingerprint,
-        "choices": [_choice(i, asked, s, strings, texts[i]) for i, s in enumerate(scores)],
+        "choices": [_choice(i, asked, *each, strings) for i, each in enumerate(zip(scores, shown, strict=True))],
         "usage": {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": new_tokens,
@@ -165,71 +183,20 @@ def _body(
 
 
 def _choice(
-    index: int, asked: CompletionRequest, scores: SequenceScores, strings: Mapping[int, str | None], text: str
+    index: int, asked: CompletionRequest, scores: SequenceScores, shown: Shown, strings: Mapping[int, str | None]
 ) -> dict[str, Any]:
     choice: dict[str, Any] = {
         "index": index,
-        "text": text,
+        "text": shown.text,
         "finish_reason": "length",
-        "logprobs": None if asked.logprobs is None else _logprobs(asked, scores, strings),
+        "logprobs": None if asked.logprobs is None else shown.logprobs(scores),
     }
     if asked.prompt_logprobs is not None:
         choice["prompt_logprobs"] = prompt_logprobs(_best(scores, asked.prompt_logprobs), strings)
     if asked.return_token_ids:
-        choice |= {"prompt_token_ids": scores.ids.tolist(), "token_ids": _new(scores)}
+        choice |= {"prompt_token_ids": scores.ids.tolist(), "token_ids": new_ids(scores)}
     return choice
-
-
-def _new(scores: SequenceScores) -> list[int]:
-    return [] if scores.next_token is None else [scores.next_token.token_id]
-
-
-def _shown(asked: CompletionRequest, scores: SequenceScores) -> list[int]:
-    return [*(scores.ids.tolist() if asked.echo else []), *_new(scores)]
 
 
 def _best(scores: SequenceScores, k: int) -> SequenceScores:
     return replace(scores, top_ids=scores.top_ids[:, :k], top_logprobs=scores.top_logprobs[:, :k])
-
-
-def _logprobs(asked: CompletionRequest, scores: SequenceScores, strings: Mapping[int, str | None]) -> dict[str, Any]:
-    """One entry for each token shown; null for the first of a prompt, which nothing predicts."""
-    k = asked.logprobs or 0
-    shown = _shown(asked, scores)
-
-    def name(token: int) -> str:
-        string = None if asked.return_tokens_as_token_ids else strings[token]
-        return f"token_id:{token}" if string is None else string
-
-    def top(token: int, logprob: float, ids: Sequence[int], logprobs: Sequence[float]) -> dict[str, float]:
-        """The actual token first and the best last. Where two tokens read alike the better one stays: clients compare
-        token_logprobs with the maximum of this, by ==, to see whether the actual token was the best."""
-        named = {name(token): logprob}
-        for other, value in zip(reversed(ids[:k]), reversed(logprobs[:k]), strict=True):
-            key = name(other)
-            named[key] = max(value, named.get(key, value))
-        return named
-
-    token_logprobs: list[float | None] = []
-    tops: list[dict[str, float] | None] = []
-    if asked.echo:
-        token_logprobs += [None, *scores.logprobs.tolist()]
-        rows = zip(
-            scores.ids[1:].tolist(),
-            scores.logprobs.tolist(),
-            scores.top_ids.tolist(),
-            scores.top_logprobs.tolist(),
-            strict=True,
-        )
-        tops += [None, *(top(*row) for row in rows)]
-    if (new := scores.next_token) is not None:
-        token_logprobs.append(new.logprob)
-        tops.append(top(new.token_id, new.logprob, new.top_ids.tolist(), new.top_logprobs.tolist()))
-    names = [name(token) for token in shown]
-    lengths = [len(strings[token] or "") for token in shown]
-    return {
-        "tokens": names,
-        "token_logprobs": token_logprobs,
-        "top_logprobs": tops,
-        "text_offset": [0, *accumulate(lengths)][: len(shown)],
-    }

@@ -24,7 +24,7 @@ from grpo_server.routes._prompt_logprobs import ids_shown
 from grpo_server.routes._refusals import check_new_tokens, generation, scoring_temperature
 from grpo_server.routes._sequences import Names, SequenceScores, id_array, score_sequences
 from grpo_server.routes._sequences import Sequence as Scored
-from grpo_server.routes._strings import decode_texts, encode_texts, token_strings
+from grpo_server.routes._strings import encode_texts, texts_behind, token_strings
 from grpo_server.service import Service
 from grpo_server.text import Tokenizer
 
@@ -101,7 +101,7 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
         shown = chain.from_iterable(map(ids_shown, scores)) if asked.return_text_in_logprobs else ()
         strings = await token_strings(service, tokenizer, shown)
         new = [_new(plan, s) for plan, s in zip(plans, scores, strict=True)]
-        texts = await decode_texts(service, tokenizer, new)
+        texts = await texts_behind(service, tokenizer, new)
         name = request_id.get()
 
         def body() -> Any:

@@ -29,7 +29,8 @@ async def test_echo_gives_every_token_its_score_and_one_entry_more_for_the_next(
     assert logprobs["token_logprobs"][1:-1] == engine.logprobs(IDS)
     best = engine.best(IDS)
     assert logprobs["token_logprobs"][-1] == float(engine.distribution(IDS)[best])
-    assert logprobs["tokens"] == [str(i) for i in [*IDS, best]]
+    assert logprobs["tokens"] == [str(IDS[0]), *(f" {i}" for i in [*IDS[1:], best])]
+    assert answer["choices"][0]["text"] == "".join(logprobs["tokens"])
     assert {len(v) for v in logprobs.values()} == {len(IDS) + 1}
     # A single token: nothing predicts it, and what follows is known.
     assert answer["choices"][1]["logprobs"]["token_logprobs"] == [
@@ -77,9 +78,9 @@ async def test_without_echo_only_the_next_token_is_reported(engine: BigramEngine
     body = {"prompt": [IDS], "max_tokens": 1, "logprobs": 3, "return_token_ids": True}
     [choice] = (await ask(engine, body))["choices"]
     best = engine.best(IDS)
-    assert choice["text"] == str(best)
+    assert choice["text"] == f" {best}"
     assert (choice["prompt_token_ids"], choice["token_ids"]) == (IDS, [best])
-    assert choice["logprobs"]["tokens"] == [str(best)]
+    assert choice["logprobs"]["tokens"] == [f" {best}"]
     assert len(choice["logprobs"]["top_logprobs"][0]) == 3
 
 

@@ -56,7 +56,7 @@ async def test_the_next_token_best_tokens_and_texts(engine: BigramEngine) -> Non
     best, meta = engine.best(IDS), answer["meta_info"]
     after = engine.distribution(IDS)
     assert answer["output_ids"] == [best]
-    assert answer["text"] == str(best)
+    assert answer["text"] == f" {best}"
     assert meta["output_token_logprobs"] == [[float(after[best]), best, str(best)]]
     assert meta["output_top_logprobs"][0][0] == [float(after[best]), best, str(best)]
     assert meta["input_top_logprobs"][0] is None
