@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from grpo_client import wire_json, wire_tensors
 from grpo_client.async_client import AsyncReferenceClient
+from grpo_client.calls import Encoding
 from grpo_client.client import ReferenceClient
+from grpo_client.core import ScoreOptions, TextScoreOptions
 from grpo_client.errors import (
     APIError,
     ClientClosed,
@@ -21,6 +23,7 @@ from grpo_client.errors import (
     FingerprintMismatch,
     GrpoClientError,
     InvalidResponse,
+    InvalidSetting,
     NotAuthorized,
     NotFound,
     ProtocolError,
@@ -33,14 +36,20 @@ from grpo_client.protocol import (
     EXTRAS,
     NORMALIZERS,
     CompletionScores,
+    Extra,
     Group,
+    Ids,
+    Normalizer,
     ReferenceInfo,
     ScoreRequest,
     ScoreResult,
     Status,
     Usage,
+    WantedIds,
 )
-from grpo_client.text import TextGroup, TextScoreRequest
+from grpo_client.retry_log import Retry
+from grpo_client.settings import ClientOptions
+from grpo_client.text import ChatMessage, Prompt, TextGroup, TextScoreRequest
 from grpo_client.validation import Limits, check_request
 
 __all__ = [
@@ -48,30 +57,43 @@ __all__ = [
     "NORMALIZERS",
     "APIError",
     "AsyncReferenceClient",
+    "ChatMessage",
     "ClientClosed",
+    "ClientOptions",
     "CompletionScores",
     "ConnectionFailed",
     "DeadlineExceeded",
+    "Encoding",
+    "Extra",
     "FingerprintMismatch",
     "Group",
     "GrpoClientError",
+    "Ids",
     "InvalidResponse",
+    "InvalidSetting",
     "Limits",
+    "Normalizer",
     "NotAuthorized",
     "NotFound",
+    "Prompt",
     "ProtocolError",
     "ReferenceClient",
     "ReferenceInfo",
     "RequestRefused",
+    "Retry",
     "RetryPolicy",
+    "ScoreOptions",
     "ScoreRequest",
     "ScoreResult",
     "ServerFailed",
     "Status",
     "TextGroup",
+    "TextScoreOptions",
     "TextScoreRequest",
     "Unavailable",
     "Usage",
+    "WantedIds",
+    "__version__",
     "check_request",
     "wire_json",
     "wire_tensors",

@@ -4,67 +4,139 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar
+from weakref import WeakKeyDictionary
 
-from grpo_client.calls import Call, Reply, info_call, raise_for_status, ready_call
-from grpo_client.core import ClientCore, Ids, ScoreOptions, TextScoreOptions
-from grpo_client.errors import APIError, ClientClosed, ConnectionFailed
+from grpo_client.calls import Call, Encoding, Reply, info_call, raise_for_status, ready_call
+from grpo_client.core import ClientCore
+from grpo_client.errors import APIError, ConnectionFailed
+from grpo_client.forks import PerProcess
 from grpo_client.policy import RetryPolicy
-from grpo_client.protocol import ReferenceInfo, ScoreRequest, ScoreResult
-from grpo_client.settings import ClientOptions, ClientSettings
+from grpo_client.protocol import Extra, Ids, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult, WantedIds
+from grpo_client.settings import (
+    DEFAULT_IN_FLIGHT,
+    DEFAULT_REQUEST_TOKENS,
+    DEFAULT_TIMEOUT,
+    ClientOptions,
+    ClientSettings,
+)
 from grpo_client.text import AnyRequest, Prompt, TextScoreRequest
 from grpo_client.transport import AsyncLine, AsyncTransport
+from grpo_client.workers import closed
 
 Answer = TypeVar("Answer")
 
 
+@dataclass(slots=True)
+class _Line:
+    """What belongs to one event loop: connections, and how many requests may be on them."""
+
+    transport: AsyncTransport
+    slots: asyncio.Semaphore
+
+
+@dataclass(slots=True)
+class _Process:
+    """What a client has of its own in each process."""
+
+    core: ClientCore
+    lines: WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = field(default_factory=lambda: WeakKeyDictionary())
+
+
 class AsyncReferenceClient:
-    """`ReferenceClient` with awaitable calls; for overlap use `asyncio.create_task`. One event loop each.
+    """`ReferenceClient` with awaitable calls; for overlap use `asyncio.create_task`.
 
     async with AsyncReferenceClient("http://localhost:8000") as client:
         result = await client.score([[1, 2, 3]], [[[4, 5], [6]]])
+
+    Each event loop gets connections of its own, and so does each process after a fork; `aclose` closes those of the loop
+    that it is awaited in.
     """
 
     def __init__(
         self,
         base_url: str | Sequence[str],
         *,
+        api_key: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        max_wait: float | None = None,
+        encoding: Encoding = "tensors",
+        fingerprint: str | None = None,
+        max_request_tokens: int = DEFAULT_REQUEST_TOKENS,
+        max_in_flight: int = DEFAULT_IN_FLIGHT,
+        retry: RetryPolicy | None = None,
         transport: AsyncLine | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        **options: Unpack[ClientOptions],
     ) -> None:
-        settings = ClientSettings.of(base_url, options)
-        self._core = ClientCore(settings)
-        self._transport = AsyncTransport(settings.line(), transport)
+        options = ClientOptions(
+            api_key=api_key,
+            timeout=timeout,
+            max_wait=max_wait,
+            encoding=encoding,
+            fingerprint=fingerprint,
+            max_request_tokens=max_request_tokens,
+            max_in_flight=max_in_flight,
+            retry=retry,
+        )
+        self._open(ClientSettings.of(base_url, options), transport, sleep)
+
+    def _open(
+        self, settings: ClientSettings, transport: AsyncLine | None, sleep: Callable[[float], Awaitable[None]]
+    ) -> None:
+        self._plugged = transport
         self._sleep = sleep
         self._closed = False
-        self._slots = asyncio.Semaphore(settings.max_in_flight)
+        self._processes = PerProcess[_Process](
+            lambda before: _Process(ClientCore(settings, before.core if before else None))
+        )
 
     async def score(
         self,
         prompts: Sequence[Ids],
-        completions: Sequence[Sequence[Ids]],
-        **options: Unpack[ScoreOptions],
+        completions: Sequence[Sequence[Ids]] | Sequence[Ids],
+        *,
+        temperature: float | Sequence[float] = 1.0,
+        normalizer: Normalizer = "softmax",
+        extras: Sequence[Extra] = (),
+        top_k: int = 0,
+        token_ids: WantedIds | None = None,
     ) -> ScoreResult:
         """See `ReferenceClient.score`."""
-        return await self.score_request(ScoreRequest.of(prompts, completions, **options))
+        request = ScoreRequest.of(
+            prompts,
+            completions,
+            temperature=temperature,
+            normalizer=normalizer,
+            extras=extras,
+            top_k=top_k,
+            token_ids=token_ids,
+        )
+        return await self.score_request(request)
 
     async def score_text(
         self,
         prompts: Sequence[Prompt],
-        completions: Sequence[Sequence[str]],
-        **options: Unpack[TextScoreOptions],
+        completions: Sequence[Sequence[str]] | Sequence[str],
+        *,
+        temperature: float | Sequence[float] = 1.0,
+        normalizer: Normalizer = "softmax",
+        extras: Sequence[Extra] = (),
+        top_k: int = 0,
     ) -> ScoreResult:
         """See `ReferenceClient.score_text`."""
-        return await self.score_request(TextScoreRequest.of(prompts, completions, **options))
+        request = TextScoreRequest.of(
+            prompts, completions, temperature=temperature, normalizer=normalizer, extras=extras, top_k=top_k
+        )
+        return await self.score_request(request)
 
     async def score_request(self, request: AnyRequest) -> ScoreResult:
         """See `ReferenceClient.score_request`."""
-        tasks = [asyncio.create_task(self._score_part(part)) for part in self._core.plan(request)]
+        core = self._core()
+        tasks = [asyncio.create_task(self._score_part(part)) for part in core.plan(request)]
         try:
-            return self._core.join(request, await asyncio.gather(*tasks))
+            return core.join(request, await asyncio.gather(*tasks))
         finally:
             for task in tasks:  # after a failure nobody wants the rest
                 task.cancel()
@@ -72,7 +144,8 @@ class AsyncReferenceClient:
 
     async def info(self) -> ReferenceInfo:
         """See `ReferenceClient.info`."""
-        return await self._retried(self._core.settings.retry, self._core.info, info_call())
+        core = self._core()
+        return await self._retried(core.settings.retry, core.info, info_call())
 
     async def health(self) -> bool:
         """See `ReferenceClient.health`."""
@@ -84,14 +157,20 @@ class AsyncReferenceClient:
 
     async def wait_ready(self, timeout: float = 600.0) -> ReferenceInfo:
         """See `ReferenceClient.wait_ready`."""
-        policy = replace(self._core.settings.retry, max_wait=timeout)
+        core = self._core()
+        policy = core.settings.retry.within(timeout, "timeout")
+        began = policy.clock()
         await self._retried(policy, raise_for_status, ready_call())
-        return await self._retried(policy, self._core.info, info_call())
+        left = max(0.0, timeout - (policy.clock() - began))
+        return await self._retried(policy.within(left, "timeout"), core.info, info_call())
 
     async def aclose(self) -> None:
         """Close the connections."""
         self._closed = True
-        await self._transport.aclose()
+        if process := self._processes.made():
+            line = process.lines.get(asyncio.get_running_loop())
+            if line is not None:
+                await line.transport.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -102,21 +181,58 @@ class AsyncReferenceClient:
         await self.aclose()
 
     def __repr__(self) -> str:
-        return f"AsyncReferenceClient({self._core!r})"
+        return f"{type(self).__name__}({self._processes.get().core!r})"
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        settings = self._processes.get().core.told().to_pickle()
+        return _unpickled, (type(self), settings, self._plugged, self._sleep)
+
+    def __copy__(self) -> Self:
+        return _made_from(type(self), self._processes.get().core.told(), self._plugged, self._sleep)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()
+
+    def _core(self) -> ClientCore:
+        if self._closed:
+            raise closed()
+        return self._processes.get().core
+
+    def _line(self) -> _Line:
+        """The connections of this process and loop."""
+        lines, loop = self._processes.get().lines, asyncio.get_running_loop()
+        if (line := lines.get(loop)) is None:
+            settings = self._core().settings
+            line = _Line(AsyncTransport(settings.line(), self._plugged), asyncio.Semaphore(settings.max_in_flight))
+            lines[loop] = line
+        return line
 
     async def _score_part(self, part: AnyRequest) -> ScoreResult:
-        async with self._slots:
-            return await self._retried(
-                self._core.settings.retry, lambda reply: self._core.scores(reply, part), self._core.call(part)
-            )
+        core = self._core()
+        async with self._line().slots:
+            return await self._retried(core.settings.retry, lambda reply: core.scores(reply, part), core.call(part))
 
     async def _retried(self, policy: RetryPolicy, read: Callable[[Reply], Answer], call: Call) -> Answer:
-        if self._closed:
-            raise ClientClosed("this client is closed; build a new one")
-        balancer = self._core.balancer
+        core, line = self._core(), self._line()
+        core.settings.check_key()
 
         async def once() -> Answer:
-            with balancer.lease() as url:
-                return read(await self._transport.send(call, url))
+            with core.balancer.lease() as url:
+                answer = read(await line.transport.send(call, url))
+            core.log.answered(url)
+            return answer
 
-        return await policy.async_retrying(self._sleep, balancer.ready, lambda: self._closed)(once)
+        return await policy.async_retrying(self._sleep, core.balancer.ready, lambda: self._closed, core.log)(once)
+
+
+Kind = TypeVar("Kind", bound=AsyncReferenceClient)
+
+
+def _unpickled(kind: type[Kind], settings: ClientSettings, transport: Any, sleep: Any) -> Kind:
+    return _made_from(kind, settings.unpickled(), transport, sleep)
+
+
+def _made_from(kind: type[Kind], settings: ClientSettings, transport: Any, sleep: Any) -> Kind:
+    client = kind.__new__(kind)
+    client._open(settings, transport, sleep)  # pyright: ignore[reportPrivateUsage]
+    return client

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from grpo_client import errors, wire_json, wire_tensors
+from grpo_client.answers import check_answer
 from grpo_client.protocol import (
     MEDIA_JSON,
     MEDIA_TENSORS,
@@ -20,12 +21,13 @@ from grpo_client.protocol import (
     ScoreRequest,
     ScoreResult,
 )
-from grpo_client.retry_after import parse_retry_after
+from grpo_client.retry_after import asked_wait_of
 from grpo_client.text import AnyRequest
 from grpo_client.validation import as_object
 
 Encoding = Literal["tensors", "json"]
 ROUTE_READY = "/readyz"
+_LONGEST_MESSAGE = 2000  # characters of what a server says that go into an error
 
 
 def _new_request_id() -> str:
@@ -39,18 +41,24 @@ class Call:
     method: Literal["GET", "POST"]
     path: str
     headers: Mapping[str, str] = field(default_factory=lambda: {})
-    body: bytes | None = None
+    body: bytes | None = field(default=None, repr=False)
     request_id: str = field(default_factory=_new_request_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One HTTP response, read to its end. Header names are lower case."""
+    """One HTTP response, read to its end. Header names are lower case. request_id: of the call that it answers."""
 
     status: int
     headers: Mapping[str, str]
-    body: bytes
+    body: bytes = field(repr=False)
     url: str
+    request_id: str | None = None
+
+    @property
+    def named_id(self) -> str | None:
+        """The id to look for in the server's log: the one it named, else the one it was sent."""
+        return self.headers.get("x-request-id") or self.request_id
 
 
 def score_call(request: AnyRequest, encoding: Encoding) -> Call:
@@ -87,15 +95,11 @@ def read_scores(reply: Reply, request: AnyRequest) -> ScoreResult:
     """The answer, checked to be one to this request. Raises APIError's kin, FingerprintMismatch, InvalidResponse."""
     raise_for_status(reply)
     tensors = reply.headers.get("content-type", "").startswith(MEDIA_TENSORS)
-    result = wire_tensors.decode_result(reply.body) if tensors else wire_json.decode_result(reply.body)
-    asked = [len(g.completions) for g in request.groups]
-    if result.group_sizes.tolist() != asked:
-        raise errors.InvalidResponse(f"{sum(asked)} completions were sent and {len(result)} came back", "groups")
-    if isinstance(request, ScoreRequest) and (result.completion_lengths != request.completion_lengths).any():
-        raise errors.InvalidResponse("the scores do not have the completions' lengths", "logprobs")
-    wanted = set(request.extras) | ({"top_ids", "top_logprobs"} if request.top_k else set[str]())
-    if missing := wanted - set(result.extras):
-        raise errors.InvalidResponse(f"the answer lacks {', '.join(sorted(missing))}", "return")
+    try:
+        result = wire_tensors.decode_result(reply.body) if tensors else wire_json.decode_result(reply.body)
+        check_answer(result, request)
+    except errors.InvalidResponse as error:
+        raise errors.InvalidResponse(f"{error.message} ({reply.url})", error.param, reply.named_id) from error
     return result
 
 
@@ -103,9 +107,11 @@ def read_info(reply: Reply) -> ReferenceInfo:
     """Who answers."""
     raise_for_status(reply)
     try:
-        return ReferenceInfo.model_validate_json(reply.body)
+        return ReferenceInfo.model_validate_json(reply.body, strict=True)
     except ValidationError as error:
-        raise errors.InvalidResponse(f"{reply.url} did not describe a reference: {error}") from error
+        raise errors.InvalidResponse(
+            f"{reply.url} did not describe a reference: {error}", request_id=reply.named_id
+        ) from error
 
 
 def raise_for_status(reply: Reply) -> None:
@@ -113,16 +119,21 @@ def raise_for_status(reply: Reply) -> None:
     if 200 <= reply.status < 300:
         return
     detail = _error_object(reply.body)
-    message = str(detail.get("message") or _first_line(reply.body) or "no message") + f" ({reply.url})"
+    said = str(detail.get("message") or _first_line(reply.body) or "no message")
+    message = f"{said[:_LONGEST_MESSAGE]} ({reply.url})"
+    code, param = (value if isinstance(value := detail.get(name), str) else None for name in ("code", "param"))
     if reply.status == 409:
-        raise errors.FingerprintMismatch(message)
+        raise errors.FingerprintMismatch(
+            message, status=reply.status, code=code, param=param, request_id=reply.named_id
+        )
     raise _kind_of(reply.status)(
         message,
         status=reply.status,
-        code=detail.get("code"),
-        param=detail.get("param"),
-        request_id=reply.headers.get("x-request-id"),
-        retry_after=parse_retry_after(reply.headers.get("retry-after")),
+        code=code,
+        param=param,
+        request_id=reply.named_id,
+        retry_after=asked_wait_of(reply.headers),
+        url=reply.url,
     )
 
 

@@ -6,23 +6,27 @@ Only waiting is done here. Requests are built and read, cut and joined, retried 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from concurrent.futures import Future
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar
 
-from grpo_client.calls import Call, Reply, info_call, raise_for_status, ready_call
-from grpo_client.core import ClientCore, Ids, ScoreOptions, TextScoreOptions
-from grpo_client.errors import APIError, ClientClosed, ConnectionFailed
+from grpo_client.calls import Encoding, info_call, raise_for_status, ready_call
+from grpo_client.core import ClientCore
+from grpo_client.errors import APIError, ConnectionFailed
+from grpo_client.forks import PerProcess
 from grpo_client.policy import RetryPolicy
-from grpo_client.protocol import ReferenceInfo, ScoreRequest, ScoreResult
-from grpo_client.settings import ClientOptions, ClientSettings
+from grpo_client.protocol import Extra, Ids, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult, WantedIds
+from grpo_client.settings import (
+    DEFAULT_IN_FLIGHT,
+    DEFAULT_REQUEST_TOKENS,
+    DEFAULT_TIMEOUT,
+    ClientOptions,
+    ClientSettings,
+)
 from grpo_client.text import AnyRequest, Prompt, TextScoreRequest
-from grpo_client.transport import SyncLine, SyncTransport
-
-Answer = TypeVar("Answer")
+from grpo_client.transport import SyncLine
+from grpo_client.workers import Workers, closed
 
 
 class ReferenceClient:
@@ -34,96 +38,160 @@ class ReferenceClient:
 
     base_url: a server, or a list of servers that host the same reference (least busy first, failed ones set aside).
     Options: see `ClientOptions`. transport, sleep: for tests; an httpx transport to talk to instead of the network, and
-    what waits between tries. May be used from many threads. Close it, or use it in a `with`.
+    what waits between tries. May be used from many threads, after a fork, and from processes that it is pickled to (its
+    API key does not travel in a pickle: GRPO_API_KEY must be set there). A future belongs to the process that submitted it.
+    Close it, or use it in a `with`. Raises InvalidSetting for an option that cannot be.
     """
 
     def __init__(
         self,
         base_url: str | Sequence[str],
         *,
+        api_key: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        max_wait: float | None = None,
+        encoding: Encoding = "tensors",
+        fingerprint: str | None = None,
+        max_request_tokens: int = DEFAULT_REQUEST_TOKENS,
+        max_in_flight: int = DEFAULT_IN_FLIGHT,
+        retry: RetryPolicy | None = None,
         transport: SyncLine | None = None,
         sleep: Callable[[float], None] | None = None,
-        **options: Unpack[ClientOptions],
     ) -> None:
-        settings = ClientSettings.of(base_url, options)
-        self._core = ClientCore(settings)
-        self._transport = SyncTransport(settings.line(), transport)
-        self._closed = threading.Event()
-        self._sleep = sleep or self._wait_unless_closed
-        # Two pools, because a submitted call waits for its parts: in one pool it could wait for itself.
-        self._submitted = ThreadPoolExecutor(settings.max_in_flight, "grpo-client-submit")
-        self._parts = ThreadPoolExecutor(settings.max_in_flight, "grpo-client-request")
+        options = ClientOptions(
+            api_key=api_key,
+            timeout=timeout,
+            max_wait=max_wait,
+            encoding=encoding,
+            fingerprint=fingerprint,
+            max_request_tokens=max_request_tokens,
+            max_in_flight=max_in_flight,
+            retry=retry,
+        )
+        self._open(ClientSettings.of(base_url, options), transport, sleep)
+
+    def _open(
+        self, settings: ClientSettings, transport: SyncLine | None, sleep: Callable[[float], None] | None
+    ) -> None:
+        self._plugged = transport
+        self._own_sleep = sleep
+        self._closed = False
+
+        self._workers = PerProcess[Workers](
+            lambda before: Workers(ClientCore(settings, before.core if before else None), transport, sleep)
+        )
 
     def score(
         self,
         prompts: Sequence[Ids],
-        completions: Sequence[Sequence[Ids]],
-        **options: Unpack[ScoreOptions],
+        completions: Sequence[Sequence[Ids]] | Sequence[Ids],
+        *,
+        temperature: float | Sequence[float] = 1.0,
+        normalizer: Normalizer = "softmax",
+        extras: Sequence[Extra] = (),
+        top_k: int = 0,
+        token_ids: WantedIds | None = None,
     ) -> ScoreResult:
-        """Per-token log-probs of completions[k][g] after prompts[k], all token ids. Options: see `ScoreOptions`.
+        """Per-token log-probs of completions[k][g] after prompts[k], all token ids.
 
-        Raises ValueError (ProtocolError among it) for a request that no server could answer, RequestRefused for one that
-        this server cannot, FingerprintMismatch, NotAuthorized, DeadlineExceeded when `max_wait` runs out.
+        One completion a prompt may be given as completions[k]. temperature: one, or one per prompt; what the completions
+        were sampled with. extras: any of "entropy", "logsumexp", "rank". top_k: so many best tokens a position.
+        token_ids: [k][g][position][...] ids to score beside the ones that are there.
+
+        Raises ProtocolError for a request that no server could answer, RequestRefused for one that this server cannot,
+        FingerprintMismatch, NotAuthorized, DeadlineExceeded when `max_wait` runs out: all are GrpoClientError.
         """
-        return self.score_request(ScoreRequest.of(prompts, completions, **options))
+        request = ScoreRequest.of(
+            prompts,
+            completions,
+            temperature=temperature,
+            normalizer=normalizer,
+            extras=extras,
+            top_k=top_k,
+            token_ids=token_ids,
+        )
+        return self.score_request(request)
 
     def score_text(
         self,
         prompts: Sequence[Prompt],
-        completions: Sequence[Sequence[str]],
-        **options: Unpack[TextScoreOptions],
+        completions: Sequence[Sequence[str]] | Sequence[str],
+        *,
+        temperature: float | Sequence[float] = 1.0,
+        normalizer: Normalizer = "softmax",
+        extras: Sequence[Extra] = (),
+        top_k: int = 0,
     ) -> ScoreResult:
         """The same for text: prompts are strings or chat messages, completions strings; the server tokenizes.
 
         The ids that were scored come back in `prompt_ids` and `completion_ids`.
         """
-        return self.score_request(TextScoreRequest.of(prompts, completions, **options))
+        request = TextScoreRequest.of(
+            prompts, completions, temperature=temperature, normalizer=normalizer, extras=extras, top_k=top_k
+        )
+        return self.score_request(request)
 
     def submit(
         self,
         prompts: Sequence[Ids],
-        completions: Sequence[Sequence[Ids]],
-        **options: Unpack[ScoreOptions],
+        completions: Sequence[Sequence[Ids]] | Sequence[Ids],
+        *,
+        temperature: float | Sequence[float] = 1.0,
+        normalizer: Normalizer = "softmax",
+        extras: Sequence[Extra] = (),
+        top_k: int = 0,
+        token_ids: WantedIds | None = None,
     ) -> Future[ScoreResult]:
         """`score` in the background: returns at once, so that the policy's own forward can run meanwhile.
 
         A broken request raises here and now; what the server says comes out of `.result()`.
         """
-        return self.submit_request(ScoreRequest.of(prompts, completions, **options))
+        request = ScoreRequest.of(
+            prompts,
+            completions,
+            temperature=temperature,
+            normalizer=normalizer,
+            extras=extras,
+            top_k=top_k,
+            token_ids=token_ids,
+        )
+        return self.submit_request(request)
 
     def score_request(self, request: AnyRequest) -> ScoreResult:
         """`score` for a request that is already a value."""
-        return self._score_parts(request, self._plan(request))
+        return self._here().score(request)
 
     def submit_request(self, request: AnyRequest) -> Future[ScoreResult]:
         """`submit` for a request that is already a value."""
-        return self._submitted.submit(self._score_parts, request, self._plan(request))
+        return self._here().submit(request)
 
     def info(self) -> ReferenceInfo:
         """Who answers: model, fingerprint, version, dtype, mode, limits. With several servers, one of them."""
-        return self._retried(self._core.settings.retry, self._core.info, info_call())
+        here = self._here()
+        return here.retried(here.core.settings.retry, here.core.info, info_call())
 
     def health(self) -> bool:
         """Whether a server takes requests now; one try, no waiting."""
         try:
-            self._retried(RetryPolicy(max_wait=0), raise_for_status, ready_call())
+            self._here().retried(RetryPolicy(max_wait=0), raise_for_status, ready_call())
         except (ConnectionFailed, APIError):
             return False
         return True
 
     def wait_ready(self, timeout: float = 600.0) -> ReferenceInfo:
         """Wait until a server takes requests, at most `timeout` seconds; says who it is. Raises DeadlineExceeded."""
-        policy = replace(self._core.settings.retry, max_wait=timeout)
-        self._retried(policy, raise_for_status, ready_call())
-        return self._retried(policy, self._core.info, info_call())
+        here = self._here()
+        policy = here.core.settings.retry.within(timeout, "timeout")
+        began = policy.clock()
+        here.retried(policy, raise_for_status, ready_call())
+        left = max(0.0, timeout - (policy.clock() - began))
+        return here.retried(policy.within(left, "timeout"), here.core.info, info_call())
 
     def close(self) -> None:
-        """Give up what is waiting, let what is on the line finish, and close the connections."""
-        self._closed.set()
-        self._submitted.shutdown(wait=False, cancel_futures=True)
-        self._parts.shutdown(wait=True, cancel_futures=True)
-        self._submitted.shutdown(wait=True)
-        self._transport.close()
+        """Give up what is waiting, let what is on the line finish, and close the connections. In a forked child, its own."""
+        self._closed = True
+        if workers := self._workers.made():
+            workers.close()
 
     def __enter__(self) -> Self:
         return self
@@ -134,36 +202,32 @@ class ReferenceClient:
         self.close()
 
     def __repr__(self) -> str:
-        return f"ReferenceClient({self._core!r})"
+        return f"{type(self).__name__}({self._workers.get().core!r})"
 
-    def _wait_unless_closed(self, seconds: float) -> None:
-        self._closed.wait(seconds)  # close() ends every wait
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        settings = self._workers.get().core.told().to_pickle()
+        return _unpickled, (type(self), settings, self._plugged, self._own_sleep)
 
-    def _plan(self, request: AnyRequest) -> Sequence[AnyRequest]:
-        if self._closed.is_set():
-            raise ClientClosed("this client is closed; build a new one")
-        return self._core.plan(request)
+    def __copy__(self) -> Self:
+        return _made_from(type(self), self._workers.get().core.told(), self._plugged, self._own_sleep)
 
-    def _score_parts(self, request: AnyRequest, parts: Sequence[AnyRequest]) -> ScoreResult:
-        futures = [self._parts.submit(self._score_part, part) for part in parts]
-        try:
-            return self._core.join(request, [future.result() for future in futures])
-        finally:
-            for future in futures:  # after a failure nobody wants the rest
-                future.cancel()
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()
 
-    def _score_part(self, part: AnyRequest) -> ScoreResult:
-        return self._retried(
-            self._core.settings.retry, lambda reply: self._core.scores(reply, part), self._core.call(part)
-        )
+    def _here(self) -> Workers:
+        if self._closed:
+            raise closed()
+        return self._workers.get()
 
-    def _retried(self, policy: RetryPolicy, read: Callable[[Reply], Answer], call: Call) -> Answer:
-        if self._closed.is_set():
-            raise ClientClosed("this client is closed; build a new one")
-        balancer = self._core.balancer
 
-        def once() -> Answer:
-            with balancer.lease() as url:
-                return read(self._transport.send(call, url))
+Kind = TypeVar("Kind", bound=ReferenceClient)
 
-        return policy.retrying(self._sleep, balancer.ready, self._closed.is_set)(once)
+
+def _unpickled(kind: type[Kind], settings: ClientSettings, transport: Any, sleep: Any) -> Kind:
+    return _made_from(kind, settings.unpickled(), transport, sleep)
+
+
+def _made_from(kind: type[Kind], settings: ClientSettings, transport: Any, sleep: Any) -> Kind:
+    client = kind.__new__(kind)
+    client._open(settings, transport, sleep)  # pyright: ignore[reportPrivateUsage]
+    return client

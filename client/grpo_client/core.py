@@ -8,18 +8,17 @@ from typing import TypedDict
 
 from grpo_client.calls import Call, Reply, read_info, read_scores, score_call
 from grpo_client.pin import FingerprintPin
-from grpo_client.protocol import Extra, IntArray, Normalizer, ReferenceInfo, ScoreResult
+from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreResult, WantedIds
 from grpo_client.request_values import check_values
+from grpo_client.retry_log import RetryLog
 from grpo_client.settings import ClientSettings
 from grpo_client.splitting import merge, split
 from grpo_client.text import AnyRequest
 from grpo_client.validation import check_structure
 
-Ids = Sequence[int] | IntArray
-
 
 class TextScoreOptions(TypedDict, total=False):
-    """How to score, all optional.
+    """How to score, all optional; `score_text` spells them out.
 
     temperature: one, or one per group (1.0); logits are divided by it. normalizer: "softmax" or "stablemax".
     extras: any of "entropy", "logsumexp", "rank". top_k: so many best tokens a position (0).
@@ -32,21 +31,30 @@ class TextScoreOptions(TypedDict, total=False):
 
 
 class ScoreOptions(TextScoreOptions, total=False):
-    """The same, and token_ids: [group][completion][position][k] ids to score beside the ones that are there."""
+    """The same for `score` and `submit`, and token_ids: [group][completion][position][k] ids to score as well."""
 
-    token_ids: Sequence[Sequence[Sequence[Sequence[int]] | IntArray]] | None
+    token_ids: WantedIds | None
 
 
 class ClientCore:
-    """The state that a client has beside its connections: settings, balancer, pin."""
+    """The state that a client has beside its connections: settings, balancer, pin, and what was said of failures.
 
-    def __init__(self, settings: ClientSettings) -> None:
+    before: the core of the process that forked this one; what is known of the reference stays known.
+    """
+
+    def __init__(self, settings: ClientSettings, before: ClientCore | None = None) -> None:
         self.settings = settings
         self.balancer = settings.balancer()
-        self._pin = settings.pin()
+        self.log = RetryLog(clock=settings.retry.clock)
+        self._pin = FingerprintPin((before.told() if before else settings).fingerprint)
+
+    def told(self) -> ClientSettings:
+        """The settings, with what is known by now of the reference: what a copy of this client is made from."""
+        return self.settings.pinned(self._pin.fingerprint)
 
     def plan(self, request: AnyRequest) -> Sequence[AnyRequest]:
         """Check the request and cut it. Raises ProtocolError before anything is sent."""
+        self.settings.check_key()
         check_structure(check_values(request))
         return split(request, self.settings.max_request_tokens)
 

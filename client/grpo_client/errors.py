@@ -11,17 +11,31 @@
     │   └── ServerFailed                    any other: a fault of the server
     ├── FingerprintMismatch (RuntimeError)  another reference answered than the one that was pinned, or two differ
     ├── ConnectionFailed (ConnectionError)  no answer at all: refused, reset, cut off, timed out while reading
+    ├── InvalidSetting (ValueError)         a client was told something impossible: a URL, a timeout, a key
     ├── DeadlineExceeded (TimeoutError)     still failing when `max_wait` ran out; the last failure is its __cause__
     └── ClientClosed (RuntimeError)         used after close()
 
-A broken argument that never becomes a message (lists of unequal length, a negative timeout) is a plain ValueError.
+All can be pickled, for they cross processes in a worker pool. None ever holds a key.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 
 class GrpoClientError(Exception):
     """Base of all: `except GrpoClientError` catches whatever scoring can raise on purpose."""
+
+    def __reduce__(self) -> tuple[Callable[..., GrpoClientError], tuple[Any, ...]]:
+        return _restored, (type(self), self.args, self.__dict__.copy())
+
+
+def _restored(kind: type[GrpoClientError], args: tuple[Any, ...], fields: dict[str, Any]) -> GrpoClientError:
+    error = kind.__new__(kind, *args)  # not through __init__, which wants its fields by name
+    error.args = args
+    error.__dict__.update(fields)
+    return error
 
 
 class ProtocolError(GrpoClientError, ValueError):
@@ -42,17 +56,24 @@ class ProtocolError(GrpoClientError, ValueError):
 
 
 class InvalidResponse(ProtocolError):
-    """What came back is not an answer of this service: another program listens there, or the versions differ."""
+    """What came back is not an answer of this service: another program listens there, or the versions differ.
 
-    def __init__(self, message: str, param: str | None = None) -> None:
+    request_id: what to look for in a log, where it is known.
+    """
+
+    def __init__(self, message: str, param: str | None = None, request_id: str | None = None) -> None:
         super().__init__(message, param, code="invalid_response", status=502)
+        self.request_id = request_id
+
+    def __str__(self) -> str:
+        return f"{self.message}{_where(None, self.request_id)}"
 
 
 class APIError(GrpoClientError, RuntimeError):
     """A server answered with an error status.
 
     status, code, param: as the server gave them. request_id: what to look for in its log.
-    retry_after: seconds that the server asked to wait, or None.
+    retry_after: seconds that the server asked to wait, or None. url: which server it was.
     """
 
     def __init__(
@@ -64,6 +85,7 @@ class APIError(GrpoClientError, RuntimeError):
         param: str | None = None,
         request_id: str | None = None,
         retry_after: float | None = None,
+        url: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -72,11 +94,10 @@ class APIError(GrpoClientError, RuntimeError):
         self.param = param
         self.request_id = request_id
         self.retry_after = retry_after
+        self.url = url
 
     def __str__(self) -> str:
-        field = f" (field {self.param})" if self.param else ""
-        request = f" [request {self.request_id}]" if self.request_id else ""
-        return f"HTTP {self.status}: {self.message}{field}{request}"
+        return f"HTTP {self.status}: {self.message}{_where(self.param, self.request_id)}"
 
 
 class RequestRefused(APIError, ValueError):
@@ -102,12 +123,44 @@ class ServerFailed(APIError):
 class FingerprintMismatch(GrpoClientError, RuntimeError):
     """Another reference answered than the pinned one, or the answers of one call came from two references.
 
-    Never retried: the same question would get another model's numbers.
+    Never retried: the same question would get another model's numbers. status, code, param, request_id: as the server
+    gave them with its 409; None where the client itself saw the difference.
     """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        param: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.code = code
+        self.param = param
+        self.request_id = request_id
+
+    def __str__(self) -> str:
+        return f"{self.message}{_where(self.param, self.request_id)}"
 
 
 class ConnectionFailed(GrpoClientError, ConnectionError):
-    """No answer at all: refused, reset, cut off half way, or nothing came for `timeout` seconds."""
+    """No answer at all: refused, reset, cut off half way, or nothing came for `timeout` seconds.
+
+    url: which server was asked. request_id: under which it may have logged what it got.
+    """
+
+    def __init__(self, message: str, *, url: str | None = None, request_id: str | None = None) -> None:
+        super().__init__(message)
+        self.url = url
+        self.request_id = request_id
+
+
+class InvalidSetting(GrpoClientError, ValueError):
+    """A client was told something impossible: a URL that is none, a timeout below 0. The message names the argument."""
 
 
 class DeadlineExceeded(GrpoClientError, TimeoutError):
@@ -116,3 +169,8 @@ class DeadlineExceeded(GrpoClientError, TimeoutError):
 
 class ClientClosed(GrpoClientError, RuntimeError):
     """The client was used after close()."""
+
+
+def _where(param: str | None, request_id: str | None) -> str:
+    field = f" (field {param})" if param else ""
+    return f"{field} [request {request_id}]" if request_id else field

@@ -5,19 +5,20 @@ computed may be sent twice. Never tried again: what fails for a reason of its ow
 500). So a trainer outlives its server: kill it, start it again, and the step goes on.
 
 The wait grows exponentially with jitter and is never shorter than the server's `Retry-After`. While another server is
-ready there is no wait at all.
+ready there is no wait at all. What is waited for is said; see `retry_log`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import tenacity
 
-from grpo_client.errors import ConnectionFailed, DeadlineExceeded, Unavailable
+from grpo_client.errors import ConnectionFailed, DeadlineExceeded, InvalidSetting, Unavailable
+from grpo_client.retry_log import Retry, RetryLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,32 +26,56 @@ class RetryPolicy:
     """max_wait: seconds from the first try after which no other is begun; 0 tries once.
 
     first_delay, max_delay: seconds; the wait before try n + 1 is min(max_delay, first_delay * 2**(n-1)), plus up to
-    first_delay of jitter. clock: monotonic seconds (tests bring their own).
+    first_delay of jitter. clock: monotonic seconds (tests bring their own). on_retry: called with a `Retry` before each
+    wait, in place of the log; from several threads at once where requests run in several. limit: what max_wait is
+    called where it was given, for the error.
     """
 
     max_wait: float = 900.0
     first_delay: float = 0.25
     max_delay: float = 20.0
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
+    on_retry: Callable[[Retry], None] | None = field(default=None, repr=False)
+    limit: str = field(default="max_wait", repr=False)
 
     def __post_init__(self) -> None:
         for name in ("max_wait", "first_delay", "max_delay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more seconds, got {getattr(self, name)}")
+            seconds = getattr(self, name)
+            if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+                shown = self.limit if name == "max_wait" else name
+                raise InvalidSetting(f"{shown} must be 0 or more seconds, got {seconds!r:.40}")
+
+    def within(self, seconds: float, limit: str) -> RetryPolicy:
+        """The same for at most `seconds`, which the caller knows as `limit`."""
+        return replace(self, max_wait=seconds, limit=limit)
 
     def retrying(
-        self, sleep: Callable[[float], None], another_ready: Callable[[], bool], closed: Callable[[], bool]
+        self,
+        sleep: Callable[[float], None],
+        another_ready: Callable[[], bool],
+        closed: Callable[[], bool],
+        log: RetryLog | None = None,
     ) -> tenacity.Retrying:
-        """For a thread. another_ready: whether some server is not set aside. closed: give up at once when true."""
-        return tenacity.Retrying(sleep=sleep, **self._rules(another_ready, closed))
+        """For a thread. another_ready: whether some server is not set aside. closed: give up at once when true.
+
+        log: says each failure once over all the calls that share it; by default a call has its own.
+        """
+        return tenacity.Retrying(sleep=sleep, **self._rules(another_ready, closed, log))
 
     def async_retrying(
-        self, sleep: Callable[[float], Awaitable[None]], another_ready: Callable[[], bool], closed: Callable[[], bool]
+        self,
+        sleep: Callable[[float], Awaitable[None]],
+        another_ready: Callable[[], bool],
+        closed: Callable[[], bool],
+        log: RetryLog | None = None,
     ) -> tenacity.AsyncRetrying:
         """The same for an event loop."""
-        return tenacity.AsyncRetrying(sleep=sleep, **self._rules(another_ready, closed))
+        return tenacity.AsyncRetrying(sleep=sleep, **self._rules(another_ready, closed, log))
 
-    def _rules(self, another_ready: Callable[[], bool], closed: Callable[[], bool]) -> dict[str, Any]:
+    def _rules(
+        self, another_ready: Callable[[], bool], closed: Callable[[], bool], log: RetryLog | None
+    ) -> dict[str, Any]:
+        report = self.on_retry or (log or RetryLog(clock=self.clock)).failed
         began = self.clock()
         backoff = tenacity.wait_exponential(self.first_delay, self.max_delay)
         jitter = tenacity.wait_random(0, self.first_delay)
@@ -61,19 +86,26 @@ class RetryPolicy:
         def stop(state: tenacity.RetryCallState) -> bool:
             return closed() or self.clock() - began + state.upcoming_sleep >= self.max_wait
 
+        def say(state: tenacity.RetryCallState) -> None:
+            waited = self.clock() - began
+            left = self.max_wait - waited
+            report(Retry(_failure(state), state.attempt_number, waited, state.upcoming_sleep, left))
+
         def give_up(state: tenacity.RetryCallState) -> NoReturn:
             error = _failure(state)
             if self.max_wait == 0 or closed():
                 raise error
+            tries = "1 try" if state.attempt_number == 1 else f"{state.attempt_number} tries"
             raise DeadlineExceeded(
-                f"gave up after {state.attempt_number} tries in {self.clock() - began:.1f} s "
-                f"(the next one would have been past max_wait={self.max_wait:g} s): {error}"
+                f"gave up after {tries} in {self.clock() - began:.1f} s "
+                f"(the next one would have been past {self.limit}={self.max_wait:g} s): {error}"
             ) from error
 
         return {
             "retry": tenacity.retry_if_exception(is_worth_another_try),
             "wait": wait,
             "stop": stop,
+            "before_sleep": say,
             "retry_error_callback": give_up,
         }
 

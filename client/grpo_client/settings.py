@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
-from typing import Any, TypedDict, get_args
-from urllib.parse import urlsplit
+from dataclasses import dataclass, field, replace
+from typing import Any, TypedDict, cast, get_args
 
+from grpo_client.addresses import base_of, read_key
+from grpo_client.arguments import kind_of
 from grpo_client.balancer import Balancer
 from grpo_client.calls import Encoding
-from grpo_client.pin import FingerprintPin
+from grpo_client.errors import InvalidSetting
 from grpo_client.policy import RetryPolicy
 from grpo_client.transport import LineSettings
+from grpo_client.version import package_version
 
 API_KEY_VARIABLE = "GRPO_API_KEY"
+DEFAULT_TIMEOUT = 300.0
+DEFAULT_REQUEST_TOKENS = 32_768
+DEFAULT_IN_FLIGHT = 4
 _SPARE_CONNECTIONS = 4  # for info() and health() beside a full set of scoring requests
 
 
 class ClientOptions(TypedDict, total=False):
-    """Options of `ReferenceClient` and `AsyncReferenceClient`, all optional.
+    """Options of `ReferenceClient` and `AsyncReferenceClient`, all optional; both spell them out.
 
     api_key: sent as a bearer token; else the environment variable GRPO_API_KEY; never shown.
     timeout: seconds without a byte before a try counts as lost (300).
@@ -34,7 +38,7 @@ class ClientOptions(TypedDict, total=False):
 
     api_key: str | None
     timeout: float
-    max_wait: float
+    max_wait: float | None
     encoding: Encoding
     fingerprint: str | None
     max_request_tokens: int
@@ -44,44 +48,82 @@ class ClientOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """`ClientOptions` with defaults filled in and checked."""
+    """`ClientOptions` with defaults filled in and checked. key_is_missing: there was a key, and it did not travel here."""
 
     urls: tuple[str, ...]
     api_key: str | None = field(default=None, repr=False)
-    timeout: float = 300.0
+    timeout: float = DEFAULT_TIMEOUT
     encoding: Encoding = "tensors"
     fingerprint: str | None = None
-    max_request_tokens: int = 32_768
-    max_in_flight: int = 4
+    max_request_tokens: int = DEFAULT_REQUEST_TOKENS
+    max_in_flight: int = DEFAULT_IN_FLIGHT
     retry: RetryPolicy = field(default_factory=RetryPolicy)
+    key_is_missing: bool = field(default=False, repr=False)
 
     @classmethod
     def of(cls, base_url: str | Sequence[str], options: ClientOptions) -> ClientSettings:
-        """Fill in what the options leave out. Raises ValueError that names the argument at fault."""
-        urls = (base_url,) if isinstance(base_url, str) else tuple(base_url)
+        """Fill in what the options leave out. Raises InvalidSetting that names the argument at fault."""
+        urls: Any = base_url
+        if not isinstance(urls, str | list | tuple):
+            raise InvalidSetting(f"base_url must be a URL or a list of URLs, got {kind_of(urls)}")
         given: dict[str, Any] = dict(options)
         max_wait = given.pop("max_wait", None)
         if given.get("retry") is None:
             given["retry"] = RetryPolicy() if max_wait is None else RetryPolicy(max_wait=max_wait)
         elif max_wait is not None:
-            raise ValueError("give either max_wait or retry (which has its own max_wait), not both")
-        given["api_key"] = given.get("api_key") or os.environ.get(API_KEY_VARIABLE) or None
-        return cls(urls=tuple(_base(url) for url in urls), **given)
+            raise InvalidSetting("give either max_wait or retry (which has its own max_wait), not both")
+        given["api_key"] = read_key(given.get("api_key") or os.environ.get(API_KEY_VARIABLE))
+        listed: list[Any] = [urls] if isinstance(urls, str) else [*cast(Any, urls)]
+        return cls(urls=tuple(base_of(url) for url in listed), **given)
 
     def __post_init__(self) -> None:
         if not self.urls:
-            raise ValueError("base_url is an empty list; give at least one, such as http://localhost:8000")
+            raise InvalidSetting("base_url is an empty list; give at least one, such as http://localhost:8000")
         if self.encoding not in get_args(Encoding):
-            raise ValueError(f"encoding must be 'tensors' or 'json', got {self.encoding!r}")
+            raise InvalidSetting(f"encoding must be 'tensors' or 'json', got {self.encoding!r:.40}")
         for name in ("max_request_tokens", "max_in_flight"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if not self.timeout > 0:
-            raise ValueError(f"timeout must be above 0 seconds, got {self.timeout}")
+            count: Any = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise InvalidSetting(f"{name} must be a whole number, 1 or more, got {count!r:.40}")
+        timeout: Any = self.timeout
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+            raise InvalidSetting(f"timeout must be above 0 seconds, got {timeout!r:.40}")
+        pin: Any = self.fingerprint
+        if pin is not None and (not isinstance(pin, str) or not pin):
+            raise InvalidSetting('fingerprint must be None, "first" or what GET /v1/reference shows')
+        retry: Any = self.retry
+        if not isinstance(retry, RetryPolicy):
+            raise InvalidSetting(f"retry must be a RetryPolicy, got {kind_of(retry)}")
+
+    def check_key(self) -> None:
+        """Raises InvalidSetting when this client had a key where it was made, and has none here."""
+        if self.key_is_missing:
+            raise InvalidSetting(
+                f"this client was pickled, and its API key was not: set {API_KEY_VARIABLE} in this process's environment, "
+                "or make the client here"
+            )
+
+    def to_pickle(self) -> ClientSettings:
+        """Without the key, unless a process is being spawned: a pickle may end up in a file, a new process's pipe not."""
+        from multiprocessing.context import get_spawning_popen  # only here: it brings sockets and pickling with it
+
+        if self.api_key is None or get_spawning_popen() is not None:
+            return self
+        return replace(self, api_key=None, key_is_missing=True)
+
+    def unpickled(self) -> ClientSettings:
+        """With the key that this process's environment has, where the pickle has none."""
+        if not self.key_is_missing or not (key := read_key(os.environ.get(API_KEY_VARIABLE))):
+            return self
+        return replace(self, api_key=key, key_is_missing=False)
+
+    def pinned(self, fingerprint: str | None) -> ClientSettings:
+        """With what is known by now of the reference that must answer."""
+        return replace(self, fingerprint=fingerprint or self.fingerprint)
 
     def line(self) -> LineSettings:
         """What the transport needs to know."""
-        headers = {"User-Agent": f"grpo-client/{version('grpo-refserver')}"}
+        headers = {"User-Agent": f"grpo-client/{package_version()}"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
         return LineSettings(self.timeout, self.max_in_flight + _SPARE_CONNECTIONS, headers)
@@ -89,16 +131,3 @@ class ClientSettings:
     def balancer(self) -> Balancer:
         """A fresh balancer over the servers."""
         return Balancer(self.urls, clock=self.retry.clock)
-
-    def pin(self) -> FingerprintPin:
-        """A fresh pin."""
-        return FingerprintPin(self.fingerprint)
-
-
-def _base(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ValueError(f"base_url must look like http://localhost:8000, got {url!r}")
-    if parts.username or parts.password:
-        raise ValueError("base_url must not hold a password, which logs would show; give it as api_key")
-    return url.rstrip("/")

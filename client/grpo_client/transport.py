@@ -1,22 +1,25 @@
 """The line itself: httpx, and nothing of what is said over it. The one module that knows which HTTP library it is.
 
-Both transports turn the library's failures into `ConnectionFailed`; a response of any status is a `Reply`.
+Both transports turn each of the library's failures into one of `errors`; a response of any status is a `Reply`. Nothing of
+a failure's own words goes on that might quote a header or a URL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import httpx
 
 from grpo_client.calls import Call, Reply
-from grpo_client.errors import ConnectionFailed
+from grpo_client.errors import ClientClosed, ConnectionFailed, InvalidResponse, InvalidSetting
 
 # What a test or an in-process server may be plugged in as.
 SyncLine = httpx.BaseTransport
 AsyncLine = httpx.AsyncBaseTransport
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class LineSettings:
 
     timeout: float
     connections: int
-    headers: dict[str, str]
+    headers: dict[str, str] = field(repr=False)
 
     def _timeout(self) -> httpx.Timeout:
         return httpx.Timeout(self.timeout, connect=min(10.0, self.timeout))
@@ -37,10 +40,33 @@ class LineSettings:
         return httpx.Limits(max_connections=self.connections, max_keepalive_connections=self.connections)
 
     def sync(self, line: SyncLine | None) -> httpx.Client:
-        return httpx.Client(timeout=self._timeout(), limits=self._limits(), headers=self.headers, transport=line)
+        return self._open(
+            lambda headers: httpx.Client(
+                timeout=self._timeout(), limits=self._limits(), headers=headers, transport=line
+            )
+        )
 
     def asynchronous(self, line: AsyncLine | None) -> httpx.AsyncClient:
-        return httpx.AsyncClient(timeout=self._timeout(), limits=self._limits(), headers=self.headers, transport=line)
+        return self._open(
+            lambda headers: httpx.AsyncClient(
+                timeout=self._timeout(), limits=self._limits(), headers=headers, transport=line
+            )
+        )
+
+    def _open(self, make: Callable[[httpx.Headers], Http]) -> Http:
+        """Raises InvalidSetting for what the environment asks of every HTTP client and cannot be done."""
+        try:
+            return make(httpx.Headers(self.headers, encoding="utf-8"))
+        except (
+            httpx.InvalidURL,
+            ValueError,
+            ImportError,
+            OSError,
+        ) as error:  # a proxy's URL, a missing SOCKS library, ...
+            raise InvalidSetting(
+                f"no connections can be opened ({type(error).__name__}); look at HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, "
+                "NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR in the environment"
+            ) from None  # whose words may quote a proxy's password
 
 
 class SyncTransport:
@@ -51,8 +77,8 @@ class SyncTransport:
 
     def send(self, call: Call, base_url: str) -> Reply:
         """One try. Raises ConnectionFailed when no whole response came."""
-        with _failures(base_url):
-            return _reply(self._http.send(_request(self._http, call, base_url)))
+        with _failures(self._http, call, base_url):
+            return _reply(call, self._http.send(_request(self._http, call, base_url)))
 
     def close(self) -> None:
         self._http.close()
@@ -66,8 +92,8 @@ class AsyncTransport:
 
     async def send(self, call: Call, base_url: str) -> Reply:
         """One try. Raises ConnectionFailed when no whole response came."""
-        with _failures(base_url):
-            return _reply(await self._http.send(_request(self._http, call, base_url)))
+        with _failures(self._http, call, base_url):
+            return _reply(call, await self._http.send(_request(self._http, call, base_url)))
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -78,13 +104,34 @@ def _request(http: httpx.Client | httpx.AsyncClient, call: Call, base_url: str) 
     return http.build_request(call.method, base_url + call.path, content=call.body, headers=headers)
 
 
-def _reply(response: httpx.Response) -> Reply:
-    return Reply(response.status_code, response.headers, response.content, str(response.url))
+def _reply(call: Call, response: httpx.Response) -> Reply:
+    return Reply(response.status_code, response.headers, response.content, str(response.url), call.request_id)
 
 
 @contextmanager
-def _failures(base_url: str) -> Generator[None]:
+def _failures(http: httpx.Client | httpx.AsyncClient, call: Call, base_url: str) -> Generator[None]:
     try:
         yield
-    except httpx.TransportError as error:
-        raise ConnectionFailed(f"{base_url}: {type(error).__name__}: {error or 'no further word'}") from error
+    except (httpx.DecodingError, httpx.TooManyRedirects, httpx.CookieConflict) as error:
+        what = (
+            "its Content-Encoding cannot be undone" if isinstance(error, httpx.DecodingError) else type(error).__name__
+        )
+        raise InvalidResponse(
+            f"{base_url} sent no answer of a grpo-server: {what}", request_id=call.request_id
+        ) from error
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise InvalidSetting(f"base_url {base_url} cannot be used: {type(error).__name__}") from None
+    except httpx.LocalProtocolError as error:  # which quotes the header that it did not like
+        raise _failed(base_url, call, type(error).__name__) from None
+    except (httpx.HTTPError, httpx.StreamError) as error:
+        if http.is_closed:
+            raise ClientClosed("the client was closed while it waited for an answer") from error
+        raise _failed(base_url, call, f"{type(error).__name__}: {error or 'no further word'}") from error
+    except RuntimeError as error:
+        if not http.is_closed:
+            raise
+        raise ClientClosed("this client is closed; build a new one") from error
+
+
+def _failed(base_url: str, call: Call, words: str) -> ConnectionFailed:
+    return ConnectionFailed(f"{base_url}: {words}", url=base_url, request_id=call.request_id)

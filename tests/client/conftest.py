@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import numpy as np
@@ -138,6 +141,53 @@ def error_response(
     return httpx.Response(status, json={"error": error}, headers={k.replace("_", "-"): v for k, v in headers.items()})
 
 
+class SocketServer(ThreadingHTTPServer):
+    """The fake reference on a real socket. `die_on`: cut the line in the middle of the answer to that request."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int, handle: Callable[[httpx.Request], httpx.Response], die_on: int | None = None) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.handle_request_ = handle
+        self.die_on = die_on
+        self.died = threading.Event()
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: SocketServer
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.do_POST()
+
+    def do_POST(self) -> None:
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        request = httpx.Request(self.command, f"http://fake{self.path}", headers=dict(self.headers), content=content)
+        answer = self.server.handle_request_(request)
+        self.send_response(answer.status_code)
+        self.send_header("Content-Type", answer.headers.get("content-type", "text/plain"))
+        self.send_header("Content-Length", str(len(answer.content)))
+        self.end_headers()
+        if self.server.die_on == 0:
+            self.wfile.write(answer.content[: len(answer.content) // 2])
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            self.server.died.set()
+            return
+        if self.server.die_on is not None:
+            self.server.die_on -= 1
+        self.wfile.write(answer.content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: a test's output is its failures."""
+
+
 @dataclass
 class FakeTime:
     """Seconds that pass only when somebody sleeps."""
@@ -181,3 +231,8 @@ def scored() -> Callable[..., ScoreResult]:
 def refusal() -> Callable[..., httpx.Response]:
     """refusal(status, message, code, param, Header_Name=value): an OpenAI-shaped error."""
     return error_response
+
+
+@pytest.fixture
+def socket_server() -> type[SocketServer]:
+    return SocketServer

@@ -253,7 +253,7 @@ def test_settings_are_checked(url: Any, options: dict[str, Any], name: str) -> N
 def test_repr_shows_servers_and_no_key() -> None:
     with ReferenceClient(["http://a/", "http://b"], api_key="s3cret") as client:
         assert repr(client) == "ReferenceClient(http://a, http://b)"
-        assert "s3cret" not in repr(client._core.settings)
+        assert "s3cret" not in repr(client._workers.get().core.settings)
 
 
 def test_submit_overlaps_with_other_work(reference) -> None:

@@ -3,44 +3,59 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import grpo_client
+import pytest
 
 PACKAGE = Path(grpo_client.__file__).parent
 
 EXPORTS = [
+    "__version__",
     "APIError",
     "AsyncReferenceClient",
+    "ChatMessage",
+    "check_request",
     "ClientClosed",
+    "ClientOptions",
     "CompletionScores",
     "ConnectionFailed",
     "DeadlineExceeded",
+    "Encoding",
+    "Extra",
     "EXTRAS",
     "FingerprintMismatch",
     "Group",
     "GrpoClientError",
+    "Ids",
     "InvalidResponse",
+    "InvalidSetting",
     "Limits",
+    "Normalizer",
     "NORMALIZERS",
     "NotAuthorized",
     "NotFound",
+    "Prompt",
     "ProtocolError",
     "ReferenceClient",
     "ReferenceInfo",
     "RequestRefused",
+    "Retry",
     "RetryPolicy",
+    "ScoreOptions",
     "ScoreRequest",
     "ScoreResult",
     "ServerFailed",
     "Status",
     "TextGroup",
+    "TextScoreOptions",
     "TextScoreRequest",
     "Unavailable",
     "Usage",
-    "check_request",
+    "WantedIds",
     "wire_json",
     "wire_tensors",
 ]
@@ -79,6 +94,22 @@ def test_errors_are_also_what_python_calls_them() -> None:
         (grpo_client.FingerprintMismatch, RuntimeError),
         (grpo_client.ConnectionFailed, ConnectionError),
         (grpo_client.DeadlineExceeded, TimeoutError),
+        (grpo_client.InvalidSetting, ValueError),
     ]:
         assert issubclass(error, kind)
         assert issubclass(error, grpo_client.GrpoClientError)
+
+
+@pytest.mark.parametrize("kind", [grpo_client.ReferenceClient, grpo_client.AsyncReferenceClient])
+@pytest.mark.parametrize("name", ["__init__", "score", "score_text", "submit"])
+def test_every_argument_has_a_name_that_an_editor_can_show(kind: type, name: str) -> None:
+    if not hasattr(kind, name):
+        assert (kind.__name__, name) == ("AsyncReferenceClient", "submit")
+        return
+    parameters = inspect.signature(getattr(kind, name)).parameters
+    assert all(p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters.values())
+    options = grpo_client.ClientOptions if name == "__init__" else grpo_client.ScoreOptions
+    wanted = set(options.__annotations__) - ({"token_ids"} if name == "score_text" else set())
+    assert wanted <= parameters.keys()
+    with pytest.raises(TypeError, match="nothing_of_the_kind"):
+        getattr(kind, name)(None, None, nothing_of_the_kind=1)

@@ -12,6 +12,7 @@ from pydantic_core import from_json, to_json
 
 from grpo_client.errors import InvalidResponse
 from grpo_client.protocol import EXTRA_ARRAYS, IntArray, ReferenceInfo, ScoreResult, Status, Usage
+from grpo_client.validation import as_list
 
 _STATUS_NAMES: Final = {status.name.lower(): status for status in Status}
 _PER_ID: Final = ("top_ids", "top_logprobs", "token_logprobs")
@@ -76,27 +77,31 @@ def decode_result(body: bytes) -> ScoreResult:
     except InvalidResponse:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise InvalidResponse(f"this is not an answer of a grpo-server: {type(error).__name__}: {error}") from error
+        words = f"{type(error).__name__}: {error}"
+        raise InvalidResponse(f"this is not an answer of a grpo-server: {words:.500}") from error
 
 
 def _result(message: dict[str, Any]) -> ScoreResult:
-    reference = ReferenceInfo.model_validate(message["reference"])
+    reference = ReferenceInfo.model_validate(message["reference"], strict=True)
     groups = cast("list[dict[str, Any]]", message["groups"])
     sizes = np.array([len(g["logprobs"]) for g in groups], dtype=np.int32)
     logprobs = [row for g in groups for row in g["logprobs"]]
     lengths = np.array([len(row) for row in logprobs], dtype=np.int32)
     status = [_STATUS_NAMES[name] for g in groups for name in g["status"]]
-    temperature = message["temperature"]
+    temperatures = as_list(message["temperature"])
+    temperatures = [message["temperature"]] * len(groups) if temperatures is None else temperatures
+    if len(temperatures) != len(groups):
+        raise InvalidResponse(f"{len(groups)} groups came with {len(temperatures)} temperatures", "temperature")
     result = ScoreResult(
         reference=reference,
         normalizer=reference.normalizer,
-        temperature=np.broadcast_to(np.asarray(temperature, np.float32), len(groups)).copy(),
+        temperature=_figures(temperatures, np.dtype(np.float32), "temperature"),
         group_sizes=sizes,
         completion_lengths=lengths,
-        logprobs=_column(logprobs, np.dtype(np.float32)),
+        logprobs=_figures(list(chain.from_iterable(logprobs)), np.dtype(np.float32), "logprobs"),
         status=np.array(status, dtype=np.uint8),
         extras=dict(_extras(groups, lengths)),
-        usage=Usage.model_validate(message["usage"]),
+        usage=Usage.model_validate(message["usage"], strict=True),
         prompt_ids=_ids(groups, "prompt", lambda g: [g["prompt"]]),
         completion_ids=_ids(groups, "completions", lambda g: g["completions"]),
     )
@@ -112,15 +117,29 @@ def _extras(groups: Sequence[Mapping[str, Any]], lengths: IntArray) -> Iterator[
         rows = [row for g in groups for row in g[name]]
         if [len(row) for row in rows] != lengths.tolist():
             raise InvalidResponse(f"{name} does not have one figure for each log-prob", name)
-        column = _column(rows, np.dtype(dtype))
+        positions = list(chain.from_iterable(rows))
+        if name not in _PER_ID:
+            yield name, _figures(positions, np.dtype(dtype), name)
+            continue
         # No position, no width: JSON cannot tell how many ids were asked for when there is nothing to score.
-        yield name, column.reshape(0, 0) if name in _PER_ID and not len(column) else column
+        width = len(positions[0]) if positions else 0
+        if any(len(position) != width for position in positions):
+            raise InvalidResponse(f"{name} does not have equally many ids at every position", name)
+        yield name, _figures(list(chain.from_iterable(positions)), np.dtype(dtype), name).reshape(len(positions), width)
 
 
-def _column(rows: Sequence[Sequence[Any]], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Lists per completion to one flat array, `null` to NaN."""
-    flat = list(chain.from_iterable(rows))
-    return np.array(flat, dtype=np.float64 if dtype == np.float32 else dtype).astype(dtype)
+def _figures(flat: Sequence[Any], dtype: np.dtype[Any], name: str) -> npt.NDArray[Any]:
+    """A flat list of numbers as an array; `null` becomes NaN where figures may be NaN.
+
+    Types are looked at because NumPy would read "-0.5" and true as numbers, too.
+    """
+    kinds = {int, float, type(None)} if dtype == np.float32 else {int}
+    if wrong := set(map(type, flat)) - kinds:
+        raise InvalidResponse(
+            f"{name} holds {', '.join(sorted(kind.__name__ for kind in wrong))} among its figures", name
+        )
+    with np.errstate(over="ignore"):  # beyond fp32 is infinite
+        return np.array(flat, dtype=np.float64 if dtype == np.float32 else dtype).astype(dtype)
 
 
 def _ids(
@@ -128,4 +147,4 @@ def _ids(
 ) -> tuple[IntArray, ...] | None:
     if not groups or field not in groups[0]:
         return None
-    return tuple(np.array(ids, dtype=np.int32) for g in groups for ids in rows(g))
+    return tuple(_figures(ids, np.dtype(np.int32), field) for g in groups for ids in rows(g))

@@ -58,13 +58,16 @@ def decode_result(body: bytes) -> ScoreResult:
     except InvalidResponse:
         raise
     except (ProtocolError, ValueError, KeyError) as error:
-        raise InvalidResponse(f"this is not an answer of a grpo-server: {type(error).__name__}: {error}") from error
+        words = f"{type(error).__name__}: {error}"
+        raise InvalidResponse(f"this is not an answer of a grpo-server: {words:.500}") from error
 
 
 def _result(metadata: Mapping[str, str], arrays: Arrays) -> ScoreResult:
-    reference = ReferenceInfo.model_validate_json(metadata["reference"])
+    reference = ReferenceInfo.model_validate_json(metadata["reference"], strict=True)
     lengths, sizes = arrays["completion_lengths"], arrays["group_sizes"]
     extras = {name: arrays[name] for name in EXTRA_ARRAYS if name in arrays}
+    if (lengths < 0).any() or (sizes < 0).any():
+        raise InvalidResponse("group_sizes or completion_lengths has an entry below 0", "completion_lengths")
     total = int(lengths.sum(dtype=np.int64))
     for name, values in {"logprobs": arrays["logprobs"], **extras}.items():
         if len(values) != total:
@@ -80,13 +83,19 @@ def _result(metadata: Mapping[str, str], arrays: Arrays) -> ScoreResult:
         logprobs=arrays["logprobs"],
         status=arrays["status"],
         extras=extras,
-        usage=Usage.model_validate_json(metadata["usage"]),
-        prompt_ids=_parts(arrays["prompt_ids"], arrays["prompt_lengths"]) if "prompt_ids" in arrays else None,
-        completion_ids=_parts(arrays["completion_ids"], lengths) if "completion_ids" in arrays else None,
+        usage=Usage.model_validate_json(metadata["usage"], strict=True),
+        prompt_ids=_parts(arrays["prompt_ids"], arrays["prompt_lengths"], "prompt_ids")
+        if "prompt_ids" in arrays
+        else None,
+        completion_ids=_parts(arrays["completion_ids"], lengths, "completion_ids")
+        if "completion_ids" in arrays
+        else None,
     )
 
 
-def _parts(flat: IntArray, lengths: IntArray) -> tuple[npt.NDArray[Any], ...]:
+def _parts(flat: IntArray, lengths: IntArray, name: str) -> tuple[npt.NDArray[Any], ...]:
+    if (lengths < 0).any() or int(lengths.sum(dtype=np.int64)) != len(flat):
+        raise InvalidResponse(f"{name} does not have the lengths that came with it", name)
     if not len(lengths):
         return ()
     return tuple(np.split(flat, np.cumsum(lengths, dtype=np.int64)[:-1]))

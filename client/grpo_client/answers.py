@@ -1,0 +1,118 @@
+"""Whether an answer is one to what was asked: nothing that comes over the line is a number before it has been looked at.
+
+The decoders see to types and lengths; here the answer is held against its request. Every fault is an InvalidResponse
+that names the field: a proxy that mixed up two answers, another program, or a server with a fault.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from grpo_client.errors import InvalidResponse
+from grpo_client.protocol import Group, ScoreRequest, ScoreResult, Status
+from grpo_client.text import AnyRequest
+
+# A log-prob is at most 0. What fp32 may add: half a unit in the last place (2**-24) of logits up to a thousand or so,
+# which the temperature has divided.
+_ROUNDING: Final = 1e-4
+
+
+def check_answer(result: ScoreResult, request: AnyRequest) -> None:
+    """Raises InvalidResponse when the answer is to another question, or holds what no server could have computed."""
+    _check_shape(result, request)
+    _check_echo(result, request)
+    _check_extras(result, request)
+    _check_figures(result)
+
+
+def _check_shape(result: ScoreResult, request: AnyRequest) -> None:
+    asked = [len(g.completions) for g in request.groups]
+    if result.group_sizes.tolist() != asked:
+        raise InvalidResponse(
+            f"{sum(asked)} completions in {len(asked)} groups were sent, and {len(result)} in {len(result.group_sizes)} "
+            "came back, or in other groups",
+            "groups",
+        )
+    if isinstance(request, ScoreRequest):
+        if (result.completion_lengths != request.completion_lengths).any():
+            raise InvalidResponse("the scores do not have the completions' lengths", "logprobs")
+        return
+    prompts, completions = result.prompt_ids, result.completion_ids
+    if prompts is None or completions is None:
+        raise InvalidResponse("text was scored, and the ids that it became did not come back", "completion_ids")
+    if len(prompts) != len(asked) or [len(ids) for ids in completions] != result.completion_lengths.tolist():
+        raise InvalidResponse("the ids that came back do not have the scores' lengths", "completion_ids")
+
+
+def _check_echo(result: ScoreResult, request: AnyRequest) -> None:
+    asked = np.array([g.temperature for g in request.groups], dtype=np.float32)
+    if len(result.temperature) != len(asked) or not np.allclose(result.temperature, asked, rtol=1e-6, atol=0.0):
+        raise InvalidResponse(
+            f"the scores are of temperature {_short(result.temperature)}, and {_short(asked)} was asked for",
+            "temperature",
+        )
+    if result.normalizer != request.normalizer:
+        raise InvalidResponse(
+            f"the scores are under {result.normalizer}, and {request.normalizer} was asked for", "normalizer"
+        )
+
+
+def _check_extras(result: ScoreResult, request: AnyRequest) -> None:
+    widths: dict[str, int] = {}
+    if request.top_k:
+        widths |= {"top_ids": request.top_k, "top_logprobs": request.top_k}
+    if isinstance(request, ScoreRequest) and any(g.token_ids is not None for g in request.groups):
+        widths["token_logprobs"] = max(_width(g) for g in request.groups)
+    if missing := (set(request.extras) | widths.keys()) - result.extras.keys():
+        raise InvalidResponse(f"the answer lacks {', '.join(sorted(missing))}", "return")
+    for name, width in widths.items():
+        values = result.extras[name]
+        if len(values) and values.shape != (len(result.logprobs), width):
+            raise InvalidResponse(
+                f"{name} has shape {values.shape}; {len(result.logprobs)} positions of {width} ids were asked for", name
+            )
+
+
+def _check_figures(result: ScoreResult) -> None:
+    if (result.status > max(Status)).any():
+        raise InvalidResponse(f"the status {int(result.status.max())} is none of this service's", "status")
+    usable = np.repeat(result.status == Status.OK, result.completion_lengths)
+    if not np.isfinite(result.logprobs[usable]).all():
+        raise InvalidResponse("a log-prob is not finite, and its completion's status is ok", "logprobs")
+    ceiling = _ROUNDING * np.maximum(1.0, 1.0 / result.temperature.astype(np.float64))
+    per_token = np.repeat(np.repeat(ceiling, result.group_sizes), result.completion_lengths)
+    for name in ("logprobs", "top_logprobs", "token_logprobs"):
+        values = result.logprobs if name == "logprobs" else result.extras.get(name)
+        if values is not None and len(values):
+            _check_at_most(name, values, per_token, usable)
+    for name in ("entropy", "logsumexp"):
+        values = result.extras.get(name)
+        if values is not None and np.isnan(values[usable]).any():
+            raise InvalidResponse(f"{name} is not a number at some position, and its completion's status is ok", name)
+    for name in ("rank", "top_ids"):
+        values = result.extras.get(name)
+        if values is not None and values.size and not 0 <= values.min() <= values.max() < result.reference.vocab_size:
+            raise InvalidResponse(f"{name} is outside the vocabulary at some position", name)
+
+
+def _check_at_most(
+    name: str, values: npt.NDArray[Any], ceiling: npt.NDArray[Any], usable: npt.NDArray[np.bool_]
+) -> None:
+    """values (N,) or (N, k): none above its position's ceiling (N,), and none of a usable completion NaN."""
+    rows = values.reshape(len(values), -1)
+    if (rows > ceiling[:, None]).any():
+        raise InvalidResponse(f"{name} holds {float(rows[rows > ceiling[:, None]][0]):g}; no log-prob is above 0", name)
+    if np.isnan(rows[usable]).any():
+        raise InvalidResponse(f"{name} is not a number at some position, and its completion's status is ok", name)
+
+
+def _width(group: Group) -> int:
+    return max((ids.shape[1] for ids in group.token_ids or () if len(ids)), default=0)
+
+
+def _short(values: npt.NDArray[Any]) -> str:
+    distinct = sorted(set(values.tolist()))
+    return ", ".join(f"{value:g}" for value in distinct[:3]) + (", ..." if len(distinct) > 3 else "")

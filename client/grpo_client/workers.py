@@ -1,0 +1,93 @@
+"""What a `ReferenceClient` has of its own in each process: connections, threads, and the work that they do."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from grpo_client.calls import Call, Reply
+from grpo_client.core import ClientCore
+from grpo_client.errors import ClientClosed
+from grpo_client.policy import RetryPolicy
+from grpo_client.protocol import ScoreResult
+from grpo_client.text import AnyRequest
+from grpo_client.transport import SyncLine, SyncTransport
+
+Answer = TypeVar("Answer")
+
+
+class Workers:
+    """core: planning and reading, without I/O. transport: in place of the network. sleep: what waits between tries."""
+
+    def __init__(self, core: ClientCore, transport: SyncLine | None, sleep: Callable[[float], None] | None) -> None:
+        self.core = core
+        self._transport = SyncTransport(core.settings.line(), transport)
+        self._closed = threading.Event()
+        self._sleep = sleep or self._wait_unless_closed
+        # Two pools, because a submitted call waits for its parts: in one pool it could wait for itself.
+        self._submitted = ThreadPoolExecutor(core.settings.max_in_flight, "grpo-client-submit")
+        self._parts = ThreadPoolExecutor(core.settings.max_in_flight, "grpo-client-request")
+
+    def score(self, request: AnyRequest) -> ScoreResult:
+        """Score a request, in parts if it is big, and wait."""
+        return self._score_parts(request, self.core.plan(request))
+
+    def submit(self, request: AnyRequest) -> Future[ScoreResult]:
+        """The same, without waiting. A broken request raises here."""
+        parts = self.core.plan(request)
+        try:
+            return self._submitted.submit(self._score_parts, request, parts)
+        except RuntimeError as error:
+            raise closed() from error
+
+    def retried(self, policy: RetryPolicy, read: Callable[[Reply], Answer], call: Call) -> Answer:
+        """Send a call until an answer can be read or the policy gives up."""
+        self.core.settings.check_key()
+        if self._closed.is_set():
+            raise closed()
+        balancer, log = self.core.balancer, self.core.log
+
+        def once() -> Answer:
+            with balancer.lease() as url:
+                answer = read(self._transport.send(call, url))
+            log.answered(url)
+            return answer
+
+        return policy.retrying(self._sleep, balancer.ready, self._closed.is_set, log)(once)
+
+    def close(self) -> None:
+        """Give up what is waiting, let what is on the line finish, and close the connections."""
+        self._closed.set()
+        self._submitted.shutdown(wait=False, cancel_futures=True)
+        self._parts.shutdown(wait=True, cancel_futures=True)
+        self._submitted.shutdown(wait=True)
+        self._transport.close()
+
+    def _wait_unless_closed(self, seconds: float) -> None:
+        self._closed.wait(seconds)  # close() ends every wait
+
+    def _score_parts(self, request: AnyRequest, parts: Sequence[AnyRequest]) -> ScoreResult:
+        futures: list[Future[ScoreResult]] = []
+        try:
+            futures += [self._parts.submit(self._score_part, part) for part in parts]
+            return self.core.join(request, [future.result() for future in futures])
+        except CancelledError as error:
+            raise closed() from error
+        except RuntimeError as error:
+            if not futures:  # the pool takes nothing more
+                raise closed() from error
+            raise
+        finally:
+            for future in futures:  # after a failure nobody wants the rest
+                future.cancel()
+
+    def _score_part(self, part: AnyRequest) -> ScoreResult:
+        core = self.core
+        return self.retried(core.settings.retry, lambda reply: core.scores(reply, part), core.call(part))
+
+
+def closed() -> ClientClosed:
+    """The error of a client that is used after it was closed."""
+    return ClientClosed("this client is closed; build a new one")
