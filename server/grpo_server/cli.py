@@ -9,6 +9,8 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from grpo_client.demo_model import DemoModelMissing, locate
+from grpo_client.model_files import UnusableModel
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -18,13 +20,17 @@ EXIT_USAGE = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, prepare the environment, serve. Returns the exit status: 2 for bad settings."""
+    """Parse, prepare the environment, serve. Returns the exit status: 2 for bad settings, and for a model that is refused."""
     try:
         config = load_config(sys.argv[1:] if argv is None else argv)
     except ValidationError as error:
         return _refuse(_faults(error))
     except ValueError as error:
         return _refuse([str(error)])
+    try:
+        locate(config.model)  # a path with no model needs no torch to be refused
+    except (UnusableModel, DemoModelMissing) as error:
+        return _refuse_model(config, str(error))
     with _leaving_at_a_signal():
         return _serve(config)
 
@@ -47,7 +53,7 @@ def _serve(config: ServerConfig) -> int:
     keep_freed_pages()
 
     from grpo_server.hosting import HostedEngine
-    from grpo_server.serving import serve
+    from grpo_server.serving import ModelRefused, serve
 
     def load() -> HostedEngine:
         from grpo_server.engine import load_engine
@@ -61,6 +67,8 @@ def _serve(config: ServerConfig) -> int:
             follow(config.engine())
             return 0
         return serve(config, load, stages)
+    except (ModelRefused, UnusableModel) as error:
+        return _refuse_model(config, str(error))
     except ValueError as error:  # a key file that cannot be used
         return _refuse([str(error)])
 
@@ -78,6 +86,14 @@ def _leaving_at_a_signal() -> Generator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _refuse_model(config: ServerConfig, reason: str) -> int:
+    """The last line that a failed start leaves, whatever the log said before."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"grpo-server: {config.model} cannot be served: {reason}", markup=False
+    )
+    return EXIT_USAGE
 
 
 def _faults(error: ValidationError) -> list[str]:

@@ -37,9 +37,12 @@ class TransformersOracle:
         source = locate(name)
         files: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {}
         self._name = name
-        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            source.path, dtype=torch.float32, attn_implementation="eager", **files
-        ).eval()
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.path, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, **files
+        )
+        if lacking := sorted(loaded[1]["missing_keys"]):
+            raise ValueError(f"the checkpoint lacks {len(lacking)} tensors of the model ({lacking[0]}, ...)")
+        self.model: PreTrainedModel = loaded[0].eval()
         self.tokenizer: PreTrainedTokenizerBase | None = None
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(source.path, **files)

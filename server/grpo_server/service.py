@@ -52,9 +52,10 @@ class Phase(StrEnum):
 class Service:
     """Use as an async context manager; the model loads in the background after entering.
 
-    `failed` is set when it could not be loaded; `loaded` when that is decided either way. `abandoned` tells, at the end,
-    that the compute thread was left in the middle of a load or a batch, which nothing can interrupt. `address` is the URL
-    to name in the log, set by whoever listens; `stages` is what the loader reports to.
+    `failed` is set when it could not be loaded, and `refusal` then says why if that is for the operator to mend; `loaded` when
+    that is decided either way. `abandoned` tells, at the end, that the compute thread was left in the middle of a load or a
+    batch, which nothing can interrupt. `address` is the URL to name in the log, set by whoever listens; `stages` is what the
+    loader reports to.
     """
 
     def __init__(self, config: ServerConfig, loader: EngineLoader, stages: Stages | None = None) -> None:
@@ -67,6 +68,7 @@ class Service:
         self.started_at = int(time.time())
         self.loaded = asyncio.Event()
         self.failed = asyncio.Event()
+        self.refusal: str | None = None
         self.abandoned = False
         self._failure = ""
         self._loader = loader
@@ -104,7 +106,11 @@ class Service:
         await asyncio.wait([future])
         if (error := future.exception()) is not None:
             self._failure = f"the model could not be loaded: {error}"
-            logger.error(self._failure, exc_info=error)
+            # said on purpose, in a sentence; its traceback is for developers
+            if isinstance(error, OSError | ValueError):
+                self.refusal = str(error)
+            logger.error("%s", self._failure, exc_info=None if self.refusal is not None else error)
+            logger.debug("where that was", exc_info=error)
             self.failed.set()
             self.loaded.set()
             return

@@ -37,11 +37,16 @@ BACKLOG = 2048
 SECONDS_TO_CUT_OFF = 2
 
 
+class ModelRefused(Exception):
+    """The server has ended because its model cannot be served. The message is the reason."""
+
+
 def serve(config: ServerConfig, engine_loader: EngineLoader, stages: Stages | None = None) -> int:
     """Until a signal or a failed start. Returns the exit status: 0 after a complete drain, 1 otherwise.
 
     Does not return, but ends the process with that status, when the compute thread was left in the middle of something:
-    the interpreter would wait for it, however long it took. Raises ValueError for an address that cannot be had.
+    the interpreter would wait for it, however long it took. Raises ValueError for an address that cannot be had, and
+    ModelRefused, once all is closed, when the model cannot be served.
     """
     with _listen(config.host, config.port) as listener:
         app = create_app(config, engine_loader, stages)
@@ -61,6 +66,8 @@ def serve(config: ServerConfig, engine_loader: EngineLoader, stages: Stages | No
         )
         logger.info("listening on %s; ready when /readyz says so", service.address)
         server.run([listener])
+    if service.refusal is not None:
+        raise ModelRefused(service.refusal)
     logger.info("ends with status %d", server.exit_status)
     if server.force_exit or service.abandoned:
         logging.shutdown()

@@ -34,7 +34,7 @@ class Held(FakeEngine):
 
 def load():
     if "{load}" == "fail":
-        raise OSError("there is no such model")
+        raise ZeroDivisionError("a bug")
     if "{load}" == "hang":
         print("loading", flush=True)
         sys.stdin.readline()
@@ -218,7 +218,7 @@ def test_an_address_that_is_taken_is_told_before_anything_loads() -> None:
 
 def test_a_signal_while_torch_is_imported_ends_the_command_with_0() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
-        command = [sys.executable, "-m", "grpo_server", "--model", "./never-read", "--port", "0"]
+        command = [sys.executable, "-m", "grpo_server", "--model", "never/read", "--port", "0"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
             assert "import" in process.stderr.readline()
@@ -228,6 +228,42 @@ def test_a_signal_while_torch_is_imported_ends_the_command_with_0() -> None:
 
 
 @pytest.mark.parametrize("started", [{"load": "fail"}], indirect=True)
-def test_a_model_that_does_not_load_ends_the_process_with_1(started: Process) -> None:
+def test_a_bug_while_loading_ends_the_process_with_1_and_its_traceback(started: Process) -> None:
     assert started.status() == 1
-    started.wait_for("there is no such model")
+    started.wait_for("could not be loaded: a bug")
+    started.wait_for("Traceback")
+
+
+def served(*argv: str) -> subprocess.CompletedProcess[str]:
+    """The command line, on a free port, until it ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "grpo_server", "--port", "0", *argv],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=4 * PATIENCE,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("./nope", "there is no directory ./nope"),
+        ("/nope/at/all", "there is no directory /nope/at/all"),
+        ("nope.gguf", "there is no file nope.gguf"),
+        (__file__, f"{__file__} is a file; give the directory that holds it, or a .gguf file"),
+    ],
+)
+def test_a_path_with_no_model_is_refused_before_anything_starts(model: str, reason: str) -> None:
+    ended = served("--model", model)
+    assert (ended.returncode, ended.stderr) == (2, f"grpo-server: {model} cannot be served: {reason}\n")
+
+
+def test_a_model_that_does_not_load_ends_the_process_with_2_and_the_reason_last(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": "wide"}')
+    ended = served("--model", str(tmp_path))
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    last = ended.stderr.splitlines()[-1]
+    assert last == f"grpo-server: {tmp_path} cannot be served: it holds no weights (model.safetensors)"

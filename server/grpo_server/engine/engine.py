@@ -14,7 +14,10 @@ from typing import Any
 
 import torch
 from grpo_client.protocol import ReferenceInfo
+from grpo_client.reading import Reading
 from grpo_numerics import HeadScores, score_rows
+from grpo_numerics.loaded_weights import differing
+from grpo_numerics.weight_names import told
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .anatomy import Anatomy, anatomy
@@ -52,14 +55,16 @@ class TorchEngine:
     def _adopt(self, loaded: Loaded, name: str, version: int) -> None:
         """Take a loaded model into service; nothing of the engine changes unless all of it succeeds."""
         model = loaded.model
-        parts = anatomy(model)
-        max_length = min(parts.max_length, self._config.max_length or parts.max_length)
-        self._on_stage("probe")
-        forward, bitwise = _choose(self._config, model, parts, max_length, self._head)
-        self._on_stage("verify")
+        with Reading(None):  # a model that cannot be taken apart is no better than one that cannot be read
+            parts = anatomy(model)
+            max_length = min(parts.max_length, self._config.max_length or parts.max_length)
+            self._on_stage("probe")
+            forward, bitwise = _choose(self._config, model, parts, max_length, self._head)
+            self._on_stage("verify")
+            identity = fingerprint(model, loaded.tokenizer)
         info = ReferenceInfo(
             model=name,
-            fingerprint=fingerprint(model, loaded.tokenizer),
+            fingerprint=identity,
             version=version,
             dtype=str(model.dtype).removeprefix("torch."),
             mode=self._config.mode,
@@ -149,13 +154,15 @@ class TorchEngine:
         self._on_stage("load")
         other = load(replace(self._config, model=source, revision=None))
         theirs, ours = other.model.state_dict(), self._model.state_dict()
-        if {n: t.shape for n, t in theirs.items()} != {n: t.shape for n, t in ours.items()}:
+        if others := differing(theirs, ours):
             raise ValueError(
-                f"model: {source!r} does not have the tensors of the hosted reference; swap instead of mixing"
+                f"model: {source!r} does not have the tensors of the hosted reference ({told(others)}); "
+                "swap instead of mixing"
             )
-        for name, tensor in theirs.items():
-            if tensor.is_floating_point():  # into the new copy: the hosted one stays whole until all is done
-                tensor.copy_(torch.lerp(tensor.float(), ours[name].to(tensor.device).float(), decay))
+        with Reading(None):  # memory may run out
+            for name, tensor in theirs.items():
+                if tensor.is_floating_point():  # into the new copy: the hosted one stays whole until all is done
+                    tensor.copy_(torch.lerp(tensor.float(), ours[name].to(tensor.device).float(), decay))
         self._adopt(Loaded(other.model, self.tokenizer, other.source), self.info.model, self.info.version + 1)
         return self.info
 

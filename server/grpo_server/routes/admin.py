@@ -5,6 +5,7 @@ Accepted requests are answered by the reference that accepted them; those that a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from fastapi import APIRouter
@@ -15,6 +16,8 @@ from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.hosting import HostedEngine
 from grpo_server.routes._common import ServiceDep
 from grpo_server.service import Service
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
@@ -53,6 +56,7 @@ async def _replace(service: Service, change: Callable[[HostedEngine], ReferenceI
     try:
         return await service.replace(change)
     except (OSError, ValueError) as error:
+        logger.info("the model was refused", exc_info=error)
         raise ServiceError(
             ErrorCode.MODEL_UNAVAILABLE,
             f"the model cannot be used: {error}; the old reference serves on",

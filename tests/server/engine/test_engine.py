@@ -146,7 +146,7 @@ def save(model, path):
 def test_swap_counts_a_version_and_keeps_the_old_one_on_failure(engine, tmp_path):
     piece = Piece(ids(1, 2), (ids(3, 4),), 1.0)
     before, info = score(engine, [piece])[0].logprobs, engine.info
-    with pytest.raises(OSError):
+    with pytest.raises(ValueError, match="there is no directory"):
         engine.swap(str(tmp_path / "nowhere"))
     assert engine.info == info
     assert np.array_equal(score(engine, [piece])[0].logprobs, before)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from grpo_client import ReferenceClient
 from grpo_server.engine import EngineConfig, Piece, load_engine
-from grpo_server.engine.loading import _all_here
+from grpo_server.engine.reading import _all_here
 from grpo_server.engine.tensor_parallel import Ranks, decode, encode
 from transformers import LlamaConfig, LlamaForCausalLM
 
