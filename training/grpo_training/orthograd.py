@@ -21,50 +21,18 @@ flat pieces of several weights (FSDP1, ZeRO) cannot be told from an ordinary vec
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakIdKeyDictionary
 
 from grpo_training.config import Granularity
-from grpo_training.projection import orthogonal, projected
-from grpo_training.sharding import aligned, local
+from grpo_training.orthograd_hook import FLAG, Closure, Projection, attach, innermost, project
+from grpo_training.projection import orthogonal
 
 __all__ = ["FLAG", "OrthoGrad", "attach", "orthogonal", "parameter_groups", "project"]
-
-FLAG = "orthograd"
-_TOGETHER = 64  # sharded tensors to a collective: few enough that their projections beside the gradients are small
-Closure = Callable[[], Any]
-
-
-def project(groups: Iterable[Mapping[str, Any]], *, granularity: Granularity = "tensor") -> None:
-    """Project, in place, the gradients of every parameter in `groups` whose group is not flagged `orthograd: False`.
-
-    With sharded parameters this is a collective: every rank calls it, with the same parameters in the same order.
-    """
-    with torch.no_grad():
-        params = [p for group in groups if group.get(FLAG, True) for p in group["params"] if _takes_part(p)]
-        if granularity == "global":
-            size = max(len(params), 1)
-        else:
-            size = _TOGETHER if any(isinstance(p, DTensor) for p in params) else 1
-        for start in range(0, len(params), size):
-            batch = params[start : start + size]
-            grads = []
-            for p in batch:
-                assert p.grad is not None
-                if (grad := aligned(p.grad, p)) is not p.grad:
-                    p.grad = grad
-                grads.append(grad)
-            new = projected(batch, grads, rows=granularity == "row", as_one=granularity == "global")
-            for grad, value in zip(grads, new, strict=True):
-                local(grad).copy_(value)
 
 
 def parameter_groups(
@@ -103,65 +71,68 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-def attach(optimizer: Optimizer, *, granularity: Granularity = "tensor") -> RemovableHandle:
-    """Project gradients before every step of an optimizer made elsewhere. `handle.remove()` takes the hook off again.
-
-    A closure given to `step` is wrapped, since gradients exist only once it has run. Parameter groups are read anew at
-    each step. A gradient that was projected and has not changed since is not projected again: an optimizer whose `step`
-    calls its base class's fires the hook twice.
-    """
-    seen: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
-    def fresh() -> list[dict[str, Any]]:
-        return [
-            {**group, "params": [p for p in group["params"] if not _unchanged(seen, p)]}
-            for group in optimizer.param_groups
-        ]
-
-    def run() -> None:
-        project(fresh(), granularity=granularity)
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    seen[p] = (weakref.ref(p.grad), _version(p.grad), _version(p))
-
-    def hook(
-        _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        this, *rest = args  # torch hands over the arguments of the unbound `step`
-        closure = kwargs.get("closure", rest[0] if rest else None)
-        if closure is None:
-            run()
-            return None
-        wrapped = _after(closure, run)
-        return ((this, wrapped, *rest[1:]), kwargs) if rest else (args, {**kwargs, "closure": wrapped})
-
-    return optimizer.register_step_pre_hook(hook)
-
-
 class OrthoGrad(Optimizer):
     """An optimizer around an optimizer: `OrthoGrad(torch.optim.AdamW(parameters, lr=1e-3))`.
 
     Groups, state, defaults and state_dict are those of the optimizer inside, so schedulers, gradient scalers and
-    checkpoints go on working, and a checkpoint can be loaded with or without the wrapper.
+    checkpoints go on working, and a checkpoint can be loaded with or without the wrapper. It can be copied and pickled;
+    the copy projects too. Raises TypeError for what is not a torch optimizer.
     """
 
+    # A scaler that this told of a fused optimizer inside would leave the unscaling to it, and tell the wrapper how.
+    _step_supports_amp_scaling = False
+
     def __init__(self, base: Optimizer, *, granularity: Granularity = "tensor") -> None:
+        if not isinstance(base, Optimizer):
+            raise TypeError(
+                f"OrthoGrad goes around an optimizer, OrthoGrad(AdamW(parameters)); got {type(base).__name__}"
+            )
         # Optimizer.__init__ would build a second set of groups and state; everything here is the base optimizer's.
         self.base = base
+        self._granularity: Granularity = granularity
         self._handle = attach(base, granularity=granularity)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
         return self.base.param_groups
 
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.base.param_groups = groups
+
     @property
     def state(self) -> Any:  # type: ignore[override]
         return self.base.state
 
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.base.state = state
+
     @property
     def defaults(self) -> dict[str, Any]:  # type: ignore[override]
         return self.base.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self.base.defaults = defaults
+
+    def __getattr__(self, name: str) -> Any:
+        """Hooks on state dicts, `train()` of a schedule-free optimizer and the like are those of the optimizer inside."""
+        if name == "base" or (name.startswith("_") and not name.startswith("_optimizer_")):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.base, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # `step` is there where a scheduler has put its own around it; that one is bound to this very object.
+        left_behind = ("_handle", "step", "_opt_called")
+        return {name: value for name, value in vars(self).items() if name not in left_behind}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Not Optimizer.__setstate__, which would have torch call hooks around this class's step, for all its instances.
+        vars(self).update(state)
+        hooks = innermost(self.base)._optimizer_step_pre_hooks
+        if not any(isinstance(hook, Projection) for hook in hooks.values()):  # a shallow copy shares the optimizer
+            self._handle = attach(self.base, granularity=self._granularity)
 
     def step(self, closure: Closure | None = None) -> Any:  # type: ignore[override]
         """One step of the optimizer inside, on projected gradients."""
@@ -188,32 +159,4 @@ class OrthoGrad(Optimizer):
     def __repr__(self) -> str:
         return f"OrthoGrad({self.base!r})"
 
-
-def _after(closure: Closure, then: Callable[[], None]) -> Closure:
-    def wrapped() -> Any:
-        with torch.enable_grad():
-            loss = closure()
-        then()
-        return loss
-
-    return wrapped
-
-
-def _unchanged(seen: WeakIdKeyDictionary, p: Tensor) -> bool:
-    if p.grad is None or p not in seen:
-        return False
-    grad, grad_version, weight_version = seen[p]
-    return grad() is p.grad and grad_version == _version(p.grad) and weight_version == _version(p)
-
-
-def _version(t: Tensor) -> int:
-    """FSDP2 and sharded optimizers write to the shard in place, of which the DTensor around it knows nothing."""
-    return local(t)._version
-
-
-def _takes_part(p: Tensor) -> bool:
-    if p.grad is None or p.numel() <= 1:
-        return False
-    if p.grad.is_sparse:
-        raise ValueError("OrthoGrad does not support sparse gradients: the projection is dense")
-    return True
+    step.hooked = True  # type: ignore[attr-defined]  # says to torch that there is nothing to wrap: the base's step is
