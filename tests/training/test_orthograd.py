@@ -293,3 +293,55 @@ def test_old_checkpoints_without_the_flag_are_projected() -> None:
     project(optimizer.param_groups)
     assert model.head.weight.grad is not None
     assert abs(cosine(model.head.weight, model.head.weight.grad)) < 1e-6
+
+
+# A power of two, so that scaling is exact; the ends leave room for the norm of some thousand entries.
+SCALES = {
+    torch.float32: [2.0**-140, 2.0**-120, 1e-24, 1e-12, 1e12, 1e24, 2.0**120],
+    torch.bfloat16: [2.0**-110, 1e-24, 1e24, 2.0**110],
+    torch.float64: [1e-290, 1e-200, 1e200, 1e300],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [False, True])
+def test_the_projection_does_not_know_the_scale(dtype: torch.dtype, rows: bool) -> None:
+    """Tiny and huge gradients, along tiny and huge weights: the same directions, at their own norms."""
+    w, g = drawn(6, 50, seed=1, dtype=dtype), drawn(6, 50, seed=2, dtype=dtype)
+    eps = torch.finfo(dtype).eps
+    expected = orthogonal(w, g, rows=rows)
+    for scale in SCALES[dtype]:
+        scale = 2.0 ** round(math.log2(scale))
+        small = (g.double() * scale).to(dtype)
+        # The last of the smallest numbers are rounded to the dtype's grid.
+        grid = torch.finfo(dtype).smallest_normal * eps / scale
+        for weight in (w, (w.double() * scale).to(dtype)):
+            found = orthogonal(weight, small, rows=rows).double() / scale
+            torch.testing.assert_close(found, expected.double(), rtol=4 * eps, atol=4 * eps + 8 * grid)
+        if grid < eps:
+            assert abs(cosine(w, found)) < 4 * eps + 50 * grid
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "row", "global"])
+def test_tiny_gradients_are_projected_in_a_step(granularity: Any) -> None:
+    model = net()
+    loss_of(model).mul(1e-24).backward()
+    raw = [p.grad.clone() for p in model.parameters()]
+    project([{"params": list(model.parameters())}], granularity=granularity)
+    again = net()
+    loss_of(again).backward()
+    project([{"params": list(again.parameters())}], granularity=granularity)
+    assert any(not torch.equal(a, p.grad) for a, p in zip(raw, model.parameters(), strict=True))
+    for ours, theirs in zip(model.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad / 1e-24, theirs.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_scaling_changes_no_bit_of_an_ordinary_gradient() -> None:
+    """Powers of two divide out exactly: the formula without them."""
+    w, g = drawn(40, 30, seed=1), drawn(40, 30, seed=2)
+    x, y = w.flatten(), g.flatten()
+    perp = y
+    for _ in range(2):
+        perp = perp - (x * perp).sum() / (x * x).sum() * x
+    plain = perp * ((y * y).sum() / (perp * perp).sum()).sqrt()
+    assert torch.equal(orthogonal(w, g).flatten(), plain)

@@ -1,7 +1,7 @@
 """Tensors that are cut over ranks (DTensor, as FSDP2 and tensor parallelism make them): sums over all of a tensor, the
 whole of it, and a whole one cut again.
 
-A sum over a shard is not the tensor's. `sums_over_whole` adds up what the ranks have, in one collective per group of ranks
+A sum over a shard is not the tensor's. `over_whole` adds up what the ranks have, in one collective per group of ranks
 however many tensors there are; every rank joins it, also one whose shard is empty. Ordinary tensors pass unchanged, so
 that callers need no second branch.
 """
@@ -42,8 +42,11 @@ def owners(tensor: Tensor, *, rows: bool = False) -> tuple[dist.ProcessGroup, ..
     return tuple(tensor.device_mesh.get_group(i) for i, p in cut if not (rows and getattr(p, "dim", None) == 0))
 
 
-def sums_over_whole(sums: Sequence[Tensor], groups: Sequence[tuple[dist.ProcessGroup, ...]]) -> list[Tensor]:
-    """Each rank's sums, added up over the ranks that hold the rest of the tensor; entry i over groups[i].
+def over_whole(
+    sums: Sequence[Tensor], groups: Sequence[tuple[dist.ProcessGroup, ...]], *, largest: bool = False
+) -> list[Tensor]:
+    """Each rank's sums, added up over the ranks that hold the rest of the tensor; entry i over groups[i]. largest: the
+    largest of each rank's figures instead.
 
     Every rank must call it with tensors of the same shapes in the same order. Sums of one dtype share a collective.
     """
@@ -55,7 +58,7 @@ def sums_over_whole(sums: Sequence[Tensor], groups: Sequence[tuple[dist.ProcessG
     for (over, _), members in together.items():  # insertion order: the same on every rank
         flat = torch.cat([result[i].flatten() for i in members])
         for group in over:
-            dist.all_reduce(flat, group=group)
+            dist.all_reduce(flat, op=dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group=group)
         for i, part in zip(members, flat.split([result[i].numel() for i in members]), strict=True):
             result[i] = part.view_as(result[i])
     return result
