@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from grpo_client.bulk import LineFailed, score_lines
 from grpo_client.calls import Encoding
 from grpo_client.client import ReferenceClient
-from grpo_client.errors import GrpoClientError
+from grpo_client.json_lines import is_regular
 from grpo_client.pin import FIRST
 from grpo_client.probe.command import PROBE_HELP, probe
 from grpo_client.progress import score_progress
 from grpo_client.protocol import EXTRAS, Normalizer
-from grpo_client.rollouts import ScoreDefaults, numbered_lines
+from grpo_client.rollouts import ScoreDefaults
+from grpo_client.score_command import SCORE_HELP, check_paths, count_lines_left, score_rest
 from grpo_client.score_file import ScoreFile
+from grpo_client.terminal import told
 from grpo_client.validation import read_extras, read_temperature, read_top_k
 from grpo_client.version import package_version
 
@@ -49,6 +47,8 @@ def options(
     """What goes before the command's name."""
 
 
+COMMAND_MAX_WAIT = 60.0  # seconds: somebody sits before it, or a script that wants to know
+MaxWait = Annotated[float, typer.Option(min=0, help="Seconds to keep trying while no server answers; 0 tries once.")]
 Urls = Annotated[
     list[str],
     typer.Option(
@@ -56,33 +56,12 @@ Urls = Annotated[
     ),
 ]
 
-_SCORE_HELP = """
-Score a file of rollouts.
 
-The input holds one JSON object a line: one prompt and its completions, as token ids, as text, or as chat messages.
-Other fields are left alone; "id" is copied to the output, "temperature" goes before --temperature.
-
-    {"prompt": [1, 2, 3], "completions": [[4, 5, 2], [6, 2]], "id": "a"}
-    {"prompt": "2 + 2 =", "completions": [" 4", " 5"]}
-    {"messages": [{"role": "user", "content": "2 + 2?"}], "completions": ["4"]}
-
-The output holds one JSON object for each line, in order: "line" (from 1), "logprobs" (a list per completion, nats),
-"status", the extras asked for, and the reference's "fingerprint". For text it holds the scored ids as well.
-
-Stopped half way? The same command with --resume goes on where it was. A line that cannot be scored is reported with its
-number, the rest goes on, and the exit status is 1.
-
-    grpo-client score -u http://localhost:8000 -i rollouts.jsonl -o scores.jsonl
-    grpo-client score -u http://localhost:8000 -i rollouts.jsonl -o scores.jsonl --temperature 0.7 --return entropy,rank
-    grpo-client score -u http://a:8000 -u http://b:8000 -i rollouts.jsonl -o scores.jsonl --in-flight 16 --resume
-"""
-
-
-@app.command(help=_SCORE_HELP)
+@app.command(help=SCORE_HELP)
 def score(
     url: Urls,
-    input: Annotated[Path, typer.Option("--input", "-i", exists=True, dir_okay=False, help="Rollouts, JSON lines.")],
-    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, help="Scores, JSON lines.")],
+    input: Annotated[Path, typer.Option("--input", "-i", help="Rollouts, JSON lines; - is standard input.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Scores, JSON lines; - is standard output.")],
     temperature: Annotated[float, typer.Option(help="Logits are divided by it; the one you sampled with.")] = 1.0,
     normalizer: Annotated[Normalizer, typer.Option(help="What turns logits into probabilities.")] = "softmax",
     extras: Annotated[
@@ -91,24 +70,28 @@ def score(
     top_k: Annotated[int, typer.Option(help="Ids and log-probs of so many best tokens a position.")] = 0,
     encoding: Annotated[Encoding, typer.Option(help="How figures travel: tensors is small and fast.")] = "tensors",
     in_flight: Annotated[int, typer.Option(min=1, help="Requests sent at once.")] = 8,
-    max_wait: Annotated[float, typer.Option(min=0, help="Seconds to keep trying while no server answers.")] = 900.0,
+    max_wait: MaxWait = COMMAND_MAX_WAIT,
     resume: Annotated[
         bool | None, typer.Option("--resume/--overwrite", help="What to do with an output file that is there.")
     ] = None,
 ) -> None:
     console = Console(stderr=True)
-    with _told(console):
+    check_paths(input, output)
+    with told(console):
         defaults = ScoreDefaults(
             temperature=read_temperature(temperature, "temperature"),
             normalizer=normalizer,
             extras=sorted(read_extras([name for names in extras or [] for name in names.split(",")])),
             top_k=read_top_k(top_k),
         )
-        if resume is None and output.exists() and output.stat().st_size:
-            raise ValueError(f"{output} is there already; say --resume to go on with it, or --overwrite")
-        if output.exists() and output.samefile(input):
-            raise ValueError("--output is the input file itself; give another one")
+        if is_regular(output):
+            if is_regular(input) and output.samefile(input):
+                raise ValueError("--output is the input file itself; give another one")
+            if resume is None and output.stat().st_size:
+                raise ValueError(f"{output} is there already; say --resume to go on with it, or --overwrite")
         with ScoreFile(output, resume=bool(resume)) as scores:
+            # Before anything is asked, for a file that turns out to be of another run must not have grown.
+            lines_left = count_lines_left(input, scores, defaults) if is_regular(input) else None
             client = ReferenceClient(
                 url,
                 encoding=encoding,
@@ -116,30 +99,11 @@ def score(
                 max_wait=max_wait,
                 fingerprint=scores.fingerprint or FIRST,
             )
-            with client:
-                failed = _score_all(client, input, scores, defaults, 2 * in_flight, console)
+            with client, score_progress(console, lines_left, resumed=len(scores.done)) as progress:
+                failed = score_rest(client, input, scores, defaults, 2 * in_flight, progress, console)
     if failed:
         console.print(f"[red]lines that could not be scored: {failed}[/]; mend them and run again with --resume")
         raise typer.Exit(1)
-
-
-def _score_all(
-    client: ReferenceClient, source: Path, scores: ScoreFile, defaults: ScoreDefaults, window: int, console: Console
-) -> int:
-    """Score the lines that the file lacks; returns how many failed."""
-    todo = sum(number not in scores.done for number, _ in numbered_lines(source))
-    lines = ((number, line) for number, line in numbered_lines(source) if number not in scores.done)
-    failed = 0
-    with score_progress(console, todo, resumed=len(scores.done)) as progress:
-        for outcome in score_lines(client, lines, defaults, window):
-            if isinstance(outcome, LineFailed):
-                failed += 1
-                console.print(Text.assemble((f"line {outcome.line}: ", "red"), str(outcome.error)))
-                progress.advance(tokens=0)
-            else:
-                scores.append(outcome.rollout, outcome.result)
-                progress.advance(tokens=len(outcome.result.logprobs))
-    return failed
 
 
 @app.command()
@@ -150,7 +114,7 @@ def info(
 
     Example: `grpo-client info --url http://localhost:8000`
     """
-    with _told(Console(stderr=True)):
+    with told(Console(stderr=True)):
         with ReferenceClient(url, max_wait=0) as client:
             reference = client.info()
         if json:
@@ -172,22 +136,12 @@ def wait(
     Example: `grpo-client wait --url http://localhost:8000 --timeout 120 && python train.py`
     """
     console = Console(stderr=True)
-    with _told(console), ReferenceClient(url) as client, console.status(f"waiting for {', '.join(url)}"):
+    with told(console), ReferenceClient(url) as client, console.status(f"waiting for {', '.join(url)}"):
         reference = client.wait_ready(timeout)
     console.print(f"ready: {reference.model} ({reference.fingerprint[:12]})", highlight=False)
 
 
 app.command(help=PROBE_HELP)(probe)
-
-
-@contextmanager
-def _told(console: Console) -> Generator[None]:
-    """Failures that are no bug end the command with one red line, not with a traceback."""
-    try:
-        yield
-    except (GrpoClientError, ValueError, OSError) as error:
-        console.print(Text.assemble(("error: ", "red"), str(error)))
-        raise typer.Exit(1) from error
 
 
 def main() -> None:

@@ -22,10 +22,12 @@ class TokensPerSecond(ProgressColumn):
 class ScoreProgress:
     """A bar over the lines of a file."""
 
-    def __init__(self, progress: Progress, lines: int, resumed: int) -> None:
+    def __init__(self, progress: Progress, lines: int | None, resumed: int) -> None:
         self._progress = progress
         self._tokens = 0
-        self._task = progress.add_task("scoring", total=resumed + lines, completed=resumed, tokens=0)
+        self._task = progress.add_task(
+            "scoring", total=None if lines is None else resumed + lines, completed=resumed, tokens=0
+        )
 
     def advance(self, tokens: int) -> None:
         """One line more, with so many scored tokens."""
@@ -34,8 +36,8 @@ class ScoreProgress:
 
 
 @contextmanager
-def score_progress(console: Console, lines: int, resumed: int) -> Generator[ScoreProgress]:
-    """A bar for `lines` lines, `resumed` of them already done before."""
+def score_progress(console: Console, lines: int | None, resumed: int) -> Generator[ScoreProgress]:
+    """A bar for `lines` more lines (None: nobody knows how many come), after `resumed` that were done before."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic_core import from_json
@@ -35,14 +34,6 @@ class Rollout:
     line: int
     id: Any
     request: AnyRequest
-
-
-def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that hold something, numbered from 1 as an editor numbers them."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, line
 
 
 def read_rollout(number: int, line: bytes, defaults: ScoreDefaults) -> Rollout:

@@ -1,0 +1,101 @@
+"""What `grpo-client score` does with its files: look at what is there, score the rest, say what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from grpo_client.bulk import LineFailed, score_lines
+from grpo_client.client import ReferenceClient
+from grpo_client.errors import ProtocolError
+from grpo_client.json_lines import PIPE, numbered_lines
+from grpo_client.progress import ScoreProgress
+from grpo_client.rollouts import ScoreDefaults, read_rollout
+from grpo_client.score_file import ScoreFile
+
+SCORE_HELP = """
+Score a file of rollouts.
+
+The input holds one JSON object a line: one prompt and its completions, as token ids, as text, or as chat messages.
+Other fields are left alone; "id" is copied to the output, "temperature" goes before --temperature. It may be gzip.
+
+    {"prompt": [1, 2, 3], "completions": [[4, 5, 2], [6, 2]], "id": "a"}
+    {"prompt": "2 + 2 =", "completions": [" 4", " 5"]}
+    {"messages": [{"role": "user", "content": "2 + 2?"}], "completions": ["4"]}
+
+The output holds one JSON object for each line, in order: "line" (from 1), "logprobs" (a list per completion, nats),
+"status", the extras asked for, the reference's "fingerprint", and a digest of the "request". For text it holds the scored
+ids as well. A name that ends in .gz is written as gzip.
+
+Stopped half way? The same command with --resume goes on where it was; with another input, other settings or another
+reference it is refused. A line that cannot be scored is reported with its number, the rest goes on, and the exit status
+is 1. Status 2: the command line is wrong.
+
+    grpo-client score -u http://localhost:8000 -i rollouts.jsonl -o scores.jsonl
+    grpo-client score -u http://localhost:8000 -i rollouts.jsonl -o scores.jsonl --temperature 0.7 --return entropy,rank
+    grpo-client score -u http://a:8000 -u http://b:8000 -i rollouts.jsonl.gz -o scores.jsonl.gz --in-flight 16 --resume
+    head -100 rollouts.jsonl | grpo-client score -u http://localhost:8000 -i - -o - | jq .logprobs
+"""
+
+
+def check_paths(source: Path, output: Path) -> None:
+    """Raises typer.BadParameter, which ends the command with status 2, for a file that is not there or a directory."""
+    if source != PIPE and not source.exists():
+        raise typer.BadParameter(f"there is no file {source}", param_hint="--input")
+    for path, option in ((source, "--input"), (output, "--output")):
+        if path.is_dir():
+            raise typer.BadParameter(f"{path} is a directory; name a file", param_hint=option)
+    if not output.parent.is_dir():
+        raise typer.BadParameter(f"there is no directory {output.parent}", param_hint="--output")
+
+
+def count_lines_left(source: Path, scores: ScoreFile, defaults: ScoreDefaults) -> int:
+    """How many lines the output lacks. Raises ValueError when what it has is not of this input and these settings."""
+    return sum(1 for _ in _left(source, scores, defaults))
+
+
+def score_rest(
+    client: ReferenceClient,
+    source: Path,
+    scores: ScoreFile,
+    defaults: ScoreDefaults,
+    window: int,
+    progress: ScoreProgress,
+    console: Console,
+) -> int:
+    """Score the lines that the output lacks; returns how many failed."""
+    failed = 0
+    for outcome in score_lines(client, _left(source, scores, defaults), defaults, window):
+        if isinstance(outcome, LineFailed):
+            failed += 1
+            console.print(Text.assemble((f"line {outcome.line}: ", "red"), str(outcome.error)), soft_wrap=True)
+            progress.advance(tokens=0)
+        else:
+            scores.append(outcome.rollout, outcome.result)
+            progress.advance(tokens=len(outcome.result.logprobs))
+    return failed
+
+
+def _left(source: Path, scores: ScoreFile, defaults: ScoreDefaults) -> Iterator[tuple[int, bytes]]:
+    """The input's lines less those that are scored, which are compared with what would be asked for them now."""
+    before = frozenset(scores.done)
+    seen = 0
+    for number, line in numbered_lines(source):
+        if number not in before:
+            yield number, line
+            continue
+        seen += 1
+        try:
+            rollout = read_rollout(number, line, defaults)
+        except ProtocolError as error:
+            raise ValueError(f"the output has scores of input line {number}, which is broken now: {error}") from error
+        scores.check(rollout)
+    if seen < len(before):
+        raise ValueError(
+            f"the output has scores of {len(before)} input lines and the input holds only {seen} of them: it is another "
+            "input; give the one that was scored, another output file, or --overwrite"
+        )
