@@ -1,32 +1,43 @@
 """The policy's log-probs of sampled completions, with gradient: each prompt computed once per group, nothing padded.
 
-Two ways through the model, the same numbers: `packed` runs prompts and completions as one flat stream, equal completions
-once, by the very attention that the reference server has; `plain` runs prompt and completion together, padded row by row.
-The first is used where a probe at start finds it equal to the second; the head never forms (tokens x vocabulary)
-logits where the probe finds that the fused one is the model's own.
+Three ways through the model, the same numbers: `packed` runs prompts and completions as one flat stream, equal completions
+once, by the very attention that the reference server has; `plain` runs prompt and completion together, padded row by row;
+`alone` runs every sequence by itself, for models whose rotary frequencies depend on the longest sequence of a batch.
+The first is used where a probe at start finds it equal to the model's own forward, on the groups and by the standard that the
+server has, too; the head never forms (tokens x vocabulary) logits where the probe finds that the fused one is the model's own.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from grpo_client.protocol import Normalizer
+from grpo_client.protocol import FloatArray, Normalizer
 from grpo_numerics import HeadSpec, entropy, fused_logprobs, score_rows, token_logprobs
+from grpo_numerics.model_parts import (
+    attention_layers,
+    fresh_rotary,
+    head_spec,
+    longest_sequence,
+    longest_window,
+    output_head,
+    rotary_edge,
+    same_scores,
+    trial_groups,
+)
 from grpo_numerics.packed import NAME, PackedLayout, Schedule, attention_forward, packed_stream, stream_inputs
 from torch import Tensor
-from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from grpo_training.rollout import Rollout, pad_left
 
 logger = logging.getLogger(__name__)
 
-Way = Literal["packed", "plain"]
+Way = Literal["packed", "plain", "alone"]
 
 
 class Policy:
@@ -50,9 +61,13 @@ class Policy:
         self.vocab_size: int | None = None
         """Ids from here on have no probability, and are no part of what is summed over; None: the model has no such."""
         AttentionInterface.register(NAME, attention_forward)
-        self.fused = True
-        self.way: Way = "plain"
+        config = model.config.get_text_config(decoder=True)
+        self._attention_layers = attention_layers(config)
+        self._rotary_edge = rotary_edge(config)
+        self._logit_scale, self._softcap = 1.0, getattr(config, "final_logit_softcapping", None)
         self._half = False
+        self.fused = False
+        self.way: Way = "alone"
         self._probe()
         self._half = precision == "bf16"
 
@@ -65,26 +80,15 @@ class Policy:
 
         Both carry gradient, and both come from one pass over the head.
         """
-        rows = self._packed(rollout) if self.way == "packed" else self._plain(rollout)[rollout.mask]  # (N, D)
+        rows = self._rows(rollout.prompts, rollout.completions())
         targets = rollout.ids[rollout.mask]  # (N,)
-        under = {"temperature": self.temperature, "normalizer": self.normalizer}
-        uncertainty: Tensor | None = None
-        if self.fused:
-            rows, head, spec = self._head(rows)
-            if entropies:
-                scores, uncertainty = fused_logprobs(rows, head, targets, spec=spec, return_entropy=True, **under)
-            else:
-                scores = fused_logprobs(rows, head, targets, spec=spec, **under)
-        else:
-            rows = rows[:, : self.vocab_size]
-            scores = token_logprobs(rows, targets, **under)
-            uncertainty = entropy(rows, **under) if entropies else None
+        scores, uncertainty = self._scored(rows, targets, entropies)
         return _spread(scores, rollout.mask), None if uncertainty is None else _spread(uncertainty, rollout.mask)
 
     @torch.no_grad()
     def max_logit(self, rollout: Rollout) -> float:
         """The largest logit over all completion tokens, before temperature and normalizer. A forward of its own."""
-        rows = self._packed(rollout) if self.way == "packed" else self._plain(rollout)[rollout.mask]
+        rows = self._rows(rollout.prompts, rollout.completions())
         if not self.fused:
             return float(rows[:, : self.vocab_size].max())
         rows, head, spec = self._head(rows)
@@ -94,37 +98,59 @@ class Policy:
         assert best.logsumexp is not None
         return float((best.top_logprobs[:, 0] + best.logsumexp).max())
 
-    def _head(self, rows: Tensor) -> tuple[Tensor, Tensor, HeadSpec | None]:
+    def _scored(self, rows: Tensor, targets: Tensor, entropies: bool = False) -> tuple[Tensor, Tensor | None]:
+        """(N,) log-probs of targets (N,), and entropies, of what `_rows` gives."""
+        under = {"temperature": self.temperature, "normalizer": self.normalizer}
+        if not self.fused:
+            rows = rows[:, : self.vocab_size]
+            return token_logprobs(rows, targets, **under), entropy(rows, **under) if entropies else None
+        rows, head, spec = self._head(rows)
+        if entropies:
+            return fused_logprobs(rows, head, targets, spec=spec, return_entropy=True, **under)
+        return fused_logprobs(rows, head, targets, spec=spec, **under), None
+
+    def _head(self, rows: Tensor) -> tuple[Tensor, Tensor, HeadSpec]:
         """Rows (N, D) and weight (V, D) as they are to be multiplied, and what the head does beside.
 
         Looked up each time: sharded weights are whole only inside a forward, and then are other tensors.
         """
-        head = getattr(self.model.get_output_embeddings(), "weight", None)
-        assert head is not None
+        layer: Any = output_head(self.model)
+        assert layer is not None
+        head, bias = layer.weight, getattr(layer, "bias", None)
+        if self.vocab_size is not None:
+            head, bias = head[: self.vocab_size], None if bias is None else bias[: self.vocab_size]
         if self._half:  # products in bf16, sums over the vocabulary in fp32
             rows, head = rows.bfloat16(), head.bfloat16()
-        spec = head_spec(self.model)
-        if self.vocab_size is not None:
-            head = head[: self.vocab_size]
-            bias = None if spec is None or spec.bias is None else spec.bias[: self.vocab_size]
-            spec = None if spec is None else replace(spec, bias=bias)
-        return rows, head, spec
+        return rows, head, HeadSpec(bias, self._logit_scale, self._softcap)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision that the model runs in, for whoever else runs it (the sampler)."""
         return torch.autocast(self.model.device.type, dtype=torch.bfloat16) if self._half else nullcontext()
 
-    def _packed(self, rollout: Rollout) -> Tensor:
-        """(N, D): row n is what predicts the n-th completion token (logits in place of D where the head is not fused)."""
+    def _rows(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+        """(N, D): row n predicts the n-th completion token (logits in place of D where the head is not fused)."""
+        way = self.way
+        if self._rotary_edge is not None:
+            fresh_rotary(self.model)
+            longest = max(
+                len(p) + max(map(len, group), default=0) for p, group in zip(prompts, completions, strict=True)
+            )
+            way = "alone" if longest > self._rotary_edge else way
+        run = {"packed": self._packed, "plain": self._plain, "alone": self._alone}[way]
+        return run(prompts, completions)
+
+    def _packed(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
         layout = PackedLayout.build(
-            [np.asarray(p, dtype=np.int32) for p in rollout.prompts],
-            [[np.asarray(c, dtype=np.int32) for c in group] for group in rollout.completions()],
+            [np.asarray(p, dtype=np.int32) for p in prompts],
+            [[np.asarray(c, dtype=np.int32) for c in group] for group in completions],
         )
-        schedule = Schedule(layout, rollout.ids.device)
+        schedule = Schedule(layout, self.model.device)
         with self._packed_attention(), packed_stream(schedule) as calls:
             hidden = self._run(**stream_inputs(schedule))[0]
-        if not calls.count:
-            raise RuntimeError("the model took the packed attention by name and did not call it")
+        if calls.count != self._attention_layers:
+            raise RuntimeError(
+                f"{calls.count} of {self._attention_layers} layers came through the packed attention that the model was set to"
+            )
         return hidden[torch.from_numpy(layout.predict_rows).to(hidden.device)]
 
     @contextmanager
@@ -137,18 +163,34 @@ class Policy:
         finally:
             self.model.set_attn_implementation(own)
 
-    def _plain(self, rollout: Rollout) -> Tensor:
-        """(S, C, D), every row with its own copy of the prompt."""
-        prompt_ids, attention, positions = (
-            t.repeat_interleave(rollout.group_size, 0) for t in pad_left(rollout.prompts, rollout.ids.device)
-        )
-        steps = torch.arange(1, rollout.ids.shape[1] + 1, device=positions.device)
+    def _plain(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+        """Every completion with its own copy of the prompt, prompts padded on the left and completions on the right."""
+        device = self.model.device
+        rows = [(p, c) for p, group in zip(prompts, completions, strict=True) for c in group]
+        prompt_ids, attention, positions = pad_left([p for p, _ in rows], device)
+        lengths = torch.tensor([len(c) for _, c in rows], device=device)
+        steps = torch.arange(int(lengths.max()), device=device)
+        mask = steps < lengths[:, None]
+        ids = torch.zeros(mask.shape, dtype=torch.int64, device=device)
+        ids[mask] = torch.tensor([token for _, c in rows for token in c], dtype=torch.int64, device=device)
         hidden = self._run(
-            input_ids=torch.cat([prompt_ids, rollout.ids], dim=1),
-            attention_mask=torch.cat([attention, rollout.mask.long()], dim=1),
-            position_ids=torch.cat([positions, positions[:, -1:] + steps], dim=1),
+            input_ids=torch.cat([prompt_ids, ids], dim=1),
+            attention_mask=torch.cat([attention, mask.long()], dim=1),
+            position_ids=torch.cat([positions, positions[:, -1:] + 1 + steps], dim=1),
         )
-        return hidden[:, -rollout.ids.shape[1] - 1 : -1]
+        return hidden[:, -len(steps) - 1 : -1][mask]
+
+    def _alone(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+        """Every sequence by itself, whole, as if none had come before: what all else is measured by."""
+        rows: list[Tensor] = []
+        for prompt, group in zip(prompts, completions, strict=True):
+            for completion in group:
+                if len(completion):
+                    if self._rotary_edge is not None:
+                        fresh_rotary(self.model)
+                    ids = torch.tensor([[*prompt, *completion]], device=self.model.device)
+                    rows.append(self._run(input_ids=ids)[0, len(prompt) - 1 : -1])
+        return torch.cat(rows)
 
     def _run(self, **inputs: Tensor) -> Tensor:
         """Last hidden states (B, T, D), or logits (B, T, V) where the head is not fused."""
@@ -159,65 +201,60 @@ class Policy:
 
     @torch.no_grad()
     def _probe(self) -> None:
-        """Compare both ways and both heads on a small ragged batch; keep what agrees with the model's own answer."""
-        rollout = _probe_rollout(self.model)
-        self.fused = False
-        self.way = "plain"
-        truth = self.logprobs(rollout)
-        # Reordered sums move a score by about the square root of the hidden size in units of the last place.
-        tolerance = 64 * torch.finfo(self.model.dtype).eps * float(truth.abs().max().clamp(min=1.0))
+        """Compare ways and heads with the model's own answer, sequence by sequence; keep what agrees."""
+        config = self.model.config.get_text_config(decoder=True)
+        longest = min(longest_sequence(config), self._rotary_edge or longest_sequence(config))
+        vocab = len(next(self.model.get_input_embeddings().parameters()))
+        groups = trial_groups(vocab, longest, longest_window(config))
+        prompts, completions = [p.tolist() for p, _ in groups], [[c.tolist() for c in group] for _, group in groups]
+        targets = torch.tensor([t for group in completions for c in group for t in c], device=self.model.device)
+        # the standard is one of plain log-probs: temperature and normalizer come behind both heads alike
+        asked = self.temperature, self.normalizer
+        self.temperature, self.normalizer = 1.0, "softmax"
+
+        def scores() -> FloatArray:
+            return self._scored(self._rows(prompts, completions), targets)[0].double().cpu().numpy()
+
+        truth = scores()
 
         def agrees() -> bool:
             try:
-                return bool((self.logprobs(rollout) - truth).abs().max() <= tolerance)
+                return same_scores(scores(), truth, self.model.dtype)
             except (AttributeError, TypeError, RuntimeError, ValueError, NotImplementedError) as error:
                 logger.info("probe of %s: %s", type(self.model).__name__, error)
                 return False
 
-        self.fused = head_spec(self.model) is not None
+        self.fused = self._reads_head()
         self.fused = self.fused and agrees()
         self.way = "packed"
-        self.way = "packed" if agrees() else "plain"
+        if not agrees():
+            self.way = "plain"
+            self.way = "plain" if agrees() else "alone"
+        self.temperature, self.normalizer = asked
         logger.info(
-            "policy %s: prompts %s, head %s",
+            "policy %s: %s, head %s",
             type(self.model).__name__,
-            "computed once per group" if self.way == "packed" else "repeated for each completion",
+            {
+                "packed": "prompts computed once per group",
+                "plain": "prompts repeated for each completion",
+                "alone": "sequences one by one",
+            }[self.way],
             "fused" if self.fused else "the model's own",
         )
+
+    def _reads_head(self) -> bool:
+        """Whether the model has a head that can be fused; then what it does beside its product is known."""
+        head = output_head(self.model)
+        if head is None:
+            return False
+        try:
+            self._logit_scale = head_spec(self.model, self.model.base_model, head).logit_scale
+        except (AttributeError, TypeError, RuntimeError, ValueError, NotImplementedError) as error:
+            logger.info("head of %s: %s", type(self.model).__name__, error)
+            return False
+        return True
 
 
 def _spread(values: Tensor, mask: Tensor) -> Tensor:
     """(N,) values of the unmasked places, as (S, C) with 0 elsewhere."""
     return torch.zeros(mask.shape, device=values.device).masked_scatter(mask, values)
-
-
-def head_spec(model: PreTrainedModel) -> HeadSpec | None:
-    """What the model does between its output embedding and its logits; None when it has no plain one."""
-    head = model.get_output_embeddings()
-    if head is None or hasattr(head, "base_layer") or not isinstance(getattr(head, "weight", None), Tensor):
-        return None
-    config = model.config.get_text_config(decoder=True)
-    return HeadSpec(
-        bias=getattr(head, "bias", None),
-        logit_scale=_logit_scale(config),
-        softcap=getattr(config, "final_logit_softcapping", None),
-    )
-
-
-def _logit_scale(config: PretrainedConfig) -> float:
-    """Cohere multiplies the logits by `logit_scale`, Granite divides them by `logits_scaling`."""
-    if (scale := getattr(config, "logit_scale", None)) is not None:
-        return float(scale)
-    return 1.0 / float(getattr(config, "logits_scaling", None) or 1.0)
-
-
-def _probe_rollout(model: PreTrainedModel) -> Rollout:
-    """Two prompts of unlike length with two ragged completions each, ids spread over the vocabulary."""
-    vocab = model.config.get_text_config().vocab_size
-    draw = torch.Generator().manual_seed(0)
-    prompts = [torch.randint(vocab, (n,), generator=draw).tolist() for n in (7, 3)]
-    ids = torch.randint(vocab, (4, 5), generator=draw).to(model.device)
-    lengths = torch.tensor([5, 2, 1, 4], device=model.device)
-    mask = torch.arange(5, device=model.device) < lengths[:, None]
-    zeros = torch.zeros(4, 5, device=model.device)
-    return Rollout(prompts, 2, ids.where(mask, 0), mask, zeros, zeros, mask[:, 0])

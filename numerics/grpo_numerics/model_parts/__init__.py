@@ -6,20 +6,20 @@ Duck-typed: transformers is not imported.
 """
 
 from .head import body_of, head_spec, output_head
-from .layers import attention_layers, layer_configs, longest_window
-from .rotary import fresh_rotary, rotary_edge, stretched_length
-from .trial import SAME_SCORE, trial_groups
+from .layers import attention_layers, layer_configs, longest_sequence, longest_window
+from .rotary import fresh_rotary, rotary_edge
+from .trial import same_scores, trial_groups
 
 __all__ = [
-    "SAME_SCORE",
     "attention_layers",
     "body_of",
     "fresh_rotary",
     "head_spec",
     "layer_configs",
+    "longest_sequence",
     "longest_window",
     "output_head",
     "rotary_edge",
-    "stretched_length",
+    "same_scores",
     "trial_groups",
 ]

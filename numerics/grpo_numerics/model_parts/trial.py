@@ -11,8 +11,12 @@ import torch
 
 Tokens = npt.NDArray[np.int32]
 
-# Largest |difference| in nats that counts as the same score. Half-precision bodies differ from themselves by more.
-SAME_SCORE = {torch.float32: 1e-4, torch.float64: 1e-4}
+# Largest |difference| in nats that counts as the same score, of scores that lie a nat or more apart ...
+_LARGEST = 1e-4
+# ... and of any: roundings of the log-probs themselves.
+_ROUNDINGS = 16 * 2.0**-23
+# The largest mean of it for a half-precision body, which differs from itself by more.
+_HALF_MEAN = 0.08
 
 _SEED = 20501
 # A window or an edge longer than this is not tried: it would take minutes.
@@ -45,3 +49,18 @@ def trial_groups(
         groups.append((tokens(edge - 4), [tokens(n) for n in (3, 4, 5, 6) if edge - 4 + n <= max_length]))
         groups.append((tokens(2), [tokens(3)]))  # and a short one after the longest: nothing may be left behind
     return [(prompt, completions) for prompt, completions in groups if len(prompt) < max_length]
+
+
+def same_scores(ours: npt.NDArray[np.floating], truth: npt.NDArray[np.floating], dtype: torch.dtype) -> bool:
+    """Whether two sets of log-probs (N,), nats, are the same scores of a model in `dtype`. With NaN they are not.
+
+    Of a model whose scores hardly differ from token to token, as one with small random weights, more is asked: there every
+    mistake is small, too.
+    """
+    if not ours.size:
+        return True
+    differences = np.abs(ours - truth)
+    if dtype not in (torch.float32, torch.float64):
+        return bool(differences.mean() <= _HALF_MEAN)
+    allowed = max(_LARGEST * min(1.0, float(np.ptp(truth))), _ROUNDINGS * float(np.abs(truth).max()))
+    return bool(differences.max() <= allowed)

@@ -12,10 +12,10 @@ from grpo_numerics.model_parts import (
     body_of,
     head_spec,
     layer_configs,
+    longest_sequence,
     longest_window,
     output_head,
     rotary_edge,
-    stretched_length,
 )
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -68,7 +68,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         weight=weight,
         spec=head_spec(model, body, head),
         vocab_size=min(len(weight), len(next(model.get_input_embeddings().parameters()))),
-        max_length=stretched_length(config) or _max_length(config),
+        max_length=longest_sequence(config),
         attention_layers=attention_layers(config),
         token_bytes=max(_token_bytes(c, weight.element_size()) for c in layer_configs(config)),
         window=longest_window(config),
@@ -76,13 +76,6 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         products=products,
         widths=_widths(products),
     )
-
-
-def _max_length(config: PretrainedConfig) -> int:
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-        if isinstance(value := getattr(config, name, None), int) and value > 0:
-            return value
-    return 1 << 20  # recurrent models have no limit of their own
 
 
 def _token_bytes(config: PretrainedConfig, element: int) -> int:

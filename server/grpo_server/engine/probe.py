@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from grpo_client.protocol import FloatArray
-from grpo_numerics.model_parts import SAME_SCORE, fresh_rotary, trial_groups
+from grpo_numerics.model_parts import fresh_rotary, same_scores, trial_groups
 from transformers import PreTrainedModel
 
 from .anatomy import Anatomy
@@ -20,8 +20,6 @@ from .work import Piece, PieceScores
 
 log = logging.getLogger(__name__)
 
-# Largest mean of |difference| in nats between a half-precision body and itself.
-_HALF_MEAN = 0.08
 
 Score = Callable[[Sequence[Piece]], list[PieceScores]]
 
@@ -44,17 +42,13 @@ def probe_pieces(parts: Anatomy, max_length: int) -> list[Piece]:
 
 def check_scores(score: Score, model: PreTrainedModel, parts: Anatomy, pieces: Sequence[Piece], eager: str) -> Finding:
     """Compare `score` with `model` itself, one unpadded sequence at a time, attention implementation `eager`."""
-    ours = score(pieces)
+    ours = np.concatenate([scores.logprobs for scores in score(pieces)])
     model.set_attn_implementation(eager)
-    differences = [
-        np.abs(mine - _own_logprobs(model, parts, piece))
-        for mine, piece in zip((s.logprobs for s in ours), pieces, strict=True)
-    ]
-    flat = np.concatenate(differences)
-    largest, mean = float(flat.max()), float(flat.mean())
-    dtype = parts.weight.dtype
-    right = largest <= SAME_SCORE[dtype] if dtype in SAME_SCORE else mean <= _HALF_MEAN
-    return Finding(bool(right), largest, mean, "" if right else f"off by up to {largest:.2g} nats (mean {mean:.2g})")
+    truth = np.concatenate([_own_logprobs(model, parts, piece) for piece in pieces])
+    differences = np.abs(ours - truth)
+    largest, mean = float(differences.max()), float(differences.mean())
+    right = same_scores(ours, truth, parts.weight.dtype)
+    return Finding(right, largest, mean, "" if right else f"off by up to {largest:.2g} nats (mean {mean:.2g})")
 
 
 @torch.inference_mode()
