@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import get_scheduler
 
-from grpo_training import adapters, lora, orthograd, weights
+from grpo_training import adapters, lora, weights
 from grpo_training.beginning import check_output, shared_vocabulary
 from grpo_training.checkpoint import Checkpoints, TrainerState, load_checkpoint
 from grpo_training.config import ConfigError, TrainConfig
@@ -27,7 +26,8 @@ from grpo_training.disk import disk_faults
 from grpo_training.distributed import World
 from grpo_training.evaluation import EvaluationLog, Evaluator, held_out_tasks
 from grpo_training.metrics import JsonLines, TensorBoard
-from grpo_training.models import LoadedModel, load_model
+from grpo_training.models import load_model
+from grpo_training.optimizing import make_optimizer, make_scheduler, set_rate
 from grpo_training.plots import write_report
 from grpo_training.policy import Policy
 from grpo_training.recompute import recompute_layers
@@ -115,16 +115,12 @@ def _train(
         recompute_layers(loaded.model)
     world.wrap(loaded.model)
     optimizer = make_optimizer(config, loaded)
-    scheduler = get_scheduler(
-        config.optimizer.schedule,
-        optimizer,
-        num_warmup_steps=config.optimizer.warmup_steps,
-        num_training_steps=config.trainer.steps,
-    )
+    scheduler = make_scheduler(config, optimizer)
     state = TrainerState(0, None, config.model_dump(mode="json"))
     if newest is not None:
         state = load_checkpoint(newest, loaded.model, optimizer, scheduler)
         check_same_run(state.config, config)
+        set_rate(optimizer, scheduler)
     observer = observer if world.main else None
     task = Task(
         config.task, loaded.tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens, seed=config.trainer.seed
@@ -170,23 +166,6 @@ def _train(
     return write_report(
         output, config, reference=reference_info, seconds=time.perf_counter() - began, first_step=state.step
     )
-
-
-def make_optimizer(config: TrainConfig, loaded: LoadedModel) -> torch.optim.Optimizer:
-    """AdamW over the trained parameters, with OrthoGrad before each step where it is asked for."""
-    options = config.optimizer
-    ortho = options.orthograd
-    optimizer = torch.optim.AdamW(
-        orthograd.parameter_groups(loaded.model, skip_names=ortho.skip_names, skip_types=ortho.skip_types),
-        lr=options.lr,
-        betas=options.betas,
-        eps=options.eps,
-        weight_decay=options.weight_decay,
-        fused=True,
-    )
-    if ortho.enabled:
-        orthograd.attach(optimizer, granularity=ortho.granularity)
-    return optimizer
 
 
 def _steps(
