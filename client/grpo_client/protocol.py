@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from grpo_client import arguments
+from grpo_client import arguments, shown
 from grpo_client.id_lists import check_counts, group_completions, id_vector, read_wanted_ids
 
 Normalizer = Literal["softmax", "stablemax"]
@@ -46,7 +46,7 @@ class Status(IntEnum):
     NONFINITE = 1  # a log-prob is NaN or infinite: the row had no distribution, or the token has no mass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Group:
     """One prompt and its completions.
 
@@ -59,8 +59,11 @@ class Group:
     temperature: float = 1.0
     token_ids: tuple[IntArray, ...] | None = None
 
+    def __repr__(self) -> str:
+        return shown.group(self)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class ScoreRequest:
     """What is asked of the reference, whatever dialect it came in.
 
@@ -124,6 +127,9 @@ class ScoreRequest:
         """(S,) tokens per completion."""
         return np.array([len(c) for g in self.groups for c in g.completions], dtype=np.int32)
 
+    def __repr__(self) -> str:
+        return shown.request(self)
+
 
 class ReferenceInfo(BaseModel):
     """Who answered. `fingerprint` is a SHA-256 over weights, config and tokenizer; `version` counts swaps."""
@@ -157,13 +163,20 @@ class Usage(BaseModel):
     compute_ms: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class CompletionScores:
     """One completion's figures: views into the flat arrays of its `ScoreResult`. Shapes (C,) and (C, k)."""
 
     status: Status
     logprobs: FloatArray
     extras: Mapping[str, npt.NDArray[np.generic]]
+
+    def __len__(self) -> int:
+        """C, the number of tokens."""
+        return len(self.logprobs)
+
+    def __repr__(self) -> str:
+        return shown.completion(self)
 
 
 # Every per-token array that may come beside `logprobs`, with its dtype; (N,) unless noted.
@@ -177,7 +190,7 @@ EXTRA_ARRAYS: Mapping[str, type[np.generic]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class ScoreResult:
     """What came back.
 
@@ -203,6 +216,25 @@ class ScoreResult:
         """S, the number of completions."""
         return len(self.completion_lengths)
 
+    def __iter__(self) -> Iterator[CompletionScores]:
+        """Each completion's figures, as `completions` gives them."""
+        return self.completions()
+
+    @overload
+    def __getitem__(self, at: SupportsIndex) -> CompletionScores: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[CompletionScores]: ...
+    def __getitem__(self, at: SupportsIndex | slice) -> CompletionScores | list[CompletionScores]:
+        """One completion's figures, counted over all groups, or those of a slice. Raises IndexError."""
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        place = range(len(self))[at]
+        end = int(self.completion_lengths[: place + 1].sum(dtype=np.int64))
+        return self._completion(place, end - int(self.completion_lengths[place]), end)
+
+    def __repr__(self) -> str:
+        return shown.result(self)
+
     def ragged(self) -> list[FloatArray]:
         """Log-probs as one (C,) view per completion, in the caller's order."""
         return np.split(self.logprobs, np.cumsum(self.completion_lengths)[:-1]) if len(self) else []
@@ -224,16 +256,16 @@ class ScoreResult:
     def completions(self) -> Iterator[CompletionScores]:
         """Each completion's figures, extras included."""
         end = 0
-        for length, status in zip(self.completion_lengths, self.status, strict=True):
-            start, end = end, end + int(length)
-            yield CompletionScores(
-                Status(int(status)),
-                self.logprobs[start:end],
-                {name: values[start:end] for name, values in self.extras.items()},
-            )
+        for place, length in enumerate(self.completion_lengths.tolist()):
+            start, end = end, end + length
+            yield self._completion(place, start, end)
 
     def groups(self) -> Iterator[list[CompletionScores]]:
         """The completions of each group."""
         flat = self.completions()
         for size in self.group_sizes:
             yield [next(flat) for _ in range(int(size))]
+
+    def _completion(self, place: int, start: int, end: int) -> CompletionScores:
+        extras = {name: values[start:end] for name, values in self.extras.items()}
+        return CompletionScores(Status(int(self.status[place])), self.logprobs[start:end], extras)

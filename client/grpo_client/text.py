@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_client import arguments
+from grpo_client import arguments, shown
 from grpo_client.arguments import wrong
 from grpo_client.id_lists import check_counts
 from grpo_client.protocol import Extra, Normalizer, ScoreRequest
@@ -20,7 +20,7 @@ ChatMessage = Mapping[str, Any]
 Prompt = str | Sequence[ChatMessage]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class TextGroup:
     """One prompt and its completions, as text.
 
@@ -33,8 +33,11 @@ class TextGroup:
     completions: tuple[str, ...]
     temperature: float = 1.0
 
+    def __repr__(self) -> str:
+        return shown.text_group(self)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class TextScoreRequest:
     """`ScoreRequest` before tokenization. There is no `token_ids`: positions are not known yet."""
 
@@ -75,6 +78,9 @@ class TextScoreRequest:
             arguments.read_count(top_k, "top_k"),
             fingerprint,
         )
+
+    def __repr__(self) -> str:
+        return shown.request(self)
 
 
 def _prompt(value: Any, name: str) -> str | tuple[ChatMessage, ...]:
