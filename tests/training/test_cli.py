@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -56,6 +58,20 @@ def test_a_reference_that_stays_away_ends_with_status_1(config_file: Path) -> No
     assert code == 1
     assert "the reference stayed away: http://127.0.0.1:9" in shown
     assert "--resume" not in shown  # there is nothing to go on from
+
+
+def test_nobody_waits_in_silence(config_file: Path, tmp_path: Path) -> None:
+    """After the first failure: who, why, and for how long it goes on; and at the end which field that was."""
+    command = [sys.executable, "-m", "grpo_training", "--config", str(config_file), "--set", "reference.max_wait=1.5"]
+    environment = os.environ | {"COLUMNS": "400"}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=environment)
+    assert ended.returncode == 1
+    lines = ended.stderr.splitlines()
+    [waiting] = [line for line in lines if "trying again" in line]
+    assert "http://127.0.0.1:9: ConnectError" in waiting
+    assert re.search(r"trying again for up to [12] s", waiting)
+    assert lines[-1].startswith("the reference stayed away for reference.max_wait=1.5 s: gave up after")
+    assert lines[-1].endswith("Connection refused")
 
 
 def test_a_rollout_server_that_stays_away_ends_with_status_1(config_file: Path) -> None:
@@ -161,7 +177,7 @@ def test_the_demo_starts_a_server_trains_and_stops_it(config_file: Path, tmp_pat
     assert result.exit_code == 0, result.output
     assert "The capital of France is Paris." in result.output
     assert json.loads((output / "summary.json").read_text())["steps"] == 2
-    assert "Finished server process" in (output / "server.log").read_text()
+    assert "ends with status 0" in (output / "server.log").read_text()
 
 
 def test_the_demo_says_why_its_server_did_not_start(config_file: Path, tmp_path: Path, make_config: Make) -> None:

@@ -96,7 +96,7 @@ def test_failures(make_config: MakeConfig, reference_server, rollouts: Completio
     settings(make_config, reference_server.url, rollouts, command, path)
     for arguments, status, says in (
         ([], 1, "rollout.sync_command ended with status 1"),
-        (["--set", f"reference.api_key={IN_CONFIG}\u00e9"], 2, "a key is made of visible ASCII characters"),
+        (["--set", f'reference.api_key="{IN_CONFIG}\\nx"'], 2, "api_key holds a line break"),
         (["--set", f"reference.api_kye={IN_CONFIG}"], 2, "did you mean api_key?"),
         (["--reference-url", f"http://me:{IN_CONFIG}@127.0.0.1:9"], 2, "must not hold a user or password"),
         (["--set", f"rollout.base_url=http://me:{IN_CONFIG}@127.0.0.1:9"], 2, "must not hold a user or password"),

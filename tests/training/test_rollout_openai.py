@@ -313,3 +313,28 @@ def test_the_kl_in_the_reward_is_the_policys_and_not_the_stale_servers(
     train(config)
     # The server holds the reference's weights: by its own log-probs the KL would be 0 for ever.
     assert abs(records(config)[2]["kl"]) > 1e-4
+
+
+def test_a_server_that_is_away_is_spoken_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    """However many prompts wait for it: who, why, for how long; and that it is back."""
+    away = 8
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        nonlocal away
+        with lock:
+            away -= 1
+            return httpx.Response(503) if away >= 0 else says()
+
+    lock = threading.Lock()
+    config = options(group_size=1, max_wait=60)
+    with (
+        caplog.at_level(logging.INFO, logger="grpo_client"),
+        sampler(config, transport=httpx.MockTransport(answer), sleep=lambda _: None) as remote,
+    ):
+        remote.sample(PROMPTS, seed=0)
+    said = [record.getMessage() for record in caplog.records if record.name == "grpo_client"]
+    assert len(said) == 2
+    assert "http://server" in said[0]
+    assert "503" in said[0]
+    assert "trying again for up to 60 s" in said[0]
+    assert "answers again" in said[1]

@@ -65,12 +65,13 @@ def run(
 
 
 def show_log(console: Console, *, verbose: bool) -> None:
-    """Warnings of all, and what takes its time; with `verbose` everything that is decided on the way. No secret shows."""
+    """Warnings of all, and what takes time or is waited for; with `verbose` all that is decided. No secret shows."""
     handler = RichHandler(console=console, show_path=False)
     handler.addFilter(ScrubbingFilter())
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s", handlers=[handler])
-    logging.getLogger("grpo_training.loop").setLevel(logging.INFO)
+    for name in ("grpo_training.loop", "grpo_client"):
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def run_with_display(

@@ -15,6 +15,7 @@ from grpo_client import (
     DeadlineExceeded,
     FingerprintMismatch,
     GrpoClientError,
+    InvalidSetting,
     NotAuthorized,
     NotFound,
     Unavailable,
@@ -32,7 +33,7 @@ def explained(console: Console, config: TrainConfig | None = None) -> Iterator[N
     """Turn what can go wrong in the block into a sentence and a status. config: of the run, once it is known."""
     try:
         yield
-    except (ConfigError, DemoModelMissing) as error:
+    except (ConfigError, InvalidSetting, DemoModelMissing) as error:  # InvalidSetting: a key in GRPO_API_KEY
         raise _end(console, "cannot start", error, 2) from error
     except CheckpointError as error:
         raise _end(console, "cannot resume", error, 1) from error
@@ -49,7 +50,10 @@ def explained(console: Console, config: TrainConfig | None = None) -> Iterator[N
         raise _end(console, f"what answers{who} (reference.urls) is no grpo-server", error, 1) from error
     except FingerprintMismatch as error:
         raise _end(console, f"another reference answers{_go_on(config)}", error, 1) from error
-    except (ConnectionFailed, DeadlineExceeded, Unavailable) as error:
+    except DeadlineExceeded as error:
+        limit = f" for reference.max_wait={config.reference.max_wait:g} s" if config else ""
+        raise _end(console, f"the reference stayed away{limit}{_go_on(config)}", error, 1) from error
+    except (ConnectionFailed, Unavailable) as error:
         raise _end(console, f"the reference stayed away{_go_on(config)}", error, 1) from error
     except GrpoClientError as error:
         raise _end(console, "the reference failed", error, 1) from error

@@ -100,7 +100,8 @@ def _train(
     )
 
     began = time.perf_counter()
-    logger.info("loading %s", config.model.name)
+    if world.main:
+        logger.info("loading %s", config.model.name)
     adapter = "leave" if config.lora is not None else "merge"
     loaded = load_model(config.model, stop=config.rollout.stop, device=world.device, adapter=adapter)
     if config.lora is not None:

@@ -18,7 +18,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from grpo_client import ReferenceClient, ReferenceInfo, ScoreResult, Status
+from grpo_client import ReferenceClient, ReferenceInfo, RetryPolicy, ScoreResult, Status
 from grpo_client.protocol import Normalizer
 from torch import Tensor
 
@@ -79,7 +79,7 @@ class Reference:
             config.urls,
             api_key=config.api_key.get_secret_value() if config.api_key else None,
             timeout=config.timeout,
-            max_wait=config.max_wait,
+            retry=RetryPolicy(max_wait=config.max_wait, limit="reference.max_wait"),
             fingerprint=(fingerprint or "first") if config.pin else None,
         )
         try:

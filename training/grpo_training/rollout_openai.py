@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from grpo_client import GrpoClientError, RetryPolicy
 from grpo_client.calls import Call, raise_for_status
+from grpo_client.retry_log import RetryLog
 from grpo_client.transport import LineSettings, SyncLine, SyncTransport
 from torch import Tensor
 
@@ -55,7 +56,8 @@ class OpenAISampler:
         self._border = Border(options.group_size, options.max_new_tokens, vocab_size, eos_ids, stops=bool(options.stop))
         self._device = device
         self._bring_weights = bring_weights
-        self._retry = RetryPolicy(max_wait=options.max_wait)
+        self._retry = RetryPolicy(max_wait=options.max_wait, limit="rollout.max_wait")
+        self._log = RetryLog()  # shared, so that a server which is away is spoken of once and not for each prompt
         headers = {"User-Agent": f"grpo-train/{version('grpo-refserver')}"}
         if api_key:
             headers["Authorization"] = f"Bearer {api_key}"
@@ -124,9 +126,10 @@ class OpenAISampler:
         def once() -> bytes:
             reply = self._line.send(call, self._base)
             raise_for_status(reply)
+            self._log.answered(reply.url)
             return reply.body
 
-        retrying = self._retry.retrying(self._sleep, lambda: False, self._closed.is_set)
+        retrying = self._retry.retrying(self._sleep, lambda: False, self._closed.is_set, self._log)
         try:
             answer: bytes = retrying(once)
         except GrpoClientError as error:

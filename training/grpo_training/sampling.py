@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from grpo_client import InvalidSetting
+from grpo_client.addresses import read_key
 from torch import Tensor
 
 from grpo_training.config import ConfigError, TrainConfig
-from grpo_training.config.section import printable_key
 from grpo_training.distributed import World
 from grpo_training.models import LoadedModel
 from grpo_training.policy import Policy
@@ -115,8 +116,8 @@ def _key(variable: str) -> str:
     """A key from the environment. Only what looks like a variable's name is repeated: it may be the key itself."""
     named = variable if variable.isupper() else "of that name"
     try:
-        key = printable_key(os.environ.get(variable, ""))
-    except ValueError as error:
+        key = read_key(os.environ.get(variable))
+    except InvalidSetting as error:
         raise ConfigError(f"rollout.api_key_env: of the variable {named}: {error}") from error
     if not key:
         raise ConfigError(f"rollout.api_key_env: the environment has no variable {named}; set it to the server's key")

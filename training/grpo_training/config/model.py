@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from grpo_client.addresses import read_key
 from pydantic import Field, SecretStr, field_serializer, field_validator
 
-from .section import Section, base_url, printable_key
+from .section import Section, base_url
 
 
 class ModelConfig(Section):
@@ -75,7 +76,7 @@ class ReferenceConfig(Section):
     @field_validator("api_key")
     @classmethod
     def _checked_key(cls, value: SecretStr | None) -> SecretStr | None:
-        key = "" if value is None else printable_key(value.get_secret_value())
+        key = read_key(value)
         return SecretStr(key) if key else None
 
     @field_serializer("api_key", when_used="json")

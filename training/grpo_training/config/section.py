@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlsplit
 
+from grpo_client import InvalidSetting
+from grpo_client.addresses import base_of
 from pydantic import BaseModel, ConfigDict, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
 from grpo_training.redaction import redacted
@@ -31,24 +32,12 @@ def base_url(value: str, *, key: str) -> str:
 
     Raises ValueError, which repeats nothing that may be a password.
     """
-    try:
-        parts = urlsplit(value)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 0) >= 0
-    except ValueError:  # a port that is no number, a bracket that stays open
-        parts, usable = urlsplit(""), False
     if "@" in value:
         raise ValueError(f"must not hold a user or password, which logs would show; {key}")
     if "?" in value or "#" in value:
         raise ValueError(f"must end before the ? or #: routes are added to it; {key}")
-    if not usable:
-        hint = f"; did you mean http://{value}?" if "://" not in value and value else ""
-        raise ValueError(f"must look like http://localhost:8000, got {value!r}{hint}")
-    return value.rstrip("/")
-
-
-def printable_key(value: str) -> str:
-    """An API key without the blanks around it. Raises ValueError for what no header can carry, without repeating it."""
-    value = value.strip().removeprefix("\ufeff").strip()
-    if not (value.isascii() and value.isprintable()) or " " in value:
-        raise ValueError("a key is made of visible ASCII characters, and this one is not")
-    return value
+    try:
+        return base_of(value)
+    except InvalidSetting:
+        hint = f"; did you mean http://{value}?" if value and "://" not in value else ""
+        raise ValueError(f"must look like http://localhost:8000, got {value!r:.200}{hint}") from None
