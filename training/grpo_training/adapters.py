@@ -13,11 +13,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+from grpo_client.model_files import fault
+from grpo_numerics.weight_names import told
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from grpo_training.config import ConfigError, LoraConfig, TrainConfig
+from grpo_training.reading import read_tensors
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -49,6 +51,8 @@ def adapter_at(name: str) -> Adapter | None:
         raise ConfigError(f"model.name: {directory} has an {ADAPTER_CONFIG} and no {ADAPTER_FILE}")
     if not base or not isinstance(base, str):
         raise ConfigError(f"model.name: {file} names no base model: fill in base_model_name_or_path")
+    if broken := fault(str(directory)):
+        raise ConfigError(f"model.name: {directory} cannot be used: {broken}")
     return Adapter(directory, _base(base, file), settings)
 
 
@@ -85,7 +89,7 @@ def merge_into(model: PreTrainedModel, adapter: Adapter) -> None:
         wrapped = wrapped_by_peft(model, adapter.directory)
     except (ValueError, RuntimeError) as error:  # layers that the base does not have, or has in another shape
         raise does_not_fit(adapter, str(error).splitlines()[-1].strip()) from error
-    check_names(adapter, set(peft.get_peft_model_state_dict(wrapped)), set(read_file(adapter.directory)))
+    check_file(adapter, set(peft.get_peft_model_state_dict(wrapped)))
     merged = wrapped.merge_and_unload()
     assert merged is model
     for name, p in model.named_parameters():
@@ -121,8 +125,12 @@ def continued(adapter: Adapter, config: LoraConfig) -> Any:
     return settings
 
 
-def check_names(adapter: Adapter, wanted: set[str], found: set[str]) -> None:
-    """Raises ConfigError unless the file holds exactly the adapter's tensors."""
+def check_file(adapter: Adapter, wanted: set[str]) -> None:
+    """Raises ConfigError unless the file holds exactly the tensors of these names, all of them finite."""
+    tensors = read_file(adapter.directory)
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ConfigError(f"model.name: the adapter {adapter.directory} holds NaN or infinity, in {told(broken)}")
+    found = set(tensors)
     if wanted != found:
         missing, unknown = sorted(wanted - found), sorted(found - wanted)
         parts = [f"missing {missing[0]} ({len(missing)} in all)"] if missing else []
@@ -132,7 +140,7 @@ def check_names(adapter: Adapter, wanted: set[str], found: set[str]) -> None:
 
 def read_file(directory: Path) -> dict[str, Tensor]:
     """The adapter's tensors by their names in the file."""
-    return load_file(directory / ADAPTER_FILE)
+    return read_tensors(directory / ADAPTER_FILE)
 
 
 def peft_is_missing(what: str) -> ConfigError:

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from grpo_training.config import CheckpointError
 from grpo_training.disk import whole_directory
+from grpo_training.reading import read_tensors, unreadable
 from grpo_training.sharding import cut_like, whole
 from grpo_training.weights import gathered, read_into, write
 
@@ -112,13 +112,14 @@ class Checkpoints:
 def load_checkpoint(
     path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, scheduler: Any
 ) -> TrainerState:
-    """Put a checkpoint's numbers into a model, an optimizer and a scheduler made as for a new run."""
-    try:
-        values = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        tensors = load_file(path / "optimizer.safetensors")
-        read_into(model, path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is not a complete checkpoint: {error.filename} is missing") from error
+    """Put a checkpoint's numbers into a model, an optimizer and a scheduler made as for a new run.
+
+    Raises CheckpointError where it is not whole, cannot be read, or is of another model.
+    """
+    with unreadable(path):
+        values: Any = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    tensors = read_tensors(path / "optimizer.safetensors")
+    read_into(model, path)
     optimizer.load_state_dict(_cut_states(_put_in_tensors(values["optimizer"], tensors), optimizer))
     scheduler.load_state_dict(_put_in_tensors(values["scheduler"], tensors))
     return TrainerState(values["step"], values["fingerprint"], values["config"], values.get("data"))

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from grpo_training.adapters import (
     ADAPTER_FILE,
     adapter_at,
-    check_names,
+    check_file,
     continued,
     does_not_fit,
     peft_is_missing,
@@ -65,7 +65,7 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig, *, seed: int, start:
                 child[_ADAPTER] = _DropoutWithGradient(config.dropout)
     model.eval()  # new modules come in training mode
     if adapter is not None:
-        check_names(adapter, set(adapter_names(model)), set(read_file(adapter.directory)))
+        check_file(adapter, set(adapter_names(model)))
         try:
             model.load_state_dict(read_adapter(model, adapter.directory), strict=False)
         except RuntimeError as error:  # another shape

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
-from grpo_client.demo_model import locate
+from grpo_client.demo_model import ModelSource
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grpo_training.adapters import adapter_at, merge_into
 from grpo_training.config import ConfigError, ModelConfig
+from grpo_training.reading import located, named, read_model, read_tokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -37,32 +37,20 @@ def load_model(
 ) -> LoadedModel:
     """Load weights onto a device (config.device), ready to be trained. stop: strings that end a completion, beside EOS.
 
+    Raises ConfigError where the files are not there, broken, or do not fit together; no weight is ever made up.
+
     adapter: where config.name is the directory of one, merge it into its base, or leave it to the caller to add.
 
     The model stays in eval mode while it is trained: gradients do not need dropout, and with it the policy of step 0
     would already differ from its reference.
     """
-    if config.name.startswith((".", "/", "~")) and not Path(config.name).exists():
-        raise ConfigError(f"model.name: there is no directory {config.name}")
     at = device or _device(config.device)
     start = adapter_at(config.name)
-    source = locate(start.base if start else config.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        source.path,
-        gguf_file=source.gguf_file,
-        revision=config.revision,
-        dtype=_DTYPES[config.dtype],
-        trust_remote_code=config.trust_remote_code,
-    )
+    source = located(start.base if start else config.name)
     own_tokenizer = start is not None and (start.directory / "tokenizer_config.json").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(
-        start.directory if start and own_tokenizer else source.path,
-        gguf_file=None if own_tokenizer else source.gguf_file,
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-    )
-    if source.gguf_file is not None:
-        _forget_gguf(model)
+    with named(config.name):
+        model = read_model(source, config, _DTYPES[config.dtype])
+        tokenizer = read_tokenizer(ModelSource(str(start.directory)) if start and own_tokenizer else source, config)
     if start is not None and adapter == "merge":
         merge_into(model, start)
     torch.nn.Module.to(model, at).eval()
@@ -106,11 +94,3 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"model.device: {name} is not there: torch sees {torch.cuda.device_count()} CUDA devices")
     return device
-
-
-def _forget_gguf(model: PreTrainedModel) -> None:
-    """The weights are ordinary floats by now; transformers would refuse to save a model that still says GGUF."""
-    plain = {"hf_quantizer": None, "is_quantized": False, "quantization_method": None}
-    for name, value in plain.items():
-        object.__setattr__(model, name, value)
-    vars(model.config).pop("quantization_config", None)

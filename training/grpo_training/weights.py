@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors.torch import load_file
+from grpo_numerics.loaded_weights import differing, nonfinite_tensors
+from grpo_numerics.weight_names import told
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -20,6 +21,7 @@ from grpo_training.config import CheckpointError, TrainConfig
 from grpo_training.disk import whole_directory
 from grpo_training.lora import has_adapter, merged_state, read_adapter, save_adapter, save_merged
 from grpo_training.models import LoadedModel
+from grpo_training.reading import read_tensors, unreadable
 from grpo_training.sharding import cut_like, whole
 
 
@@ -72,18 +74,28 @@ def read_into(model: PreTrainedModel, directory: Path) -> None:
         raise CheckpointError(f"{directory} holds {other}: take the lora section of its config.json")
     weights = read_adapter(model, directory) if adapter else _read_model(directory)
     here = model.state_dict(keep_vars=True)
+    common = weights.keys() & here.keys()
+    if shapes := differing({name: weights[name] for name in common}, {name: here[name] for name in common}):
+        raise CheckpointError(f"{directory} is of another model: {told(shapes)}")
     # A DTensor takes no ordinary tensor.
     weights = {name: cut_like(tensor, here[name]) if name in here else tensor for name, tensor in weights.items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     # Tied weights are saved once, and an adapter without its base.
     absent = {name for name in missing if not adapter or here[name].requires_grad} - set(model.all_tied_weights_keys)
     if unexpected or absent:
-        raise CheckpointError(f"{directory} is of another model: missing {sorted(absent)}, unknown {unexpected}")
+        parts = [f"it lacks {told(absent)}"] if absent else []
+        parts += [f"it has {told(unexpected)} too many"] if unexpected else []
+        raise CheckpointError(f"{directory} is of another model: {', '.join(parts)}")
+    if broken := nonfinite_tensors(model):
+        raise CheckpointError(
+            f"{directory} holds NaN or infinity, in {told(broken)}: remove it, and an earlier one is used"
+        )
 
 
 def _read_model(directory: Path) -> dict[str, Tensor]:
     index = directory / "model.safetensors.index.json"
     if not index.is_file():
-        return load_file(directory / "model.safetensors")
-    files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return {name: tensor for file in sorted(files) for name, tensor in load_file(directory / file).items()}
+        return read_tensors(directory / "model.safetensors")
+    with unreadable(directory):
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return {name: tensor for file in sorted(files) for name, tensor in read_tensors(directory / file).items()}
