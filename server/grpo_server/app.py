@@ -11,6 +11,7 @@ from grpo_client.version import package_version
 
 from grpo_server import error_responses, routes
 from grpo_server.auth import KeyGate, check_route
+from grpo_server.byte_budget import ByteBudget
 from grpo_server.config import ServerConfig
 from grpo_server.hosting import EngineLoader
 from grpo_server.middleware.body_limit import BodyLimit
@@ -64,13 +65,20 @@ def create_app(config: ServerConfig, engine_loader: EngineLoader, stages: Stages
     )
     app.state.service = service
     app.state.scoring = Scoring(service)
+    app.state.budget = budget = ByteBudget(config.max_queue_bytes, service.accepted_bytes)
     app.state.shelf = Shelf(config.max_queue_bytes, SECONDS_FOR_SHELF_ROOM) if config.simple_grpo else None
     error_responses.install(app)
     for router in routes.discover():
         app.include_router(router)
     # Added last is outermost: a request passes Boundary, KeyGate, BodyLimit, HeadAsGet, then its route.
     app.add_middleware(HeadAsGet)
-    app.add_middleware(BodyLimit, max_bytes=config.max_request_bytes)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=config.max_request_bytes,
+        budget=budget,
+        in_thread=service.in_codec,
+        stall_seconds=config.stall_timeout,
+    )
     app.add_middleware(KeyGate, keys=service.keys)
     app.add_middleware(Boundary, metrics=service.metrics, draining=lambda: service.phase is Phase.DRAINING)
     return app

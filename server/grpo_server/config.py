@@ -119,6 +119,27 @@ class ServerConfig(BaseSettings):
         256 * MIB, ge=0, description="Memory for results that may be asked for again, bytes; 0 turns the cache off."
     )
 
+    # how long and how much a connection may hold
+    max_connections: int = Field(
+        4096, ge=1, description="Open connections; beyond it the longest idle one is closed, or the new one gets a 503."
+    )
+    max_header_bytes: Size = Field(
+        64 * 2**10, ge=1024, description="Request line and headers of one request, bytes; beyond it 414 or 431."
+    )
+    max_headers: int = Field(128, ge=1, description="Headers of one request; beyond it 431.")
+    header_timeout: float = Field(
+        20.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds from the first byte of a request to its last header; then 408.",
+    )
+    stall_timeout: float = Field(
+        30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds that a body or the reading of an answer may stand still (below 240 bytes a second); then 408.",
+    )
+
     simple_grpo: bool = Field(
         False, description="Also be simple_GRPO's reference server: POST /upload, GET /get. Holds scored uploads."
     )

@@ -21,13 +21,16 @@ class ErrorCode(Enum):
     NOT_FOUND = ("not_found", 404, "not_found_error")
     METHOD_NOT_ALLOWED = ("method_not_allowed", 405, "invalid_request_error")
     NOT_ACCEPTABLE = ("not_acceptable", 406, "invalid_request_error")
+    REQUEST_TIMEOUT = ("request_timeout", 408, "invalid_request_error")
     FINGERPRINT_MISMATCH = ("fingerprint_mismatch", 409, "conflict_error")
     BODY_TOO_LARGE = ("body_too_large", 413, "invalid_request_error")
     CONTEXT_LENGTH = ("context_length_exceeded", 413, "invalid_request_error")
     REQUEST_TOO_LARGE = ("request_too_large", 413, "invalid_request_error")
+    URI_TOO_LONG = ("uri_too_long", 414, "invalid_request_error")
     UNSUPPORTED_MEDIA_TYPE = ("unsupported_media_type", 415, "invalid_request_error")
     INVALID_VALUE = ("invalid_value", 422, "invalid_request_error")
     MODEL_UNAVAILABLE = ("model_unavailable", 422, "invalid_request_error")
+    HEADERS_TOO_LARGE = ("headers_too_large", 431, "invalid_request_error")
     QUEUE_FULL = ("queue_full", 429, "rate_limit_error")
     CLIENT_LEFT = ("client_left", 499, "invalid_request_error")
     INTERNAL = ("internal_error", 500, "server_error")
@@ -36,6 +39,7 @@ class ErrorCode(Enum):
     SWAPPING = ("swapping", 503, "service_unavailable_error")
     DRAINING = ("draining", 503, "service_unavailable_error")
     LOAD_FAILED = ("load_failed", 503, "service_unavailable_error")
+    TOO_MANY_CONNECTIONS = ("too_many_connections", 503, "service_unavailable_error")
     SHELF_FULL = ("shelf_full", 503, "service_unavailable_error")
     OUT_OF_MEMORY = ("out_of_memory", 503, "service_unavailable_error")
 
@@ -80,6 +84,8 @@ class ServiceError(Exception):
             headers["Retry-After-Ms"] = str(max(1, math.ceil(self.retry_after * 1000)))
         if self.code in NOT_WORTH_RETRYING:
             headers["X-Should-Retry"] = "false"
+        if self.code is ErrorCode.REQUEST_TIMEOUT:
+            headers["Connection"] = "close"  # what is left of the body must not be taken for the next request
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return headers

@@ -193,6 +193,10 @@ class Service:
             raise self._not_loaded()
         return self._scheduler
 
+    def accepted_bytes(self) -> int:
+        """Memory of the requests and answers that the scheduler has accepted."""
+        return 0 if self._scheduler is None else self._scheduler.admission.bytes
+
     def _not_loaded(self) -> ServiceError:
         if self._draining:
             return draining("the server is shutting down before it was ready")

@@ -1,49 +1,125 @@
-"""No body grows beyond the limit in memory: it is refused by its Content-Length, or counted as it streams in."""
+"""No body grows beyond its limit in memory, whoever sends it and however slowly, packed or not.
+
+A body is read at once when the route first asks for it: counted against the limit of one body and against what all may
+hold together (`byte_budget`), held to a least speed, unpacked (`content_coding`), and handed over whole. A body that no
+route asks for is not read.
+"""
 
 from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from grpo_server import content_coding
+from grpo_server.byte_budget import ByteBudget
 from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.middleware.pace import Pace
+
+# Unpacked in a thread, then counted on the loop: so much may be unpacked and not counted.
+STEP_BYTES = 2**20
+# Decoders at work at the same time: each has a window in memory, and more would not be faster.
+UNPACKING = 2
 
 
 class BodyLimit:
-    """Raises ServiceError (413) for a body of more than max_bytes.
+    """ASGI middleware. Raises ServiceError: 400 for a body that cannot be unpacked, 408 for one that stands still, 413
+    beyond max_bytes, 415 for an unknown Content-Encoding, 429 when `budget` has no room.
 
     Whoever reads the body gets the error as an exception. A framework may turn that into a response of its own; it is
-    held back, and the 413 goes out instead.
+    held back, and ours goes out instead.
+
+    in_thread: runs a function off the event loop. stall_seconds: see `pace`.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_bytes: int,
+        budget: ByteBudget | None = None,
+        in_thread: Callable[..., Awaitable[Any]] = asyncio.to_thread,
+        stall_seconds: float | None = None,
+    ) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._budget = budget or ByteBudget(2 * max_bytes)
+        self._in_thread = in_thread
+        self._stall_seconds = stall_seconds
+        self._unpacking = asyncio.Semaphore(UNPACKING)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        announced = headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > self._max_bytes:
             raise self._too_large(f"{announced} bytes")
 
-        seen = 0
+        body = _Body(self._budget)
+        refusal: ServiceError | None = None
+        read = False
 
-        async def receive_counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._max_bytes:
-                raise self._too_large(f"more than {self._max_bytes} bytes")
-            return message
+        async def receive_whole() -> Message:
+            nonlocal read, refusal
+            if refusal is not None:
+                raise refusal
+            if read:
+                return await receive()
+            read = True
+            try:
+                coding = _coding_of(headers)
+                await self._collect(body, receive)
+                if coding is not None:
+                    await self._unpack(body, coding)
+            except ServiceError as error:
+                refusal = error
+                raise
+            return {"type": "http.request", "body": body.take(), "more_body": False}
 
-        async def send_if_within(message: Message) -> None:
-            if seen <= self._max_bytes:
+        async def send_unless_refused(message: Message) -> None:
+            if refusal is None:
                 await send(message)
 
-        await self._app(scope, receive_counted, send_if_within)
-        if seen > self._max_bytes:
-            raise self._too_large(f"more than {self._max_bytes} bytes")
+        try:
+            await self._app(scope, receive_whole, send_unless_refused)
+            if refusal is not None:
+                raise refusal
+        finally:
+            body.release()
+
+    async def _collect(self, body: _Body, receive: Receive) -> None:
+        pace = Pace(receive, self._stall_seconds)
+        more = True
+        while more:
+            message = await pace.next()
+            if message["type"] == "http.disconnect":
+                raise ServiceError(ErrorCode.CLIENT_LEFT, "the client closed the connection before its body was whole")
+            body.add(message.get("body", b""))
+            if body.size > self._max_bytes:
+                raise self._too_large(f"more than {self._max_bytes} bytes")
+            more = message.get("more_body", False)
+
+    async def _unpack(self, body: _Body, coding: str) -> None:
+        """Replace a packed body by the unpacked one. Both are held meanwhile."""
+        packed = body.take()
+        unpacked = content_coding.pieces(packed, coding, STEP_BYTES)
+        async with self._unpacking:
+            while True:
+                try:
+                    piece = await self._in_thread(next, unpacked, None)
+                except content_coding.CorruptBody as error:
+                    raise ServiceError(ErrorCode.MALFORMED, str(error), param="Content-Encoding") from error
+                if piece is None:
+                    break
+                body.add(piece)
+                if body.size > self._max_bytes:
+                    raise self._too_large(f"more than {self._max_bytes} bytes when unpacked")
+        body.give_back(len(packed))
 
     def _too_large(self, size: str) -> ServiceError:
         return ServiceError(
@@ -52,3 +128,57 @@ class BodyLimit:
             "smaller ones, or send safetensors, which take 4 bytes a token",
             param="body",
         )
+
+
+class _Body:
+    """Bytes in one growing buffer, every one of them charged until `release`."""
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
+        self._buffer = io.BytesIO()
+        self._charged = 0
+        self.size = 0
+
+    def add(self, data: bytes) -> None:
+        """Raises ServiceError when there is no room."""
+        self._budget.charge(len(data), self._charged)
+        self._charged += len(data)
+        self.size += len(data)
+        self._buffer.write(data)
+
+    def take(self) -> bytes:
+        """The bytes, which are not copied; the buffer is empty then."""
+        buffer, self._buffer, self.size = self._buffer, io.BytesIO(), 0
+        return buffer.getvalue()
+
+    def give_back(self, nbytes: int) -> None:
+        self._budget.release(nbytes)
+        self._charged -= nbytes
+
+    def release(self) -> None:
+        self.give_back(self._charged)
+
+
+def _coding_of(headers: Headers) -> str | None:
+    """The one coding of a body, None for a plain one. Raises ServiceError (415) for one that is not unpacked here."""
+    given = [c.strip().lower() for line in headers.getlist("content-encoding") for c in line.split(",")]
+    named = [c for c in given if c not in ("", "identity")]
+    if not named:
+        return None
+    if len(named) > 1 or named[0] not in content_coding.codings():
+        raise UnknownCoding(", ".join(named))
+    return named[0]
+
+
+class UnknownCoding(ServiceError):
+    """A body is packed in a way that is not unpacked here."""
+
+    def __init__(self, named: str) -> None:
+        super().__init__(
+            ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+            f"Content-Encoding is {named[:100]}; send the body plain, or in one of: {content_coding.accepted()}",
+            param="Content-Encoding",
+        )
+
+    def headers(self) -> dict[str, str]:
+        return {**super().headers(), "Accept-Encoding": content_coding.accepted()}  # RFC 9110, section 15.5.16

@@ -144,8 +144,6 @@ async def infer(
     """Per-token log-probs; the same inputs, outputs and rules as POST /v1/logprobs in tensors."""
     service.scheduler.door.refuse_if_closed()
     _check(model, version, scoring.hosted.info)
-    if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
-        raise _wrong("Content-Encoding", f"is {encoding}; send the body uncompressed", ErrorCode.UNSUPPORTED_MEDIA_TYPE)
     body = await request.body()
 
     async def answer() -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import Any
 
@@ -161,5 +162,7 @@ async def test_binary_data_that_does_not_match_its_header(engine: BigramEngine) 
     cut = await post(engine, content=content[:-1], headers=headers)
     more = await post(engine, content=content + b"x", headers=headers)
     beyond = await post(engine, content=content, headers={HEADER: str(len(content) + 1)})
-    packed = await post(engine, content=content, headers={**headers, "Content-Encoding": "gzip"})
-    assert [r.status_code for r in (cut, more, beyond, packed)] == [400, 400, 400, 415]
+    brotli = await post(engine, content=content, headers={**headers, "Content-Encoding": "br"})
+    packed = await post(engine, content=gzip.compress(content), headers={**headers, "Content-Encoding": "gzip"})
+    assert [r.status_code for r in (cut, more, beyond, brotli, packed)] == [400, 400, 400, 415, 200]
+    assert isinstance(brotli.json()["error"], str)
