@@ -16,6 +16,7 @@ import uvicorn
 
 from grpo_server.app import create_app
 from grpo_server.config import ServerConfig
+from grpo_server.connections import allow_connections, server_settings
 from grpo_server.hosting import EngineLoader
 from grpo_server.service import Service
 from grpo_server.stages import Stages
@@ -48,6 +49,7 @@ def serve(config: ServerConfig, engine_loader: EngineLoader, stages: Stages | No
     the interpreter would wait for it, however long it took. Raises ValueError for an address that cannot be had, and
     ModelRefused, once all is closed, when the model cannot be served.
     """
+    allow_connections(config.max_connections)
     with _listen(config.host, config.port) as listener:
         app = create_app(config, engine_loader, stages)
         service: Service = app.state.service
@@ -55,7 +57,7 @@ def serve(config: ServerConfig, engine_loader: EngineLoader, stages: Stages | No
         server = DrainingServer(
             uvicorn.Config(
                 app,
-                root_path=config.root_path.rstrip("/"),
+                **server_settings(app),
                 log_config=None,
                 access_log=False,
                 server_header=False,

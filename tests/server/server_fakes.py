@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from grpo_client.protocol import EXTRA_ARRAYS, Group, ReferenceInfo, ScoreRequest, Status
 from grpo_server.app import create_app
 from grpo_server.config import ServerConfig
+from grpo_server.connections import server_settings
 from grpo_server.engine.work import BatchScores, Hosted, Piece, PieceScores
 from grpo_server.service import Service
 
@@ -230,7 +231,7 @@ async def serving(engine: FakeEngine, **settings: Any) -> AsyncIterator[httpx.As
 
 
 @contextlib.contextmanager
-def real_server(engine: FakeEngine, **settings: Any) -> Iterator[str]:
+def real_server(engine: FakeEngine, parser: str = "httptools", **settings: Any) -> Iterator[str]:
     """The application under uvicorn on a free port, in a thread of its own. Yields the base URL."""
     app = create_app(make_config(**settings), lambda: engine)
     started = threading.Event()
@@ -241,10 +242,8 @@ def real_server(engine: FakeEngine, **settings: Any) -> Iterator[str]:
             await app.state.service.loaded.wait()
             started.set()
 
-    root_path = app.state.service.config.root_path
-    server = Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False, root_path=root_path)
-    )
+    how = server_settings(app, parser)
+    server = Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False, **how))
     thread = threading.Thread(target=server.run, name="uvicorn")
     thread.start()
     try:
