@@ -6,11 +6,14 @@ import asyncio
 import importlib.util
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol, h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from grpo_server.connections.guard import Guard
 from grpo_server.connections.house import House
 from grpo_server.connections.refusal import head_too_large
+
+# h11's names of the states in which no message is coming in.
+BETWEEN = frozenset({"IDLE", "MUST_CLOSE", "CLOSED", "ERROR"})
 
 
 class GuardedH11(Guard, H11Protocol):
@@ -21,7 +24,7 @@ class GuardedH11(Guard, H11Protocol):
         super().__init__(config=config, **kwargs)
 
     def awaits_request(self) -> bool:
-        return self.conn.their_state in (h11.IDLE, h11.MUST_CLOSE, h11.CLOSED, h11.ERROR)
+        return repr(self.conn.their_state) in BETWEEN
 
     def has_begun(self) -> bool:
         return bool(self.conn.trailing_data[0].strip(b"\r\n"))
@@ -29,7 +32,7 @@ class GuardedH11(Guard, H11Protocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         # While a request is answered, h11 keeps whatever comes behind it.
-        if self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) > self.house.limits.header_bytes:
+        if repr(self.conn.their_state) == "DONE" and len(self.conn.trailing_data[0]) > self.house.limits.header_bytes:
             self.refuse(head_too_large(self.house.limits.header_bytes))
 
 
