@@ -29,7 +29,7 @@ class Limits:
     """
 
     max_body_bytes: int = 64 * 2**20
-    max_header_bytes: int = 2**20
+    max_header_bytes: int = 2**16
     max_completions: int = 65_536
 
 
@@ -132,10 +132,17 @@ def read_fingerprint(value: object) -> str | None:
 
 
 def check_structure(req: ScoreRequest | TextScoreRequest) -> None:
-    """What holds for every request, whatever the model. Raises ProtocolError.
+    """What holds for every request, whatever the model: `check_shape`, and no negative id. Raises ProtocolError."""
+    check_shape(req)
+    if isinstance(req, ScoreRequest):
+        _check_ids(req, MAX_INT32 + 1, "ids are 0 or more")
+
+
+def check_shape(req: ScoreRequest | TextScoreRequest) -> None:
+    """What holds for every request, ids left aside: those of JSON are checked as they are read. Raises ProtocolError.
 
     At least one group; in each at least one completion, a prompt of at least one token, a temperature above zero,
-    no negative id; token_ids, where given, beside every completion position and equally many everywhere.
+    token_ids, where given, beside every completion position and equally many everywhere.
     """
     if not req.groups:
         raise ProtocolError("groups is empty; give at least one group", "groups", code="no_groups", status=422)
@@ -159,7 +166,6 @@ def check_structure(req: ScoreRequest | TextScoreRequest) -> None:
                 status=422,
             )
     if isinstance(req, ScoreRequest):
-        _check_ids(req, MAX_INT32 + 1, "ids are 0 or more")
         _check_token_ids(req.groups)
 
 
@@ -274,5 +280,13 @@ def clipped(name: str) -> str:
 
 def describe(value: Any) -> str:
     """A JSON reader's words for a value that should have been something else."""
-    words = ((dict, "an object"), (list, "a list"), (bool, "true or false"), (type(None), "null"))
+    if isinstance(value, str):
+        value = value[:40]  # the repr of 60 MB takes its time
+    words = (
+        (dict, "an object"),
+        (list, "a list"),
+        (np.ndarray, "a list"),
+        (bool, "true or false"),
+        (type(None), "null"),
+    )
     return next((word for kind, word in words if isinstance(value, kind)), f"{value!r:.40}")

@@ -5,10 +5,12 @@ as NaN; the completion's status tells), and an fp32 figure is written with nine 
 back to the same bits.
 
 Strict, and meant for requests of 100,000 tokens and more: the parser is pydantic-core's, ids are checked and converted
-all at once, and only an error pays for finding out where it is.
+thousands at once, and only an error pays for finding out where it is. A large body is read in short steps (`reader`), so that
+the thread beside it, an event loop say, is not kept waiting.
 """
 
+from grpo_client.wire_json.reader import read_json
 from grpo_client.wire_json.request import decode_request, encode_request
 from grpo_client.wire_json.result import decode_result, encode_result
 
-__all__ = ["decode_request", "decode_result", "encode_request", "encode_result"]
+__all__ = ["decode_request", "decode_result", "encode_request", "encode_result", "read_json"]

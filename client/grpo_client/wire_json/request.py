@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, cast
 
-from pydantic_core import from_json, to_json
+import numpy as np
+from pydantic_core import to_json
 
 from grpo_client.errors import ProtocolError
 from grpo_client.protocol import EXTRAS, Group, ScoreRequest
@@ -17,7 +18,7 @@ from grpo_client.validation import (
     as_object,
     check_body,
     check_count,
-    check_structure,
+    check_shape,
     clipped,
     describe,
     read_extras,
@@ -27,6 +28,7 @@ from grpo_client.validation import (
     read_top_k,
 )
 from grpo_client.wire_json.ids import id_arrays, read_token_ids
+from grpo_client.wire_json.reader import read_json
 
 _REQUEST_FIELDS: Final = ("groups", "temperature", "normalizer", "return", "top_k", "token_ids", "fingerprint")
 _GROUP_FIELDS: Final = ("prompt", "messages", "completions")
@@ -70,7 +72,7 @@ def decode_request(body: bytes, limits: Limits | None = None) -> AnyRequest:
 def request_from_object(message: Mapping[str, Any], limits: Limits) -> AnyRequest:
     """`decode_request` for a message that is already parsed."""
     _only_fields(message, _REQUEST_FIELDS, "")
-    groups = _groups(message)
+    groups = _groups(message, limits)
     check_count(sum(len(g["completions"]) for g in groups), limits)
     temperatures = _temperatures(message.get("temperature", 1.0), len(groups))
     common: dict[str, Any] = {
@@ -94,16 +96,13 @@ def request_from_object(message: Mapping[str, Any], limits: Limits) -> AnyReques
         )
     else:
         req = ScoreRequest(_id_groups(groups, temperatures, token_ids), **common)
-    check_structure(req)
+    check_shape(req)
     return req
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """A body that must be one JSON object. Raises ProtocolError."""
-    try:
-        parsed = from_json(body)
-    except ValueError as error:
-        raise ProtocolError(f"the body is not valid JSON ({error}); is it cut off?", code="malformed_json") from error
+    parsed = read_json(body)
     if (message := as_object(parsed)) is None:
         raise ProtocolError(f"the body must be a JSON object, got {describe(parsed)}", code="wrong_type")
     return message
@@ -116,7 +115,7 @@ def _only_fields(message: Mapping[str, Any], known: Sequence[str], where: str) -
             raise ProtocolError(f"{param} is not a field; known here: {', '.join(known)}", param, "unknown_field")
 
 
-def _groups(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _groups(message: Mapping[str, Any], limits: Limits) -> list[dict[str, Any]]:
     """The groups, each an object with `completions` and either `prompt` or `messages`."""
     if "groups" not in message:
         raise ProtocolError(
@@ -126,6 +125,7 @@ def _groups(message: Mapping[str, Any]) -> list[dict[str, Any]]:
         raise ProtocolError(
             f"groups must be a list of objects, got {describe(message['groups'])}", "groups", "wrong_type"
         )
+    check_count(len(entries), limits)  # each group has a completion at least
     groups: list[dict[str, Any]] = []
     for k, entry in enumerate(entries):
         where = f"groups[{k}]"
@@ -146,6 +146,8 @@ def _groups(message: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _temperatures(value: object, groups: int) -> list[float]:
+    if isinstance(value, np.ndarray):  # whole numbers, so many that they came as one array
+        value = cast("list[object]", value.tolist())
     if not isinstance(value, list):
         return [read_temperature(value, "temperature")] * groups
     values = cast("list[object]", value)

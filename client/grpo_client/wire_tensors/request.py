@@ -86,6 +86,7 @@ def decode_request(body: bytes, limits: Limits | None = None) -> ScoreRequest:
         if name not in arrays:
             raise ProtocolError(f"the tensor {name} is missing; send int32, one dimension", name, "missing_field")
     check_count(len(arrays["completion_lengths"]), limits)
+    check_count(len(arrays["group_sizes"]), limits)  # each group has a completion at least
     extras = metadata.get("return", "")
     req = ScoreRequest(
         groups=_groups(arrays),

@@ -26,8 +26,8 @@ REQUEST_ID_HEADER = "X-Request-Id"
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 # Paths that were never routed share one label: a scanner must not be able to grow the metrics.
 UNROUTED = "unmatched"
-# Asked every few seconds by orchestrators: logged at debug level while they succeed.
-PROBES = frozenset({"/livez", "/readyz", "/health", "/health/", "/metrics"})
+# Asked every few seconds by orchestrators: logged at debug level while the answer stays what it was.
+PROBES = frozenset({"/livez", "/readyz", "/health", "/health/", "/metrics", "/v2/health/live", "/v2/health/ready"})
 # So long may it take to tell a client that its request is cut off by the end of the process.
 SECONDS_TO_SAY_SO = 1.0
 
@@ -42,6 +42,7 @@ class Boundary:
         self._app = app
         self._metrics = metrics
         self._draining = draining
+        self._answers: dict[str, int] = dict.fromkeys(PROBES, HTTPStatus.OK)  # of each probe, the last status
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -86,7 +87,9 @@ class Boundary:
         code = status or ErrorCode.CLIENT_LEFT.status
         error_code = scope.get(SCOPE_ERROR_CODE)
         self._metrics.request_done(route, code, seconds, error_code)
-        level = logging.DEBUG if route in PROBES and code < HTTPStatus.BAD_REQUEST else logging.INFO
+        level = logging.DEBUG if self._answers.get(route) == code else logging.INFO
+        if route in PROBES:
+            self._answers[route] = code
         logger.log(
             level,
             "%s %s %d %.1f ms%s",

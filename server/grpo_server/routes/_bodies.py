@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from fastapi import Request, Response
-from grpo_client.protocol import MEDIA_JSON, ReferenceInfo
+from grpo_client import wire_json
+from grpo_client.protocol import MEDIA_JSON, IntArray, ReferenceInfo
 from grpo_client.validation import MAX_INT32
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic_core import to_json
 
+from grpo_server.error_responses import malformed
 from grpo_server.routes._common import identity_headers
 from grpo_server.service import Service
 
@@ -18,13 +30,38 @@ Model = TypeVar("Model", bound=BaseModel)
 
 # Whole numbers only: pydantic would otherwise read "5", 5.0 and true as ids, too.
 TokenId = Annotated[int, Field(strict=True, ge=0, le=MAX_INT32)]
+# The same, or -1 where a row is filled up.
+PaddedId = Annotated[int, Field(strict=True, ge=-1, le=MAX_INT32)]
+# Long lists of numbers that are no ids, one a prompt.
+MOST_NUMBERS = 2**18
+
+
+def _vector(value: Any, validate: ValidatorFunctionWrapHandler) -> IntArray:
+    """(n,) int32 of a list, or of the array that `wire_json.read_json` makes of a long one."""
+    if not isinstance(value, np.ndarray):
+        return np.array(validate(value), dtype=np.int32)
+    for end in (value.min(), value.max()):
+        validate([int(end)])
+    return value.astype(np.int32)
+
+
+def _plain(value: Any) -> Any:
+    return value[:MOST_NUMBERS].tolist() if isinstance(value, np.ndarray) else value
+
+
+# Ids of one sequence. Validated list by list, so that no body keeps Python's lock for long; int32 arrays afterwards.
+Ids = Annotated[list[TokenId], Field(fail_fast=True), WrapValidator(_vector)]
+PaddedIds = Annotated[list[PaddedId], Field(fail_fast=True), WrapValidator(_vector)]
+Numbers = Annotated[list[int], Field(fail_fast=True), BeforeValidator(_plain)]
 
 
 def form_of(value: Any) -> str:
     """Which form of a prompt this is, so that an error speaks of that form alone: text, texts, ids or sequences."""
+    if isinstance(value, np.ndarray):
+        return "ids"
     if isinstance(value, list):
         first = value[0] if value else 0
-        return "texts" if isinstance(first, str) else "sequences" if isinstance(first, list) else "ids"
+        return "texts" if isinstance(first, str) else "sequences" if isinstance(first, list | np.ndarray) else "ids"
     return "text"
 
 
@@ -34,23 +71,31 @@ def _form_of_ids(value: Any) -> str:
 
 # Ids of one sequence, or of several.
 IdLists = Annotated[
-    Annotated[list[TokenId], Tag("ids")] | Annotated[list[list[TokenId]], Tag("sequences")],
+    Annotated[Ids, Tag("ids")] | Annotated[list[Ids], Field(fail_fast=True), Tag("sequences")],
     Discriminator(_form_of_ids),
 ]
 # The same, or text.
 Prompt = Annotated[
     Annotated[str, Tag("text")]
-    | Annotated[list[str], Tag("texts")]
-    | Annotated[list[TokenId], Tag("ids")]
-    | Annotated[list[list[TokenId]], Tag("sequences")],
+    | Annotated[list[str], Field(fail_fast=True), Tag("texts")]
+    | Annotated[Ids, Tag("ids")]
+    | Annotated[list[Ids], Field(fail_fast=True), Tag("sequences")],
     Discriminator(form_of),
 ]
 
 
 async def read_json(request: Request, service: Service, model: type[Model]) -> Model:
-    """The body as a checked value. Raises pydantic.ValidationError, which becomes a 400, and ServiceError while closed."""
+    """The body as a checked value. Raises ServiceError and ProtocolError (400, 413), and ServiceError (503) while closed."""
     service.scheduler.door.refuse_if_closed()  # before megabytes are read and parsed for nothing
-    return await service.in_codec(model.model_validate_json, await request.body())
+    return await service.in_codec(_read, model, await request.body())
+
+
+def _read(model: type[Model], body: bytes) -> Model:
+    value = wire_json.read_json(body)
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:  # here, since listing the faults takes its time as well
+        raise malformed(error.errors(include_url=False, include_context=False, include_input=False)) from None
 
 
 async def json_response(service: Service, who: ReferenceInfo, build: Callable[[], Any]) -> Response:

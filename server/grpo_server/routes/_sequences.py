@@ -72,8 +72,8 @@ class Names:
 
 
 def id_array(ids: SequenceOf[int]) -> IntArray:
-    """Checked ids (see `_bodies.TokenId`) as a vector."""
-    return np.array(ids, dtype=np.int32)
+    """Checked ids (see `_bodies.Ids`, which are vectors already) as a vector."""
+    return np.asarray(ids, dtype=np.int32)
 
 
 async def score_sequences(
@@ -169,9 +169,8 @@ def _check(service: Service, info: ReferenceInfo, sequences: SequenceOf[Sequence
         )
     widest = max((s.token_ids.shape[1] for s in sequences if s.token_ids is not None), default=0)
     most = min(service.config.max_top_k, info.vocab_size)
-    for value, name in ((top_k, names.top), (widest, names.token_ids)):
-        if value > most:
-            raise _impossible(f"{name} asks for {value} ids a position; this server gives at most {most}", name)
+    check_width(top_k, most, names.top)
+    check_width(widest, most, names.token_ids)
     for i, sequence in enumerate(sequences):
         name = names.sequences.format(i)
         if len(sequence.ids) == 0:
@@ -185,6 +184,12 @@ def _check(service: Service, info: ReferenceInfo, sequences: SequenceOf[Sequence
         _check_ids(sequence.ids, info.vocab_size, name)
         if sequence.token_ids is not None:
             _check_ids(sequence.token_ids, info.vocab_size, names.token_ids)
+
+
+def check_width(asked: int, most: int, name: str) -> None:
+    """Raises ServiceError (422) for more ids a position than the server gives."""
+    if asked > most:
+        raise _impossible(f"{name} asks for {asked} ids a position; this server gives at most {most}", name)
 
 
 def _check_ids(ids: IntArray, vocab_size: int, name: str) -> None:

@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from grpo_server.engine.work import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.logs import request_id
-from grpo_server.routes._bodies import IdLists, described, json_response, read_json
+from grpo_server.routes._bodies import IdLists, Numbers, described, form_of, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
 from grpo_server.routes._prompt_logprobs import ids_shown
 from grpo_server.routes._refusals import check_new_tokens, generation, scoring_temperature
-from grpo_server.routes._sequences import Names, SequenceScores, id_array, score_sequences
+from grpo_server.routes._sequences import Names, SequenceScores, check_width, id_array, score_sequences
 from grpo_server.routes._sequences import Sequence as Scored
 from grpo_server.routes._strings import encode_texts, texts_behind, token_strings
 from grpo_server.service import Service
@@ -54,8 +54,8 @@ class SglangRequest(BaseModel):
     input_ids: IdLists | None = None
     sampling_params: SglangSampling | list[SglangSampling] = Field(description="One, or one per prompt.")
     return_logprob: bool = False
-    logprob_start_len: int | list[int] = Field(-1, description="First reported position; -1: none of the prompt's.")
-    top_logprobs_num: int | list[int] = Field(0, description="So many best tokens a position.")
+    logprob_start_len: int | Numbers = Field(-1, description="First reported position; -1: none of the prompt's.")
+    top_logprobs_num: int | Numbers = Field(0, description="So many best tokens a position.")
     token_ids_logprob: IdLists | None = Field(
         None, description="Ids to score at every reported position; a list, or one per prompt."
     )
@@ -72,7 +72,7 @@ class SglangRequest(BaseModel):
     def single(self) -> bool:
         """A lone prompt is answered by a lone object."""
         if self.input_ids is not None:
-            return not (self.input_ids and isinstance(self.input_ids[0], list))
+            return form_of(self.input_ids) == "ids"
         return isinstance(self.text, str)
 
 
@@ -88,7 +88,7 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
     async def answer(hosted: Hosted) -> Response:
         info, tokenizer = hosted.info, hosted.tokenizer
         ids = await _ids(service, tokenizer, asked)
-        plans = _plans(asked, ids)
+        plans = _plans(asked, ids, service.config.max_top_k)
         scores = await score_sequences(
             service,
             scoring,
@@ -141,24 +141,26 @@ class _Plan:
             raise generation(f"n is {params.n}", "sampling_params.n", "leave n out")
         self.start = n if start == -1 else start
         self.top = top
-        self.wanted = wanted
+        self.wanted = id_array(wanted).tolist()
         self.wants_next = check_new_tokens(
             params.max_new_tokens, "sampling_params.max_new_tokens", DEFAULT_MAX_NEW_TOKENS
         )
         first = min(self.start + 1, n)
-        rows = np.tile(np.array(wanted, dtype=np.int32), (n - first, 1)) if wanted else None
+        rows = np.tile(id_array(wanted), (n - first, 1)) if self.wanted else None
         temperature = scoring_temperature(params.temperature, "sampling_params.temperature")
         self.sequence = Scored(ids, first, temperature, rows)
 
 
-def _plans(asked: SglangRequest, ids: Sequence[IntArray]) -> list[_Plan]:
-    wanted = asked.token_ids_logprob or []
-    per_prompt = wanted if wanted and isinstance(wanted[0], list) else [wanted] * len(ids)
+def _plans(asked: SglangRequest, ids: Sequence[IntArray], most_ids: int) -> list[_Plan]:
+    """most_ids: how many may be asked for at each position; checked before a table of them is laid out."""
+    wanted: Any = [] if asked.token_ids_logprob is None else asked.token_ids_logprob
+    per_prompt = wanted if form_of(wanted) == "sequences" else [wanted] * len(ids)
     params = _each(asked.sampling_params, len(ids), "sampling_params")
     starts = _each(asked.logprob_start_len, len(ids), "logprob_start_len")
     tops = _each(asked.top_logprobs_num, len(ids), "top_logprobs_num")
     rows: list[Any] = _each(list(per_prompt), len(ids), "token_ids_logprob")
     width = max(map(len, rows), default=0)
+    check_width(width, most_ids, "token_ids_logprob")
     if any(len(row) != width for row in rows):
         raise ServiceError(
             ErrorCode.INVALID_VALUE,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from grpo_server.engine.work import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
-from grpo_server.routes._bodies import TokenId, described, json_response, read_json
+from grpo_server.routes._bodies import Ids, Numbers, described, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
 from grpo_server.routes._sequences import Names, SequenceScores, id_array, score_sequences
 from grpo_server.routes._sequences import Sequence as Scored
@@ -30,8 +30,8 @@ NAMES = Names("sequences[{}]", "top_logprobs")
 class SequenceLogprobsRequest(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
-    sequences: list[list[TokenId]] = Field(description="Prompt and completion in one.")
-    prompt_lengths: list[int] = Field(description="Positions from there on are reported.")
+    sequences: Annotated[list[Ids], Field(fail_fast=True)] = Field(description="Prompt and completion in one.")
+    prompt_lengths: Numbers = Field(description="Positions from there on are reported.")
     top_logprobs: int = Field(100, ge=1, description="So many best tokens a position.")
     temperature: float = Field(1.0, description="Logits are divided by it.")
     response_format: Literal["json", "binary"] = Field("json", description="binary: arrays in base64.")

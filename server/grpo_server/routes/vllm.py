@@ -14,17 +14,16 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from grpo_client.protocol import IntArray
-from grpo_client.validation import MAX_INT32
 from pydantic import BaseModel, ConfigDict, Field
 
 from grpo_server.engine.work import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.logs import request_id
-from grpo_server.routes._bodies import TokenId, described, json_response, read_json
+from grpo_server.routes._bodies import Ids, PaddedIds, described, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
 from grpo_server.routes._prompt_logprobs import ids_shown, prompt_logprobs
 from grpo_server.routes._refusals import check_model, check_new_tokens, generation, scoring_temperature
-from grpo_server.routes._sequences import Names, Sequence, SequenceScores, id_array, score_sequences
+from grpo_server.routes._sequences import Names, Sequence, SequenceScores, check_width, id_array, score_sequences
 from grpo_server.routes._strings import token_strings
 
 router = APIRouter(tags=["OpenAI and vLLM"])
@@ -32,8 +31,6 @@ router = APIRouter(tags=["OpenAI and vLLM"])
 DEFAULT_MAX_TOKENS = 16
 PAD = -1
 NAMES = Names("token_ids", "sampling_params.prompt_logprobs", "sampling_params.prompt_logprob_token_ids")
-
-AskedId = Annotated[int, Field(strict=True, ge=PAD, le=MAX_INT32)]
 
 
 class SamplingParams(BaseModel):
@@ -44,7 +41,7 @@ class SamplingParams(BaseModel):
     max_tokens: int | None = Field(None, description="0, or 1 for the likeliest next token as well.")
     temperature: float | None = Field(1.0, description="Logits are divided by it. 0 (greedy) scores at 1.")
     prompt_logprobs: int | None = Field(None, ge=0, description="So many best tokens a position.")
-    prompt_logprob_token_ids: list[list[AskedId]] | None = Field(
+    prompt_logprob_token_ids: Annotated[list[PaddedIds], Field(fail_fast=True)] | None = Field(
         None, description="A row of ids for every position from prompt_logprob_start + 1 on; -1 pads."
     )
     prompt_logprob_start: int | None = Field(None, ge=0, description="Row i predicts token start + i + 1; 0.")
@@ -55,7 +52,7 @@ class SamplingParams(BaseModel):
 class GenerateRequest(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
-    token_ids: list[TokenId]
+    token_ids: Ids
     sampling_params: SamplingParams
     model: str | None = None
     request_id: str | None = None
@@ -82,7 +79,7 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
     wants_next = asked.check()
     params = asked.sampling_params
     ids = id_array(asked.token_ids)
-    first, rows = _asked_rows(params, len(ids))
+    first, rows = _asked_rows(params, len(ids), service.config.max_top_k)
 
     async def answer(hosted: Hosted) -> Response:
         info, tokenizer = hosted.info, hosted.tokenizer if params.detokenize else None
@@ -111,7 +108,7 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
                 "choices": [choice],
                 "prompt_logprobs": None if params.prompt_logprobs is None else prompt_logprobs(scores, strings),
                 "prompt_token_id_logprobs": None if rows is None else _npy(params, scores, first),
-                "prompt_token_ids": asked.token_ids if asked.return_token_ids else None,
+                "prompt_token_ids": ids.tolist() if asked.return_token_ids else None,
                 "usage": {
                     "prompt_tokens": len(ids),
                     "completion_tokens": len(new),
@@ -124,7 +121,7 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
     return await answer_to(request, scoring.by_one_reference(answer))
 
 
-def _asked_rows(params: SamplingParams, length: int) -> tuple[int, IntArray | None]:
+def _asked_rows(params: SamplingParams, length: int, most: int) -> tuple[int, IntArray | None]:
     """The first asked row, and ids for all length - 1 positions: what is not asked or is padding asks for id 0."""
     asked, start = params.prompt_logprob_token_ids, params.prompt_logprob_start
     if asked is None:
@@ -141,6 +138,7 @@ def _asked_rows(params: SamplingParams, length: int) -> tuple[int, IntArray | No
     width = max(map(len, asked))
     if width == 0:
         raise _wrong("prompt_logprob_token_ids", "holds no ids")
+    check_width(width, most, NAMES.token_ids)  # before a table that wide is laid out
     rows = np.zeros((length - 1, width), dtype=np.int32)
     for row, ids in zip(rows[start:], asked, strict=True):
         row[: len(ids)] = np.maximum(ids, 0)
