@@ -94,7 +94,7 @@ def ready_call() -> Call:
 def read_scores(reply: Reply, request: AnyRequest) -> ScoreResult:
     """The answer, checked to be one to this request. Raises APIError's kin, FingerprintMismatch, InvalidResponse."""
     raise_for_status(reply)
-    tensors = reply.headers.get("content-type", "").startswith(MEDIA_TENSORS)
+    tensors = reply.headers.get("content-type", "").lower().startswith(MEDIA_TENSORS)
     try:
         result = wire_tensors.decode_result(reply.body) if tensors else wire_json.decode_result(reply.body)
         check_answer(result, request)

@@ -146,4 +146,4 @@ app.command(help=PROBE_HELP)(probe)
 
 def main() -> None:
     """Entry point of the `grpo-client` command."""
-    app()
+    app(prog_name="grpo-client")

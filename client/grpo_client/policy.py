@@ -10,6 +10,7 @@ ready there is no wait at all. What is waited for is said; see `retry_log`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,8 @@ import tenacity
 
 from grpo_client.errors import ConnectionFailed, DeadlineExceeded, InvalidSetting, Unavailable
 from grpo_client.retry_log import Retry, RetryLog
+
+_MOST = {"max_wait": math.inf, "first_delay": 1e6, "max_delay": 1e6}  # seconds; no clock waits for longer at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +43,12 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         for name in ("max_wait", "first_delay", "max_delay"):
-            seconds = getattr(self, name)
-            if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+            seconds: Any = getattr(self, name)
+            if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= _MOST[name]:
                 shown = self.limit if name == "max_wait" else name
-                raise InvalidSetting(f"{shown} must be 0 or more seconds, got {seconds!r:.40}")
+                raise InvalidSetting(
+                    f"{shown} must be 0 or more seconds (at most {_MOST[name]:g}), got {seconds!r:.40}"
+                )
 
     def within(self, seconds: float, limit: str) -> RetryPolicy:
         """The same for at most `seconds`, which the caller knows as `limit`."""

@@ -18,6 +18,7 @@ from grpo_client.version import package_version
 
 API_KEY_VARIABLE = "GRPO_API_KEY"
 DEFAULT_TIMEOUT = 300.0
+LONGEST_TIMEOUT = 2_000_000  # seconds; a socket counts its milliseconds in 31 bits
 DEFAULT_REQUEST_TOKENS = 32_768
 DEFAULT_IN_FLIGHT = 4
 _SPARE_CONNECTIONS = 4  # for info() and health() beside a full set of scoring requests
@@ -86,8 +87,8 @@ class ClientSettings:
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise InvalidSetting(f"{name} must be a whole number, 1 or more, got {count!r:.40}")
         timeout: Any = self.timeout
-        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
-            raise InvalidSetting(f"timeout must be above 0 seconds, got {timeout!r:.40}")
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= LONGEST_TIMEOUT:
+            raise InvalidSetting(f"timeout must be above 0 and at most {LONGEST_TIMEOUT} seconds, got {timeout!r:.40}")
         pin: Any = self.fingerprint
         if pin is not None and (not isinstance(pin, str) or not pin):
             raise InvalidSetting('fingerprint must be None, "first" or what GET /v1/reference shows')

@@ -10,13 +10,15 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from grpo_client.errors import GrpoClientError
+from grpo_client.errors import GrpoClientError, InvalidSetting, ProtocolError
 from grpo_client.retry_log import logger
 
 
 @contextmanager
 def told(console: Console) -> Generator[None]:
-    """Show the library's log while the command runs. A failure that is no bug ends it with a line and status 1."""
+    """Show the library's log while the command runs. A failure that is no bug ends it with a line: status 2 when the
+    command was told what cannot be, else 1.
+    """
     handler = _Lines(console)
     level = logger.level
     logger.addHandler(handler)
@@ -27,7 +29,9 @@ def told(console: Console) -> Generator[None]:
         raise
     except (GrpoClientError, ValueError, OSError) as error:
         console.print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
-        raise typer.Exit(1) from error
+        # A ProtocolError here is an option's; those of lines and answers are told apart before, or are of a subclass.
+        usage = isinstance(error, InvalidSetting) or type(error) is ProtocolError
+        raise typer.Exit(2 if usage else 1) from error
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)

@@ -169,3 +169,27 @@ def test_wait() -> None:
 @pytest.mark.parametrize("command", ["score", "info", "wait"])
 def test_help_shows_an_example(command: str) -> None:
     assert f"grpo-client {command}" in run(command, "--help").output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("info", "-u", "localhost:8000"), ("wait", "-u", "http://u:s3cret@h"), ("probe", "localhost:1", "--against", "http://x"),
+        ("probe", "http://x", "--against", "http://u:s3cret@h"), ("score", "-u", "ftp://s3cret@h"), ("score", "-u", ""),
+        ("score", "-u", "http://x", "--temperature", "nan"), ("score", "-u", "http://x", "--return", "logits"),
+        ("score", "-u", "http://x", "--in-flight", "0"), ("score", "-u", "http://x", "--max-wait", "-1"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_ends_with_status_2_and_no_secret(rollouts: Path, reference, arguments: tuple[str, ...]) -> None:
+    files = ("-i", rollouts, "-o", rollouts.with_name("out")) if arguments[0] == "score" else ()
+    result = run(*arguments, *files)
+    assert result.exit_code == 2, result.output
+    assert "s3cret" not in result.output
+    assert "Traceback" not in result.output
+    assert reference.seen == []
+
+
+def test_an_oracle_that_is_not_there_is_a_sentence(reference) -> None:
+    result = run("probe", "http://x", "--against", "http://127.0.0.1:9")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: http://127.0.0.1:9: ConnectError")

@@ -234,6 +234,7 @@ def test_a_proxy_that_cannot_be_is_named_without_its_password(monkeypatch: pytes
         ({"fingerprint": ""}, "fingerprint"), ({"fingerprint": 7}, "fingerprint"),
         ({"max_request_tokens": "8"}, "max_request_tokens"),
         ({"encoding": None}, "encoding"), ({"retry": 5}, "retry"),
+        ({"timeout": float("inf")}, "timeout"), ({"timeout": 1e12}, "timeout"),
     ],
 )  # fmt: skip
 def test_settings_of_another_kind(options: dict[str, Any], name: str) -> None:

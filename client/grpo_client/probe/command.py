@@ -9,12 +9,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from grpo_client.errors import GrpoClientError
+from grpo_client.addresses import without_secrets
 from grpo_client.probe.checks import Finding, run_checks
 from grpo_client.probe.dialects import DIALECTS
 from grpo_client.probe.endpoint import Endpoint, EndpointFailed
 from grpo_client.probe.oracle import OracleFailed, open_oracle
 from grpo_client.probe.report import as_json, as_table, passed
+from grpo_client.terminal import told
 
 PROBE_HELP = f"""
 Check any endpoint that gives log-probs, ours or another's, against transformers in fp32.
@@ -26,7 +27,7 @@ Dialects: {", ".join(DIALECTS)}.
     grpo-client probe http://localhost:8001 --dialect openai --against http://localhost:8000
 
 The last takes a grpo-server in exact mode as the oracle and needs no torch here. "differs" is an answer that changed its
-bits within the tolerance; a FAIL makes the exit status 1.
+bits within the tolerance; a FAIL makes the exit status 1, an impossible command line 2.
 """
 
 
@@ -45,15 +46,16 @@ def probe(
     findings: list[Finding] = []
     try:
         with (
-            console.status(f"the oracle gets ready ({against})") as status,
+            told(console),
+            console.status(f"the oracle gets ready ({without_secrets(against)})") as status,
+            Endpoint(url, dialect, model=model) as endpoint,  # first: a wrong address need not wait for a model
             open_oracle(against) as oracle,
-            Endpoint(url, dialect, model=model) as endpoint,
         ):
             status.update("checking")
             for finding in run_checks(endpoint, oracle, tolerance=tolerance, long=long):
                 findings.append(finding)
                 status.update(f"checked: {finding.check}")
-    except (GrpoClientError, OracleFailed, EndpointFailed, ValueError, OSError) as error:
+    except (OracleFailed, EndpointFailed) as error:
         console.print(Text.assemble(("error: ", "red"), str(error)))
         raise typer.Exit(1) from error
     if as_object:
