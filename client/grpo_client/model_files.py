@@ -13,6 +13,8 @@ from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 
+from grpo_client.addresses import without_secrets
+
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 _INDEX = "model.safetensors.index.json"
@@ -30,6 +32,10 @@ def check_path(name: str) -> None:
 
     A word, or two with a slash between them, may be a hub id: those pass.
     """
+    if "://" in name:
+        raise UnusableModel(
+            f"{without_secrets(name)} is a URL; give a directory, a .gguf file or the id of a hub's model"
+        )
     path = Path(name)
     if not os.path.lexists(path):
         if path.suffix in _FILES:

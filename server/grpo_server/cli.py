@@ -9,12 +9,13 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from grpo_client.addresses import without_secrets
 from grpo_client.demo_model import DemoModelMissing, locate
 from grpo_client.model_files import UnusableModel
 from pydantic import ValidationError
 from rich.console import Console
 
-from grpo_server.config import ENV_PREFIX, ServerConfig, load_config
+from grpo_server.config import ENV_PREFIX, SECRETS, ServerConfig, load_config
 
 EXIT_USAGE = 2
 
@@ -90,8 +91,9 @@ def _leaving_at_a_signal() -> Generator[None]:
 
 def _refuse_model(config: ServerConfig, reason: str) -> int:
     """The last line that a failed start leaves, whatever the log said before."""
+    name = without_secrets(config.model) if "://" in config.model else config.model
     Console(stderr=True, highlight=False, soft_wrap=True).print(
-        f"grpo-server: {config.model} cannot be served: {reason}", markup=False
+        f"grpo-server: {name} cannot be served: {reason}", markup=False
     )
     return EXIT_USAGE
 
@@ -106,10 +108,16 @@ def _faults(error: ValidationError) -> list[str]:
         elif fault["type"] == "extra_forbidden":
             lines.append(f"{name} is not a setting; grpo-server --help lists them")
         else:
-            given = "" if name in ("", "api_key", "admin_key") else f", got {fault['input']!r}"
+            given = "" if name in ("", *SECRETS) else _shown(fault["input"])
             flag = f"--{name.replace('_', '-')}: " if name else ""
             lines.append(f"{flag}{fault['msg']}{given}")
     return lines
+
+
+def _shown(value: object) -> str:
+    """A value as an error may repeat it: no nest, in which a key may hide, and no password of a URL."""
+    text = without_secrets(value) if isinstance(value, str) and "://" in value else value
+    return f", got {text!r:.200}" if isinstance(value, str | int | float) else f", got a {type(value).__name__}"
 
 
 def _refuse(faults: list[str]) -> int:

@@ -18,12 +18,12 @@ from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
     CliSuppress,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
-    YamlConfigSettingsSource,
 )
 
+from grpo_server.config_file import read_config_file
 from grpo_server.engine.config import DType, EngineConfig, Mode, Tier
 from grpo_server.help_text import DESCRIPTION, EXAMPLES
 from grpo_server.scheduler import SchedulerLimits
@@ -219,7 +219,9 @@ def load_config(argv: Sequence[str]) -> ServerConfig:
             flags = _flags(settings_cls, argv)
             file = flags().get("config") or env_settings().get("config")
             sources = (flags, env_settings)
-            return sources if file is None else (*sources, _file(settings_cls, Path(file)))
+            return (
+                sources if file is None else (*sources, InitSettingsSource(settings_cls, read_config_file(Path(file))))
+            )
 
     return Sourced()  # pyright: ignore[reportCallIssue]  # every value comes from the sources
 
@@ -237,15 +239,3 @@ def _flags(settings: type[BaseSettings], argv: Sequence[str]) -> CliSettingsSour
     if SECRETS & flags().keys():
         parser.error("keys do not go on the command line, where ps shows them: use a file, or the environment")
     return flags
-
-
-def _file(settings: type[BaseSettings], path: Path) -> PydanticBaseSettingsSource:
-    if not path.is_file():
-        raise ValueError(f"config: there is no file {path}")
-    match path.suffix:
-        case ".yaml" | ".yml":
-            return YamlConfigSettingsSource(settings, yaml_file=path)
-        case ".toml":
-            return TomlConfigSettingsSource(settings, toml_file=path)
-        case other:
-            raise ValueError(f"config: {path} ends in {other!r}; use a .yaml, .yml or .toml file")
