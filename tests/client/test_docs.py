@@ -27,10 +27,9 @@ def test_snippet(snippet: str, reference, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def commands() -> list[str]:
-    blocks = "\n".join(re.findall(r"```\n(.*?)```", PAGE, re.DOTALL))
-    return [
-        line[line.index("grpo-client") :].partition(" | ")[0] for line in blocks.splitlines() if "grpo-client" in line
-    ]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    lines = [line for kind, block in blocks if not kind for line in block.splitlines() if "grpo-client" in line]
+    return [line[line.index("grpo-client") :].partition(" | ")[0] for line in lines]
 
 
 @pytest.mark.parametrize("command", commands())
