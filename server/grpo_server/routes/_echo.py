@@ -23,13 +23,22 @@ def new_ids(scores: SequenceScores) -> list[int]:
 
 
 class Show:
-    """How the tokens of one request are shown. best: so many are named beside each. Called on a worker thread."""
+    """How the tokens of one request are shown. best: so many are named beside each; next_ids: named beside the new one in
+    place of the best, if there are any. Called on a worker thread."""
 
     def __init__(
-        self, tokenizer: Tokenizer | None, *, echo: bool, best: int, as_ids: bool, add_special_tokens: bool
+        self,
+        tokenizer: Tokenizer | None,
+        *,
+        echo: bool,
+        best: int,
+        next_ids: Sequence[int],
+        as_ids: bool,
+        add_special_tokens: bool,
     ) -> None:
         self._speller = None if tokenizer is None else Speller(tokenizer)
         self._echo, self._best, self._as_ids, self._special = echo, best, as_ids, add_special_tokens
+        self._next_ids = next_ids
 
     def __call__(self, scores: SequenceScores, prompt: str | None) -> Shown:
         """prompt: the text that the ids were read from, None where they were given."""
@@ -39,8 +48,9 @@ class Show:
         names = spelled.tokens if self._speller is not None and not self._as_ids else list(map(_by_id, ids))
         beside = {*scores.top_ids[:, : self._best].ravel().tolist()} if self._echo else set()
         if scores.next_token is not None:
-            beside.update(scores.next_token.top_ids[: self._best].tolist())
-        return Shown(spelled, names, {token: self._name(token) for token in beside}, self._echo, self._best)
+            beside.update(self._next_ids or scores.next_token.top_ids[: self._best].tolist())
+        named = {token: self._name(token) for token in beside}
+        return Shown(spelled, names, named, self._echo, self._best, self._next_ids)
 
     def _spell(self, ids: list[int], new: list[int], prompt: str | None) -> Spelled:
         if self._speller is None:
@@ -64,6 +74,7 @@ class Shown:
     beside: dict[int, str]
     echo: bool
     best: int
+    next_ids: Sequence[int]
 
     @property
     def text(self) -> str:
@@ -88,8 +99,11 @@ class Shown:
             tops += [None, *(self._top(next(names), *row) for row in rows)]
         if (new := scores.next_token) is not None:
             token_logprobs.append(new.logprob)
-            best = new.top_ids[:k].tolist(), new.top_logprobs[:k].tolist()
-            tops.append(self._top(next(names), new.token_id, new.logprob, *best))
+            beside = new.top_ids[:k].tolist(), new.top_logprobs[:k].tolist()
+            if self.next_ids:
+                asked = sorted(zip(new.token_logprobs.tolist(), self.next_ids, strict=True), reverse=True)
+                beside = [token for _, token in asked], [logprob for logprob, _ in asked]
+            tops.append(self._top(next(names), new.token_id, new.logprob, *beside))
         return {
             "tokens": self.names,
             "token_logprobs": token_logprobs,

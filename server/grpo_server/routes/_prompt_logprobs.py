@@ -7,6 +7,7 @@ count from 1. With it come the k best.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from grpo_server.routes._sequences import SequenceScores
@@ -35,6 +36,11 @@ def prompt_logprobs(scores: SequenceScores, strings: Mapping[int, str | None]) -
             position.setdefault(str(top_id), entry(top_id, top_logprob, place))
         positions.append(position)
     return positions
+
+
+def best_of(scores: SequenceScores, k: int) -> SequenceScores:
+    """The same with the k best tokens of each position, where more were computed for another part of the answer."""
+    return replace(scores, top_ids=scores.top_ids[:, :k], top_logprobs=scores.top_logprobs[:, :k])
 
 
 def ids_shown(scores: SequenceScores) -> Iterator[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -24,22 +24,40 @@ from grpo_server.service import Service
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """ids: (n,) int32, n >= 1. start: the first position to score, 1 to n. token_ids: (n - start, k) int32 or None."""
+    """ids: (n,) int32, n >= 1. start: the first position to score, 1 to n. token_ids: (n - start, k) int32 or None. next_ids:
+    (k,) ids to score after the end, if the next token is asked for."""
 
     ids: IntArray
     start: int = 1
     temperature: float = 1.0
     token_ids: IntArray | None = None
+    next_ids: IntArray | None = None
+
+    @property
+    def width(self) -> int:
+        """Asked ids a position."""
+        if self.token_ids is not None:
+            return self.token_ids.shape[1]
+        return 0 if self.next_ids is None else len(self.next_ids)
+
+    @property
+    def rows(self) -> IntArray | None:
+        """token_ids; rows of zeros where only next_ids are asked for, since one request asks alike at every position."""
+        if self.token_ids is not None or self.next_ids is None:
+            return self.token_ids
+        return np.zeros((len(self.ids) - self.start, len(self.next_ids)), np.int32)
 
 
 @dataclass(frozen=True, slots=True)
 class NextToken:
-    """The likeliest token after the end of a sequence; top_ids and top_logprobs (k,) begin with it."""
+    """The likeliest token after the end of a sequence; top_ids and top_logprobs (k,) begin with it. token_logprobs: of the
+    asked next_ids."""
 
     token_id: int
     logprob: float
     top_ids: IntArray
     top_logprobs: FloatArray
+    token_logprobs: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +90,7 @@ class Names:
 
 
 def id_array(ids: SequenceOf[int]) -> IntArray:
-    """Checked ids (see `_bodies.Ids`, which are vectors already) as a vector."""
+    """Checked ids (see `_bodies.TokenId`) as a vector."""
     return np.asarray(ids, dtype=np.int32)
 
 
@@ -122,18 +140,17 @@ async def score_sequences(
 def _with_room_for_next(sequence: Sequence) -> Sequence:
     """One more position, so that the distribution after the last token is computed. The id there does not matter: only
     the best tokens of that row are read. The last id of the sequence is sure to be in the vocabulary."""
-    rows = sequence.token_ids
-    return Sequence(
-        np.append(sequence.ids, sequence.ids[-1]),
-        sequence.start,
-        sequence.temperature,
-        None if rows is None else np.concatenate([rows, np.zeros((1, rows.shape[1]), np.int32)]),
-    )
+    rows = sequence.rows
+    if rows is not None:
+        last = np.zeros(rows.shape[1], np.int32) if sequence.next_ids is None else sequence.next_ids
+        rows = np.concatenate([rows, last[None]])
+    return replace(sequence, ids=np.append(sequence.ids, sequence.ids[-1]), token_ids=rows)
 
 
 def _next(figures: Mapping[str, npt.NDArray[Any]]) -> NextToken:
     ids, logprobs = figures["top_ids"][-1], figures["top_logprobs"][-1]
-    return NextToken(int(ids[0]), float(logprobs[0]), ids, logprobs)
+    asked = figures["token_logprobs"][-1] if "token_logprobs" in figures else np.empty(0, np.float32)
+    return NextToken(int(ids[0]), float(logprobs[0]), ids, logprobs, asked)
 
 
 def _grouped(sequences: SequenceOf[Sequence]) -> tuple[list[int], list[Group]]:
@@ -144,7 +161,7 @@ def _grouped(sequences: SequenceOf[Sequence]) -> tuple[list[int], list[Group]]:
     groups: list[Group] = []
     for (_, temperature), indices in members.items():
         first = sequences[indices[0]]
-        rows = [sequences[i].token_ids for i in indices]
+        rows = [sequences[i].rows for i in indices]
         groups.append(
             Group(
                 first.ids[: first.start],
@@ -167,29 +184,37 @@ def _check(service: Service, info: ReferenceInfo, sequences: SequenceOf[Sequence
             f"{every} has {len(sequences)} sequences; the limit is {service.config.max_completions}; send fewer at once",
             param=every,
         )
-    widest = max((s.token_ids.shape[1] for s in sequences if s.token_ids is not None), default=0)
     most = min(service.config.max_top_k, info.vocab_size)
-    check_width(top_k, most, names.top)
-    check_width(widest, most, names.token_ids)
+    if top_k > most:
+        raise _too_wide(top_k, most, names.top)
     for i, sequence in enumerate(sequences):
         name = names.sequences.format(i)
         if len(sequence.ids) == 0:
             raise _impossible(f"{name} is empty; give at least one token", name)
-        if len(sequence.ids) > info.max_length:
-            raise ServiceError(
-                ErrorCode.CONTEXT_LENGTH,
-                f"{name} has {len(sequence.ids)} tokens; the model's context holds {info.max_length}; shorten it",
-                param=name,
-            )
+        check_size(service, info, len(sequence.ids), sequence.width, names, i)
         _check_ids(sequence.ids, info.vocab_size, name)
-        if sequence.token_ids is not None:
-            _check_ids(sequence.token_ids, info.vocab_size, names.token_ids)
+        for asked in (sequence.token_ids, sequence.next_ids):
+            if asked is not None:
+                _check_ids(asked, info.vocab_size, names.token_ids)
 
 
-def check_width(asked: int, most: int, name: str) -> None:
-    """Raises ServiceError (422) for more ids a position than the server gives."""
-    if asked > most:
-        raise _impossible(f"{name} asks for {asked} ids a position; this server gives at most {most}", name)
+def check_size(service: Service, info: ReferenceInfo, length: int, width: int, names: Names, index: int) -> None:
+    """Raises ServiceError for a sequence that is too long, or for more asked ids a position than the server gives: before any
+    array of (length, width) is made."""
+    name = names.sequences.format(index)
+    if length > info.max_length:
+        raise ServiceError(
+            ErrorCode.CONTEXT_LENGTH,
+            f"{name} has {length} tokens; the model's context holds {info.max_length}; shorten it",
+            param=name,
+        )
+    most = min(service.config.max_top_k, info.vocab_size)
+    if width > most:
+        raise _too_wide(width, most, names.token_ids)
+
+
+def _too_wide(asked: int, most: int, name: str) -> ServiceError:
+    return _impossible(f"{name} asks for {asked} ids a position; this server gives at most {most}", name)
 
 
 def _check_ids(ids: IntArray, vocab_size: int, name: str) -> None:

@@ -7,22 +7,22 @@ asked. max_tokens=1 is answered with the likeliest next token, which a scoring p
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from grpo_client.protocol import ReferenceInfo
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from grpo_server.engine.work import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.logs import request_id
-from grpo_server.routes._bodies import Prompt, described, form_of, json_response, read_json
+from grpo_server.routes._bodies import Ids, Prompt, described, form_of, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
 from grpo_server.routes._echo import Show, Shown, new_ids
-from grpo_server.routes._prompt_logprobs import ids_shown, prompt_logprobs
+from grpo_server.routes._prompt_logprobs import best_of, ids_shown, prompt_logprobs
 from grpo_server.routes._refusals import check_model, check_new_tokens, generation, scoring_temperature
+from grpo_server.routes._sampling import Best, Flag, Sampling, best_count, null_means
 from grpo_server.routes._sequences import Names, SequenceScores, id_array, score_sequences
 from grpo_server.routes._sequences import Sequence as Scored
 from grpo_server.routes._strings import encode_texts, token_strings
@@ -34,50 +34,45 @@ router = APIRouter(tags=["OpenAI and vLLM"])
 DEFAULT_MAX_TOKENS = 16  # what OpenAI and vLLM generate when max_tokens is left out
 
 
-class CompletionRequest(BaseModel):
-    """Fields that only shape generated text (top_p, stop, seed, penalties ...) are ignored: nothing is generated."""
+class CompletionRequest(Sampling):
+    """What only shapes generated text (stop, seed, ignore_eos ...) is ignored: nothing is generated."""
 
-    model_config = ConfigDict(extra="ignore")
+    unable = ("suffix", "top_logprobs", "truncate_prompt_tokens")
 
     model: str | None = None
     prompt: Prompt
     max_tokens: int | None = Field(None, description="0, or 1 for the likeliest next token as well.")
-    temperature: float | None = Field(1.0, description="Logits are divided by it. 0 (greedy) scores at 1.")
-    echo: bool = Field(False, description="Report the tokens of the prompt.")
-    logprobs: int | None = Field(
-        None, ge=0, description="So many best tokens a position, beside the one that is there."
+    echo: Flag = Field(False, description="Report the tokens of the prompt.")
+    logprobs: Best = Field(
+        None, description="So many best tokens a position, beside the one that is there; -1: the whole vocabulary."
     )
-    prompt_logprobs: int | None = Field(None, ge=0, description="The same in vLLM's form, by token id.")
-    return_token_ids: bool = False
-    return_tokens_as_token_ids: bool = False
-    add_special_tokens: bool = Field(True, description="For text prompts.")
+    prompt_logprobs: Best = Field(None, description="The same in vLLM's form, by token id.")
+    logprob_token_ids: Ids | None = Field(
+        None, description="Ids to score after the prompt, in place of the best; needs logprobs and max_tokens=1."
+    )
+    return_token_ids: Flag = False
+    return_tokens_as_token_ids: Flag = False
+    add_special_tokens: Annotated[bool, null_means(True)] = Field(True, description="For text prompts.")
 
-    n: int | None = Field(None, description="1")
-    best_of: int | None = Field(None, description="1")
-    stream: bool | None = Field(None, description="false")
     suffix: str | None = Field(None, description="null")
-    use_beam_search: bool | None = Field(None, description="false")
-    logit_bias: dict[str, float] | None = Field(None, description="null: the reference's own distribution is scored.")
+    top_logprobs: int | None = Field(None, description="null: that is chat's; here it is logprobs=k.")
     truncate_prompt_tokens: int | None = Field(None, description="null: prompts are scored whole.")
-    prompt_embeds: Any = Field(None, description="null")
 
     def check(self) -> bool:
-        """True if the next token is wanted. Raises ServiceError (422) for what asks for generation."""
-        for name in ("n", "best_of"):
-            if (value := getattr(self, name)) not in (None, 1):
-                raise generation(f"{name} is {value}", name, f"leave {name} out")
-        unable = ("stream", "suffix", "use_beam_search", "logit_bias", "truncate_prompt_tokens", "prompt_embeds")
-        for name in unable:
-            if getattr(self, name):
-                raise generation(f"{name} is set", name, f"leave {name} out")
+        """True if the next token is wanted. Raises ServiceError (422) for what asks for generation, or for nothing."""
+        self.refuse_shaping()
         wants_next = check_new_tokens(self.max_tokens, "max_tokens", DEFAULT_MAX_TOKENS)
         if not (wants_next or self.echo or self.prompt_logprobs is not None):
-            raise ServiceError(
-                ErrorCode.INVALID_VALUE,
-                "nothing is asked: send echo=true with logprobs=k, or prompt_logprobs=k",
-                param="echo",
+            raise _wrong("echo", "nothing is asked: send echo=true with logprobs=k, or prompt_logprobs=k")
+        if self.logprob_token_ids is not None and (self.logprobs is None or not wants_next):
+            raise _wrong(
+                "logprob_token_ids", "logprob_token_ids are scored after the prompt: send logprobs, max_tokens=1"
             )
         return wants_next
+
+
+def _wrong(param: str, message: str) -> ServiceError:
+    return ServiceError(ErrorCode.INVALID_VALUE, message, param=param)
 
 
 @router.post("/v1/completions", response_class=Response, openapi_extra=described(CompletionRequest))
@@ -90,25 +85,34 @@ async def completions(request: Request, scoring: ScoringDep, service: ServiceDep
     async def answer(hosted: Hosted) -> Response:
         info, tokenizer = hosted.info, hosted.tokenizer
         check_model(asked.model, info)
+        best = best_count(asked.logprobs, "logprobs", info, service.config)
+        prompt_best = best_count(asked.prompt_logprobs, "prompt_logprobs", info, service.config)
+        next_ids = None if asked.logprob_token_ids is None else id_array(asked.logprob_token_ids)
         ids = await _ids(service, tokenizer, asked)
         scores = await score_sequences(
             service,
             scoring,
             hosted,
-            [Scored(s, temperature=temperature) for s in ids],
-            Names(top="logprobs" if asked.prompt_logprobs is None else "prompt_logprobs"),
-            top_k=max(asked.logprobs or 0, asked.prompt_logprobs or 0),
+            [Scored(s, temperature=temperature, next_ids=next_ids) for s in ids],
+            Names(token_ids="logprob_token_ids"),
+            top_k=max(best, prompt_best),
             extras=["rank"] if asked.prompt_logprobs is not None else [],
             next_token=wants_next,
         )
-        if asked.echo and wants_next:
+        if wants_next and (asked.echo or next_ids is not None):
             _check_room(scores, info.max_length)
-        strings = await token_strings(
-            service, tokenizer, (i for s in _with_strings(asked, scores) for i in ids_shown(s))
-        )
-        shown = await service.in_prepare(_shown, tokenizer, asked, scores)
+        by_id = [best_of(s, prompt_best) for s in scores] if asked.prompt_logprobs is not None else []
+        strings = await token_strings(service, tokenizer, (i for s in by_id for i in ids_shown(s)))
+        shown = await service.in_prepare(_shown, tokenizer, asked, best, scores)
         name = f"cmpl-{request_id.get()}"
-        return await json_response(service, info, lambda: _body(name, asked, scores, strings, shown, info))
+
+        def body() -> dict[str, Any]:
+            choices = [_choice(asked, *each) for each in zip(scores, shown, strict=True)]
+            for choice, s in zip(choices, by_id, strict=False):
+                choice["prompt_logprobs"] = prompt_logprobs(s, strings)
+            return _body(name, info, choices, scores)
+
+        return await json_response(service, info, body)
 
     return await answer_to(request, scoring.by_one_reference(answer))
 
@@ -129,16 +133,15 @@ async def _ids(service: Service, tokenizer: Tokenizer | None, asked: CompletionR
     return await encode_texts(service, tokenizer, texts, "prompt[{}]", add_special_tokens=special)  # pyright: ignore[reportArgumentType]
 
 
-def _with_strings(asked: CompletionRequest, scores: Sequence[SequenceScores]) -> Sequence[SequenceScores]:
-    return scores if asked.prompt_logprobs is not None else ()
-
-
-def _shown(tokenizer: Tokenizer | None, asked: CompletionRequest, scores: Sequence[SequenceScores]) -> list[Shown]:
+def _shown(
+    tokenizer: Tokenizer | None, asked: CompletionRequest, best: int, scores: Sequence[SequenceScores]
+) -> list[Shown]:
     prompts = {"text": [asked.prompt], "texts": asked.prompt}.get(form_of(asked.prompt), [None] * len(scores))
     show = Show(
         tokenizer,
         echo=asked.echo,
-        best=asked.logprobs or 0,
+        best=best,
+        next_ids=[] if asked.logprob_token_ids is None else id_array(asked.logprob_token_ids).tolist(),
         as_ids=asked.return_tokens_as_token_ids,
         add_special_tokens=asked.add_special_tokens,
     )
@@ -158,12 +161,7 @@ def _check_room(scores: Sequence[SequenceScores], max_length: int) -> None:
 
 
 def _body(
-    name: str,
-    asked: CompletionRequest,
-    scores: Sequence[SequenceScores],
-    strings: Mapping[int, str | None],
-    shown: Sequence[Shown],
-    info: ReferenceInfo,
+    name: str, info: ReferenceInfo, choices: Sequence[dict[str, Any]], scores: Sequence[SequenceScores]
 ) -> dict[str, Any]:
     prompt_tokens = sum(map(len, scores))
     new_tokens = sum(len(new_ids(s)) for s in scores)
@@ -173,7 +171,7 @@ def _body(
         "created": int(time.time()),
         "model": info.model,
         "system_fingerprint": info.fingerprint,
-        "choices": [_choice(i, asked, *each, strings) for i, each in enumerate(zip(scores, shown, strict=True))],
+        "choices": [{"index": i, **choice} for i, choice in enumerate(choices)],
         "usage": {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": new_tokens,
@@ -182,21 +180,12 @@ def _body(
     }
 
 
-def _choice(
-    index: int, asked: CompletionRequest, scores: SequenceScores, shown: Shown, strings: Mapping[int, str | None]
-) -> dict[str, Any]:
+def _choice(asked: CompletionRequest, scores: SequenceScores, shown: Shown) -> dict[str, Any]:
     choice: dict[str, Any] = {
-        "index": index,
         "text": shown.text,
         "finish_reason": "length",
         "logprobs": None if asked.logprobs is None else shown.logprobs(scores),
     }
-    if asked.prompt_logprobs is not None:
-        choice["prompt_logprobs"] = prompt_logprobs(_best(scores, asked.prompt_logprobs), strings)
     if asked.return_token_ids:
         choice |= {"prompt_token_ids": scores.ids.tolist(), "token_ids": new_ids(scores)}
     return choice
-
-
-def _best(scores: SequenceScores, k: int) -> SequenceScores:
-    return replace(scores, top_ids=scores.top_ids[:, :k], top_logprobs=scores.top_logprobs[:, :k])

@@ -6,24 +6,24 @@ first logprob_start_len + 1 ids are computed once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from grpo_client.protocol import IntArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from grpo_server.engine.work import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.logs import request_id
-from grpo_server.routes._bodies import IdLists, Numbers, described, form_of, json_response, read_json
+from grpo_server.routes._bodies import described, form_of, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
 from grpo_server.routes._prompt_logprobs import ids_shown
-from grpo_server.routes._refusals import check_new_tokens, generation, scoring_temperature
-from grpo_server.routes._sequences import Names, SequenceScores, check_width, id_array, score_sequences
+from grpo_server.routes._refusals import check_new_tokens, scoring_temperature
+from grpo_server.routes._sequences import Names, SequenceScores, check_size, id_array, score_sequences
 from grpo_server.routes._sequences import Sequence as Scored
+from grpo_server.routes._sglang_request import SglangRequest, SglangSampling
 from grpo_server.routes._strings import encode_texts, texts_behind, token_strings
 from grpo_server.service import Service
 from grpo_server.text import Tokenizer
@@ -32,63 +32,20 @@ router = APIRouter(tags=["SGLang"])
 
 DEFAULT_MAX_NEW_TOKENS = 128
 NAMES = Names("input_ids[{}]", "top_logprobs_num", "token_ids_logprob")
-
 # [log-prob or null, id, text or null]
 Entry = tuple[float | None, int, str | None]
-
-
-class SglangSampling(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    max_new_tokens: int | None = Field(None, description="0, or 1 for the likeliest next token as well.")
-    temperature: float | None = Field(1.0, description="Logits are divided by it. 0 (greedy) scores at 1.")
-    n: int | None = Field(None, description="1")
-
-
-class SglangRequest(BaseModel):
-    """Fields that only shape generated text are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    text: str | list[str] | None = None
-    input_ids: IdLists | None = None
-    sampling_params: SglangSampling | list[SglangSampling] = Field(description="One, or one per prompt.")
-    return_logprob: bool = False
-    logprob_start_len: int | Numbers = Field(-1, description="First reported position; -1: none of the prompt's.")
-    top_logprobs_num: int | Numbers = Field(0, description="So many best tokens a position.")
-    token_ids_logprob: IdLists | None = Field(
-        None, description="Ids to score at every reported position; a list, or one per prompt."
-    )
-    return_text_in_logprobs: bool = False
-    stream: bool = False
-
-    @model_validator(mode="after")
-    def _one_of(self) -> SglangRequest:
-        if (self.text is None) == (self.input_ids is None):
-            raise ValueError("send either text or input_ids")
-        return self
-
-    @property
-    def single(self) -> bool:
-        """A lone prompt is answered by a lone object."""
-        if self.input_ids is not None:
-            return form_of(self.input_ids) == "ids"
-        return isinstance(self.text, str)
 
 
 @router.post("/generate", response_class=Response, openapi_extra=described(SglangRequest))
 async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -> Response:
     """Log-probs of the input tokens, in meta_info.input_token_logprobs."""
     asked = await read_json(request, service, SglangRequest)
-    if asked.stream:
-        raise generation("stream is set", "stream", "leave stream out")
-    if not asked.return_logprob:
-        raise generation("return_logprob is not set", "return_logprob", "send return_logprob=true")
+    asked.check()
 
     async def answer(hosted: Hosted) -> Response:
         info, tokenizer = hosted.info, hosted.tokenizer
         ids = await _ids(service, tokenizer, asked)
-        plans = _plans(asked, ids, service.config.max_top_k)
+        plans = _plans(asked, ids, lambda i, n, width: check_size(service, info, n, width, NAMES, i))
         scores = await score_sequences(
             service,
             scoring,
@@ -137,8 +94,7 @@ class _Plan:
             )
         if top < 0:
             raise ServiceError(ErrorCode.INVALID_VALUE, "top_logprobs_num is below 0", param="top_logprobs_num")
-        if params.n not in (None, 1):
-            raise generation(f"n is {params.n}", "sampling_params.n", "leave n out")
+        params.refuse_shaping("sampling_params.")
         self.start = n if start == -1 else start
         self.top = top
         self.wanted = id_array(wanted).tolist()
@@ -146,13 +102,14 @@ class _Plan:
             params.max_new_tokens, "sampling_params.max_new_tokens", DEFAULT_MAX_NEW_TOKENS
         )
         first = min(self.start + 1, n)
-        rows = np.tile(id_array(wanted), (n - first, 1)) if self.wanted else None
+        asked = id_array(wanted) if self.wanted else None
+        rows = None if asked is None else np.tile(asked, (n - first, 1))
         temperature = scoring_temperature(params.temperature, "sampling_params.temperature")
-        self.sequence = Scored(ids, first, temperature, rows)
+        self.sequence = Scored(ids, first, temperature, rows, asked)
 
 
-def _plans(asked: SglangRequest, ids: Sequence[IntArray], most_ids: int) -> list[_Plan]:
-    """most_ids: how many may be asked for at each position; checked before a table of them is laid out."""
+def _plans(asked: SglangRequest, ids: Sequence[IntArray], check: Callable[[int, int, int], None]) -> list[_Plan]:
+    """check: refuses the size of prompt i of n ids that asks for so many at each."""
     wanted: Any = [] if asked.token_ids_logprob is None else asked.token_ids_logprob
     per_prompt = wanted if form_of(wanted) == "sequences" else [wanted] * len(ids)
     params = _each(asked.sampling_params, len(ids), "sampling_params")
@@ -160,13 +117,14 @@ def _plans(asked: SglangRequest, ids: Sequence[IntArray], most_ids: int) -> list
     tops = _each(asked.top_logprobs_num, len(ids), "top_logprobs_num")
     rows: list[Any] = _each(list(per_prompt), len(ids), "token_ids_logprob")
     width = max(map(len, rows), default=0)
-    check_width(width, most_ids, "token_ids_logprob")
     if any(len(row) != width for row in rows):
         raise ServiceError(
             ErrorCode.INVALID_VALUE,
             "token_ids_logprob: give equally many ids for every prompt (repeat one to fill up)",
             param="token_ids_logprob",
         )
+    for i, sequence in enumerate(ids):
+        check(i, len(sequence), width)
     return [_Plan(i, *each) for i, each in enumerate(zip(ids, params, starts, tops, rows, strict=True))]
 
 
@@ -210,5 +168,6 @@ def _meta(
     if plan.wanted:
         rows = (entries(plan.wanted, row) for row in scores.token_logprobs.tolist())
         meta["input_token_ids_logprobs"] = [*lead, *rows]
-        meta["output_token_ids_logprobs"] = []
+        asked = [] if new is None else [entries(plan.wanted, new.token_logprobs.tolist())]
+        meta["output_token_ids_logprobs"] = asked
     return meta

@@ -49,7 +49,7 @@ async def upload(request: Request, shelf: ShelfDep, scoring: ScoringDep, service
 
     async def answer() -> Response:
         given = await service.in_codec(read_upload, body)
-        temperature = read_temperature(given.temperature, "temperature")
+        temperature = read_temperature(1.0 if given.temperature is None else given.temperature, "temperature")
         rows, length = given.inputs.shape
         nbytes = len(body) + 4 * rows * (length - given.plen) + FRAME_OVERHEAD_BYTES
         await shelf.reserve(nbytes)

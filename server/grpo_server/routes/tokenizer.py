@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from grpo_client.protocol import ReferenceInfo
@@ -11,12 +11,23 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, identity_headers
 from grpo_server.routes._refusals import check_model
+from grpo_server.routes._sampling import Flag, changes_nothing, null_means
 from grpo_server.schemas import ChatMessageIn
 from grpo_server.scoring import Scoring
 from grpo_server.service import Service
 from grpo_server.text import Tokenizer, encode, encode_chat, no_tokenizer
 
 router = APIRouter(tags=["tokenizer"])
+
+
+UNABLE = (
+    "truncate_prompt_tokens",
+    "continue_final_message",
+    "chat_template",
+    "chat_template_kwargs",
+    "tools",
+    "documents",
+)
 
 
 class TokenizeRequest(BaseModel):
@@ -27,15 +38,34 @@ class TokenizeRequest(BaseModel):
     model: str | None = None
     prompt: str | None = None
     messages: list[ChatMessageIn] | None = Field(None, min_length=1)
-    add_special_tokens: bool = Field(True, description="For a string; a chat template brings its own.")
-    add_generation_prompt: bool = Field(True, description="For messages.")
-    return_token_strs: bool = False
+    add_special_tokens: bool | None = Field(None, description="For a string, true; a chat template brings its own.")
+    add_generation_prompt: Annotated[bool, null_means(True)] = Field(True, description="For messages.")
+    return_token_strs: Flag = False
+
+    # They would change the ids: null, or it is refused.
+    truncate_prompt_tokens: Any = Field(None, description="null")
+    continue_final_message: Any = Field(None, description="false")
+    chat_template: Any = Field(None, description="null: the model's own.")
+    chat_template_kwargs: Any = Field(None, description="null")
+    tools: Any = Field(None, description="null")
+    documents: Any = Field(None, description="null")
 
     @model_validator(mode="after")
     def _one_of(self) -> TokenizeRequest:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("send either prompt or messages")
         return self
+
+    def check(self) -> None:
+        """Raises ServiceError (422) for what would give other ids."""
+        for name in UNABLE:
+            if not changes_nothing(name, value := getattr(self, name)):
+                raise _not_done(f"{name} is {value!r:.60}, and is not done here; leave it out", name)
+        if self.messages is not None and self.add_special_tokens:
+            raise _not_done(
+                "add_special_tokens is true; a chat template brings its own special tokens, leave it out",
+                "add_special_tokens",
+            )
 
 
 class TokenizeResponse(BaseModel):
@@ -61,12 +91,14 @@ async def tokenize(
     asked: TokenizeRequest, request: Request, response: Response, service: ServiceDep, scoring: ScoringDep
 ) -> TokenizeResponse:
     """The ids of a string or of a conversation."""
+    asked.check()
     tokenizer, info = _hosted(service, scoring, asked.model, response)
 
     def work() -> TokenizeResponse:
         if asked.messages is None:
             assert asked.prompt is not None
-            ids = encode(tokenizer, asked.prompt, add_special_tokens=asked.add_special_tokens, param="prompt").tolist()
+            special = asked.add_special_tokens is not False
+            ids = encode(tokenizer, asked.prompt, add_special_tokens=special, param="prompt").tolist()
         else:
             messages = [m.model_dump() for m in asked.messages]
             ids = encode_chat(
@@ -107,6 +139,10 @@ async def tokenizer_info(response: Response, service: ServiceDep, scoring: Scori
         "chat_template": getattr(tokenizer, "chat_template", None),
         **{name: getattr(tokenizer, name, None) for name in special},
     }
+
+
+def _not_done(message: str, param: str) -> ServiceError:
+    return ServiceError(ErrorCode.INVALID_VALUE, message, param=param)
 
 
 def _hosted(

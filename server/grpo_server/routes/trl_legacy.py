@@ -19,6 +19,7 @@ from grpo_server.engine.work import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.routes._bodies import Ids, Numbers, described, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
+from grpo_server.routes._sampling import null_means
 from grpo_server.routes._sequences import Names, SequenceScores, id_array, score_sequences
 from grpo_server.routes._sequences import Sequence as Scored
 
@@ -32,9 +33,13 @@ class SequenceLogprobsRequest(BaseModel):
 
     sequences: Annotated[list[Ids], Field(fail_fast=True)] = Field(description="Prompt and completion in one.")
     prompt_lengths: Numbers = Field(description="Positions from there on are reported.")
-    top_logprobs: int = Field(100, ge=1, description="So many best tokens a position.")
-    temperature: float = Field(1.0, description="Logits are divided by it.")
-    response_format: Literal["json", "binary"] = Field("json", description="binary: arrays in base64.")
+    top_logprobs: Annotated[int, Field(ge=1), null_means(100)] = Field(
+        100, description="So many best tokens a position."
+    )
+    temperature: Annotated[float, null_means(1.0)] = Field(1.0, description="Logits are divided by it.")
+    response_format: Annotated[Literal["json", "binary"], null_means("json")] = Field(
+        "json", description="binary: arrays in base64."
+    )
 
 
 @router.post("/get_sequence_logprobs/", response_class=Response, openapi_extra=described(SequenceLogprobsRequest))
