@@ -46,9 +46,12 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _MEANINGS = (
     (
         "contains custom code",
-        "it needs Python code that comes with it, which runs only if you say so: trust_remote_code",
+        "it needs Python code that comes with it, which runs only if you say so: trust_remote_code (--trust-remote-code)",
     ),
-    ("trust_remote_code", "it needs Python code that comes with it, which runs only if you say so: trust_remote_code"),
+    (
+        "trust_remote_code",
+        "it needs Python code that comes with it, which runs only if you say so: trust_remote_code (--trust-remote-code)",
+    ),
     ("gated repo", "the hub gives {name} only to those who accepted its terms; accept them there, and set HF_TOKEN"),
     ("not a valid git identifier", "the hub has no such revision of {name}"),
     (

@@ -18,6 +18,7 @@ from grpo_client import wire_tensors
 from grpo_client.demo_model import locate
 from grpo_client.extras import needs_extra
 from grpo_client.protocol import ReferenceInfo, ScoreRequest, ScoreResult, Status
+from grpo_client.reading import Reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,9 +38,10 @@ class TransformersOracle:
         source = locate(name)
         files: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {}
         self._name = name
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source.path, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, **files
-        )
+        with Reading(source.path, source.gguf_file):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source.path, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, **files
+            )
         if lacking := sorted(loaded[1]["missing_keys"]):
             raise ValueError(f"the checkpoint lacks {len(lacking)} tensors of the model ({lacking[0]}, ...)")
         self.model: PreTrainedModel = loaded[0].eval()

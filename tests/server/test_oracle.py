@@ -42,3 +42,20 @@ def test_the_oracle_is_transformers_in_fp32(tmp_path: Path) -> None:
 def test_a_model_that_is_not_there_is_an_error_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(OracleFailed, match="cannot load"), open_oracle(str(tmp_path / "nothing")):
         pass
+
+
+def test_a_model_that_is_not_whole_is_no_oracle(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path, state_dict={n: t for n, t in model.state_dict().items() if "lm_head" not in n})
+    with (
+        pytest.raises(OracleFailed, match=r"lacks 1 tensors of the model \(lm_head\.weight"),
+        open_oracle(str(tmp_path)),
+    ):
+        pass
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(OracleFailed, match=r"model\.safetensors is cut off"), open_oracle(str(tmp_path)):
+        pass

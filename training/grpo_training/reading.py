@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import GGUFReader
 from grpo_client.demo_model import ModelSource, locate
 from grpo_client.model_files import UnusableModel, fault
 from grpo_client.reading import Reading
+from grpo_numerics.gguf_contents import require_all_read
 from grpo_numerics.loaded_weights import REPORT, WeightsError, require_whole
 from safetensors.torch import load_file
 from torch import Tensor
@@ -45,6 +47,7 @@ def read_model(source: ModelSource, config: ModelConfig, dtype: torch.dtype) -> 
     model, report = read
     if source.gguf_file is not None:
         _forget_gguf(model)
+        require_all_read(GGUFReader(Path(source.path, source.gguf_file)), model.config.get_text_config(decoder=True))
     require_whole(model, report)
     return model
 

@@ -12,9 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from gguf import GGUFReader
 from grpo_client.demo_model import ModelSource, locate
 from grpo_client.model_files import UnusableModel, holds_weights
 from grpo_client.reading import Reading
+from grpo_numerics.gguf_contents import require_all_read
 from grpo_numerics.loaded_weights import REPORT, WeightsError, require_whole
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -71,6 +73,7 @@ def _read_whole(source: ModelSource, options: Mapping[str, Any]) -> PreTrainedMo
     model, report = read
     if source.gguf_file:
         _forget_gguf(model)
+        require_all_read(GGUFReader(Path(source.path, source.gguf_file)), model.config.get_text_config(decoder=True))
     _all_here(model)
     require_whole(model, report)
     return model
