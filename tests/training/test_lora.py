@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -112,3 +113,26 @@ def test_a_checkpoint_of_the_other_kind_is_refused(make_config: MakeConfig, refe
     train(make_config(reference_server.url, trainer={"steps": 1, "checkpoint_every": 1}))
     with pytest.raises(CheckpointError, match="lora section"):
         train(make_config(reference_server.url, lora={}, trainer={"steps": 2, "checkpoint_every": 1}), resume=True)
+
+
+def test_an_adapter_is_gone_on_with_beside_its_own_base(
+    make_config: MakeConfig, reference_server, tiny_path: Path, tmp_path: Path
+) -> None:
+    """A checkpoint holds the adapter alone; beside other base weights it would be another policy."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_path, base)
+
+    def config(steps: int) -> TrainConfig:
+        trainer = {"steps": steps, "checkpoint_every": 1}
+        return make_config(reference_server.url, model={"name": str(base)}, lora={"r": 2}, trainer=trainer)
+
+    train(config(1))
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[-1, -1] += 1e-3
+    model.save_pretrained(base)
+    with pytest.raises(CheckpointError, match=r"the data has changed .*: model\.name"):
+        train(config(2), resume=True)
+    shutil.rmtree(base)
+    shutil.copytree(tiny_path, base)
+    assert train(config(2), resume=True)["steps"] == 2

@@ -79,8 +79,8 @@ class Evaluator:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Of the entries of each task."""
-        return {name: task.fingerprint for name, (task, _) in self._problems.items()}
+        """Of the entries of each task, under `eval.<name>`."""
+        return {f"eval.{name}": task.fingerprint for name, (task, _) in self._problems.items()}
 
     def figures(self) -> dict[str, float]:
         """Of each task `eval/<name>/reward`, `correct`, `length` (tokens) and `ended` (share); and `time/eval_s`."""

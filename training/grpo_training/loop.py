@@ -106,6 +106,7 @@ def _train(
     loaded = load_model(config.model, stop=config.rollout.stop, device=world.device, adapter=adapter)
     if config.lora is not None:
         lora.add_adapter(loaded.model, config.lora, seed=config.trainer.seed, start=config.model.name)
+    frozen = weights.frozen_fingerprint(loaded.model)
     policy = Policy(
         loaded.model,
         temperature=config.rollout.temperature,
@@ -127,7 +128,8 @@ def _train(
         config.task, loaded.tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens, seed=config.trainer.seed
     )
     evaluator = Evaluator(config, held_out, loaded, policy, world)
-    data = {"task": task.fingerprint} | {f"eval.{name}": value for name, value in evaluator.fingerprints.items()}
+    data = frozen | {"task": task.fingerprint} | evaluator.fingerprints
+    world.agree([data], "the processes read different data, or different base models: give all of them the same")
     if newest is not None:
         check_same_data(state.data, data)
     state = replace(state, data=data)
@@ -140,9 +142,9 @@ def _train(
             [reference and reference.info.fingerprint],
             "the processes are answered by different references: give all of them the same reference.urls",
         )
-        if reference:
-            policy.vocab_size = shared_vocabulary(loaded, reference.info.vocab_size)
-            sampler.keep_below(policy.vocab_size)
+        if reference and (shared := shared_vocabulary(loaded, reference.info.vocab_size)):
+            policy.vocab_size = shared
+            sampler.keep_below(shared)
         parts = Parts(
             config=config,
             loaded=loaded,

@@ -29,11 +29,12 @@ def check_same_run(then: dict[str, Any], now: TrainConfig) -> None:
 
 
 def check_same_data(then: dict[str, str] | None, now: dict[str, str]) -> None:
-    """Fingerprints of the entries by task. Raises CheckpointError naming the tasks that would be asked something else."""
+    """Fingerprints of each task's entries and of a frozen base model. Raises CheckpointError naming what has changed."""
     changed = [name for name in now if then is not None and then.get(name) != now[name]]
     if changed:
         raise CheckpointError(
-            f"the data has changed since the checkpoint was written: {', '.join(changed)} (file, or version of reasoning-gym). "
+            f"the data has changed since the checkpoint was written: {', '.join(changed)} (a file, reasoning-gym's "
+            f"version, or under lora the base model). "
             f"Put the old data back, or start a new run in another trainer.output"
         )
 

@@ -7,9 +7,11 @@ read_into(model, directory)               on every process
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
+import torch
 from grpo_numerics.loaded_weights import differing, nonfinite_tensors
 from grpo_numerics.weight_names import told
 from torch import Tensor
@@ -24,6 +26,8 @@ from grpo_training.models import LoadedModel
 from grpo_training.reading import read_tensors, unreadable
 from grpo_training.sharding import cut_like, whole
 
+_ENDS = 4096  # elements
+
 
 def gathered(model: PreTrainedModel) -> dict[str, Tensor] | None:
     """What is to be saved, in one piece, on every process; None where the model has it in one piece anyway.
@@ -37,6 +41,22 @@ def gathered(model: PreTrainedModel) -> dict[str, Tensor] | None:
         return None
     pieces = {id(tensor): whole(tensor).detach().cpu() for tensor in state.values()}
     return {name: pieces[id(tensor)] for name, tensor in state.items()}
+
+
+@torch.no_grad()
+def frozen_fingerprint(model: PreTrainedModel) -> dict[str, str]:
+    """`model.name`: SHA-256 over both ends of each weight that is not trained, before it is cut; {} where all are.
+
+    A checkpoint does not hold those weights, and an adapter means nothing beside others.
+    """
+    digest, frozen = hashlib.sha256(), False
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            flat, frozen = weight.detach().flatten(), True
+            ends = torch.cat([flat[:_ENDS], flat[-_ENDS:]]).cpu().contiguous()
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+            digest.update(ends.view(torch.uint8).numpy().tobytes())
+    return {"model.name": digest.hexdigest()} if frozen else {}
 
 
 def write(model: PreTrainedModel, directory: Path, weights: dict[str, Tensor] | None) -> None:
