@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from grpo_client import Status
 from grpo_training.config import ConfigError, TrainConfig
 from grpo_training.distributed import World
 from grpo_training.loop import train
@@ -149,6 +152,53 @@ def test_adapters_and_recomputed_layers_are_shared_too(
     train(config("auto"))
     compare(tmp_path / "ddp", tmp_path / "auto")
     compare(tmp_path / "fsdp2", tmp_path / "auto")
+
+
+PATCHY = """
+def lower_case(answer, entry):
+    return None if sum(map(ord, answer)) % 5 == 0 else sum(c.islower() for c in answer) / 6
+"""
+
+
+def test_what_is_left_out_and_what_is_uncertain_is_the_same_on_two_ranks(
+    make_config: MakeConfig,
+    reference_server,
+    tmp_path: Path,
+    on_two_ranks: OnTwoRanks,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Missing rewards and scores, one threshold of entropy and one mean of it, the share of collapsed terms."""
+    (tmp_path / "patchy_reward.py").write_text(PATCHY)
+    monkeypatch.chdir(tmp_path)
+    honest = reference_server.score
+
+    def forgetful(request: Any) -> Any:
+        """No score for a completion by what it says: the same ones however they are asked for."""
+        result = honest(request)
+        completions = [c for group in request.groups for c in group.completions]
+        lost = [Status.NONFINITE if int(c.sum()) % 4 == 0 else Status.OK for c in completions]
+        return replace(result, status=np.array(lost, dtype=np.uint8))
+
+    reference_server.score = forgetful
+
+    def config(strategy: str) -> TrainConfig:
+        return make_config(
+            reference_server.url,
+            task={"reward": "patchy_reward:lower_case", "answer_pattern": None},
+            loss={"kind": "dapo", "entropy_coef": 0.05, "top_entropy_quantile": 0.6},
+            optimizer={"eps": 1e-3},
+            collapse={"every": 1},
+            trainer={"output": str(tmp_path / strategy), "save_model": True, "gradient_accumulation": 2},
+            distributed={"strategy": strategy},
+        )
+
+    listed = tmp_path / "runs.json"
+    listed.write_text(json.dumps([config("ddp").model_dump(mode="json")]))
+    on_two_ranks("train_together", listed)
+    train(config("auto"))
+    records = learned(tmp_path / "auto")
+    assert all(r["reward/unmeasured"] > 0 and r["reference/unscored"] > 0 for r in records)
+    compare(tmp_path / "ddp", tmp_path / "auto")
 
 
 def test_what_processes_cannot_share_is_refused(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,43 @@ def test_summary() -> None:
     broken[1]["kl"] = None  # type: ignore[assignment]
     assert not summarise(broken, CONFIG)["kl_finite"]
     bare = summarise(records(3, kl=False), CONFIG)
-    assert (bare["kl_max"], bare["reference_wait_share"]) == (0.0, 0.0)
+    unmeasured = ("kl_last", "kl_max", "kl_finite", "reference_wait_share", "unscored", "steps_skipped")
+    assert [bare[name] for name in unmeasured] == [None] * len(unmeasured)
+    assert summarise([], CONFIG)["reward_gain"] is None
+
+
+def test_the_summary_tells_what_was_not_measured() -> None:
+    """Of three steps the first is whole, the second had no rewards and the third a KL that was not finite."""
+    steps = records(3)
+    for step, (skipped, unmeasured) in zip(steps, ((0.0, 1.0), (1.0, 16.0), (1.0, 0.0)), strict=True):
+        step |= {"policy/skipped": skipped, "reward/unmeasured": unmeasured, "reference/unscored": 2.0}
+    steps[1]["reward/mean"] = None  # type: ignore[assignment]
+    del steps[1]["kl"]
+    summary = summarise(steps, CONFIG)
+    assert (summary["steps_skipped"], summary["rewards_unmeasured"], summary["unscored"]) == (2, 17, 6)
+    assert summary["reward_last"] == pytest.approx((steps[0]["reward/mean"] + steps[2]["reward/mean"]) / 2)
+    assert summary["kl_finite"] is True  # where it was measured
+    steps[2]["kl"] = None  # type: ignore[assignment]
+    assert summarise(steps, CONFIG)["kl_finite"] is False
+    for step in steps:
+        step["reward/mean"] = None  # type: ignore[assignment]
+    nothing = summarise(steps, CONFIG)
+    assert (nothing["reward_first"], nothing["reward_last"], nothing["reward_gain"]) == (None, None, None)
+    json.loads(json.dumps(nothing, allow_nan=False))
+
+
+def test_what_is_not_known_is_null_at_any_depth_and_has_a_page(tmp_path: Path) -> None:
+    metrics, samples = JsonLines(tmp_path / "metrics.jsonl"), JsonLines(tmp_path / "samples.jsonl")
+    metrics.write(0, {**records(1)[0], "reward/mean": math.nan})
+    samples.write(0, {"prompt": "p", "completions": ["a", "b"], "rewards": [math.nan, 1.0]})
+    metrics.close()
+    samples.close()
+    text = (tmp_path / "samples.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["rewards"] == [None, 1.0]
+    summary = write_report(tmp_path, CONFIG, reference=None, seconds=1.0)
+    assert summary["reward_first"] is None
+    assert "not measured" in (tmp_path / "report.html").read_text()
+    json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
 
 
 def test_the_picture_shows_what_there_is() -> None:

@@ -4,7 +4,7 @@
     grpo-train --config examples/arithmetic.yaml --output runs/mine --resume
 
 Ends with status 0 when the run is done, 2 when it was told something impossible, 1 when the reference, a rollout server, a
-checkpoint or the disk failed it. Errors and the log go to stderr.
+checkpoint or the disk failed it, and when no step changed a weight. Errors and the log go to stderr.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def run_with_display(
 
     from grpo_training.distributed import is_main_process
     from grpo_training.loop import train
+    from grpo_training.plots import NOT_MEASURED
     from grpo_training.progress import Display
 
     keep_freed_pages()
@@ -94,7 +95,8 @@ def run_with_display(
         return summary
     table = Table(box=None, show_header=False, padding=(0, 2))
     for name in _SHOWN:
-        table.add_row(name.replace("_", " "), f"{summary[name]:.4g}")
+        value = summary[name]
+        table.add_row(name.replace("_", " "), NOT_MEASURED if value is None else f"{value:.4g}")
     console.print(table)
     console.print(f"report: {config.trainer.output / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
     return summary

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -61,9 +61,13 @@ class CollapseMonitor:
         self._terms += terms.numel()
         self._zeros += int((terms == 0).sum())
 
+    def pool_terms(self, summed: Callable[[Tensor], Tensor]) -> None:
+        """Count the terms of all processes; summed adds a (2,) vector up over them."""
+        self._terms, self._zeros = (int(n) for n in summed(torch.tensor([self._terms, self._zeros])))
+
     def saw_max_logit(self, value: float) -> None:
         """A largest logit that somebody else has found."""
-        self._max_logit = max(self._max_logit, value)
+        self._max_logit = value if math.isnan(value) else max(self._max_logit, value)
 
     @torch.no_grad()
     def before_step(self, parameters: Iterable[Tensor]) -> None:
@@ -92,7 +96,7 @@ class CollapseMonitor:
         figures, self._figures = self._figures, {}
         if self._terms:
             figures["zero_share"] = self._zeros / self._terms
-        if self._max_logit > -math.inf:
+        if self._max_logit != -math.inf:
             figures["max_logit"] = self._max_logit
         self._terms = self._zeros = 0
         self._max_logit = -math.inf

@@ -138,6 +138,14 @@ class World:
         """Summed over the ranks, in fp64; on CPU."""
         return self._gathered(values).sum(0)
 
+    def values(self, mine: Tensor) -> Tensor:
+        """(N,) values of this rank, any number -> (M,) of all ranks, in the order of ranks; fp64, on CPU."""
+        counts = [int(n) for n in self._gathered(torch.tensor([len(mine)])).flatten()]
+        padded = torch.zeros(max(counts), dtype=torch.float64, device=mine.device)
+        padded[: len(mine)] = mine.detach()
+        parts = self._gathered(padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
     def maxima(self, figures: Mapping[str, float]) -> dict[str, float]:
         """The largest of each figure over the ranks, which have the same ones in the same order."""
         values = torch.tensor(list(figures.values()), dtype=torch.float64)

@@ -20,8 +20,10 @@ from grpo_training.metrics import JsonLines, TensorBoard, read_records
 from grpo_training.models import LoadedModel
 from grpo_training.plots import EVALUATIONS
 from grpo_training.policy import Policy
+from grpo_training.rewards import tell_unmeasured
 from grpo_training.rollout import Rollout, sample
 from grpo_training.step import step_seed
+from grpo_training.step_figures import mean_of_known
 from grpo_training.tasks import Judged, Problem, Task
 
 ONLY_TASK = "held_out"
@@ -83,13 +85,16 @@ class Evaluator:
         return {f"eval.{name}": task.fingerprint for name, (task, _) in self._problems.items()}
 
     def figures(self) -> dict[str, float]:
-        """Of each task `eval/<name>/reward`, `correct`, `length` (tokens) and `ended` (share); and `time/eval_s`."""
+        """Of each task `eval/<name>/reward`, `correct`, `length` (tokens) and `ended` (share); and `time/eval_s`.
+
+        The reward is the mean of those that are known, NaN where none is.
+        """
         started = time.perf_counter()
         found: dict[str, float] = {}
         for name, (task, problems) in self._problems.items():
             judged, lengths, ended = self._answers(task, problems)
             found |= {
-                f"eval/{name}/reward": sum(j.reward for j in judged) / len(judged),
+                f"eval/{name}/reward": mean_of_known([j.reward for j in judged]),
                 f"eval/{name}/correct": sum(j.correct for j in judged) / len(judged),
                 f"eval/{name}/length": sum(lengths) / len(lengths),
                 f"eval/{name}/ended": sum(ended) / len(ended),
@@ -101,6 +106,7 @@ class Evaluator:
         # As many rows at once as a training step samples: what fits there fits here.
         at_once = max(1, rollout.prompts_per_step * rollout.group_size // options.completions)
         judged: list[Judged] = []
+        places: list[str] = []
         lengths: list[int] = []
         ended: list[bool] = []
         for start in range(0, len(problems), at_once):
@@ -109,8 +115,11 @@ class Evaluator:
             for problem, group in zip(asked, answers.completions(), strict=True):
                 texts = self._loaded.tokenizer.batch_decode(group, skip_special_tokens=True)
                 judged += [task.judge(problem, text) for text in texts]
+                places += [problem.where] * len(texts)
             lengths += answers.lengths.tolist()
             ended += answers.ended.tolist()
+        if self._world.main:
+            tell_unmeasured(judged, places, name=task.reward_name, when="evaluation")
         return judged, lengths, ended
 
     def _sampled(self, asked: Sequence[Problem], seed: int) -> Rollout:

@@ -21,7 +21,7 @@ import torch
 from grpo_training import adapters, lora, weights
 from grpo_training.beginning import check_output, shared_vocabulary
 from grpo_training.checkpoint import Checkpoints, TrainerState, load_checkpoint
-from grpo_training.config import ConfigError, TrainConfig
+from grpo_training.config import ConfigError, NothingTrained, TrainConfig
 from grpo_training.disk import disk_faults
 from grpo_training.distributed import World
 from grpo_training.evaluation import EvaluationLog, Evaluator, held_out_tasks
@@ -64,7 +64,7 @@ def train(
     resume: go on from the newest checkpoint in the output directory, or start when there is none. overwrite: start
     anew in a directory that holds a run. Raises ConfigError, CheckpointError, or the client's errors when the
     reference stays away for longer than `reference.max_wait` or is another one, RolloutError when a rollout server does,
-    OutputError when the disk is full.
+    OutputError when the disk is full, NothingTrained, after the report is written, when no step changed a weight.
     """
     world = World.join(config)
     with disk_faults(config.trainer.output):
@@ -159,21 +159,29 @@ def _train(
         )
         if observer:
             observer.started(config, state.step, reference.info.model if reference else None)
-        _steps(parts, evaluator, state, checkpoints, observer)
+        updates = _steps(parts, evaluator, state, checkpoints, observer)
         reference_info = reference.info.model_dump() if reference else None
     trained = weights.gathered(loaded.model) if config.trainer.save_model else None
     if not world.main:
         return {}
     if config.trainer.save_model:
         weights.write_final(config, loaded, trained)
-    return write_report(
+    summary = write_report(
         output, config, reference=reference_info, seconds=time.perf_counter() - began, first_step=state.step
     )
+    if state.step < config.trainer.steps and not updates:
+        raise NothingTrained(
+            f"no step changed a weight; of all completions {summary['rewards_unmeasured']} had a reward that is None or "
+            f"not finite, {summary['unscored'] or 0} could not be scored by the reference: {output / 'metrics.jsonl'}"
+        )
+    return summary
 
 
 def _steps(
     parts: Parts, evaluator: Evaluator, state: TrainerState, checkpoints: Checkpoints, observer: Observer | None
-) -> None:
+) -> int:
+    """Do the steps that are left; returns how many of them changed the weights."""
+    updates = 0
     config = parts.config
     every = config.trainer.checkpoint_every
     main = parts.world.main
@@ -185,6 +193,7 @@ def _steps(
         evaluations.after(state.step, evaluator, observer)
         for step in range(state.step, config.trainer.steps):
             report = grpo_step(parts, step)
+            updates += not report.figures["policy/skipped"]
             for sink in sinks:
                 sink.write(step, report.figures)
             if samples is not None:
@@ -209,6 +218,7 @@ def _steps(
                 )
                 if observer:
                     observer.saved(path)
+    return updates
 
 
 def _reference(config: TrainConfig, fingerprint: str | None) -> Any:

@@ -74,6 +74,10 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity: they become null."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null, at any depth."""
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -27,6 +27,7 @@ from grpo_training.config import TrainConfig
 from grpo_training.metrics import read_records
 
 EVALUATIONS = "eval.jsonl"
+NOT_MEASURED = "not measured"
 WINDOW = 10  # steps that the summary and the smooth lines average over
 
 _PAGE = """<!doctype html>
@@ -75,24 +76,34 @@ def summarise(
     seconds: float = 0.0,
     first_step: int = 0,
 ) -> dict[str, Any]:
-    """The run in a dozen figures. first/last are means over the first and last WINDOW steps."""
+    """The run in a dozen figures. first/last are means over the first and last WINDOW steps.
+
+    What was never measured is None: a mean of nothing is not 0, and a KL that nobody asked for is not finite. Counted are
+    steps_skipped, which changed no weight, rewards_unmeasured and unscored, the completions that were left out.
+    """
     rewards, correct = column(records, "reward/mean"), column(records, "reward/correct")
     kl, wait, whole = (column(records, n) for n in ("kl", "time/reference_wait_s", "time/step_s"))
+    known_kl = kl[np.isfinite(kl)]
+    # A step in which nothing could be scored has no such figure; one whose figure is null had it and it was not finite.
+    kl_seen = ["kl" in record for record in records]
     return {
         "steps": len(records),
+        "steps_skipped": _total(records, "policy/skipped"),
+        "rewards_unmeasured": _total(records, "reward/unmeasured"),
+        "unscored": _total(records, "reference/unscored"),
         "seed": config.trainer.seed,
         "reward_first": _mean(rewards[:WINDOW]),
         "reward_last": _mean(rewards[-WINDOW:]),
-        "reward_gain": _mean(rewards[-WINDOW:]) - _mean(rewards[:WINDOW]),
+        "reward_gain": _difference(_mean(rewards[-WINDOW:]), _mean(rewards[:WINDOW])),
         "correct_first": _mean(correct[:WINDOW]),
         "correct_last": _mean(correct[-WINDOW:]),
         "kl_last": _mean(kl[-WINDOW:]),
-        "kl_max": float(np.max(kl)) if len(kl) else 0.0,
-        "kl_finite": bool(np.isfinite(kl).all()),
+        "kl_max": float(known_kl.max()) if len(known_kl) else None,
+        "kl_finite": bool(np.isfinite(kl[kl_seen]).all()) if any(kl_seen) else None,
         "length_first": _mean(column(records, "completion/length")[:WINDOW]),
         "length_last": _mean(column(records, "completion/length")[-WINDOW:]),
-        "step_s_median": float(np.median(whole)) if len(whole) else 0.0,
-        "reference_wait_share": float(wait.sum() / whole.sum()) if len(wait) else 0.0,
+        "step_s_median": float(np.median(whole)) if len(whole) else None,
+        "reference_wait_share": float(np.nansum(wait) / whole.sum()) if len(wait) else None,
         "seconds_since_step": {"first_step": first_step, "seconds": round(seconds, 1)},
         "reference": None if reference is None else dict(reference),
         "versions": {
@@ -137,12 +148,12 @@ def draw(records: Sequence[Mapping[str, Any]], *, title: str, evaluations: Seque
     return figure
 
 
-def _evaluated(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Of each held-out task its first, last and best mean reward."""
+def _evaluated(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Of each held-out task its first, last and best mean reward; None where it was not measured."""
     names = dict.fromkeys(key.split("/")[1] for record in evaluations for key in record if key.startswith("eval/"))
     rewards = {name: column(evaluations, f"eval/{name}/reward") for name in names}
     return {
-        name: {"reward_first": float(r[0]), "reward_last": float(r[-1]), "reward_best": float(np.nanmax(r))}
+        name: {"reward_first": _mean(r[:1]), "reward_last": _mean(r[-1:]), "reward_best": _largest(r)}
         for name, r in rewards.items()
     }
 
@@ -156,7 +167,8 @@ def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str, label:
 
 def running_mean(values: np.ndarray) -> np.ndarray:
     """Mean of each step and up to WINDOW - 1 before it; a step without a value does not count."""
-    return np.array([_mean(values[max(0, i - WINDOW + 1) : i + 1]) for i in range(len(values))])
+    means = [_mean(values[max(0, i - WINDOW + 1) : i + 1]) for i in range(len(values))]
+    return np.array([math.nan if mean is None else mean for mean in means])
 
 
 def column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
@@ -166,27 +178,47 @@ def column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     return np.array([math.nan if record.get(name) is None else record[name] for record in records], dtype=float)
 
 
-def _mean(values: np.ndarray) -> float:
+def _mean(values: np.ndarray) -> float | None:
+    """Of the finite ones; None where there is none."""
     finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else 0.0
+    return float(finite.mean()) if len(finite) else None
+
+
+def _largest(values: np.ndarray) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(finite.max()) if len(finite) else None
+
+
+def _difference(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def _total(records: Sequence[Mapping[str, Any]], name: str) -> int | None:
+    """A count over all steps; None where no step has it."""
+    values = column(records, name)
+    return int(np.nansum(values)) if len(values) else None
 
 
 def _page(picture: bytes, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], config: TrainConfig) -> str:
-    numbers = {k: v for k, v in summary.items() if isinstance(v, bool | int | float)}
+    numbers = {
+        k: v for k, v in summary.items() if (v is None and k != "reference") or isinstance(v, bool | int | float)
+    }
     for name, figures in summary["eval"].items():
         numbers |= {f"held out: {html.escape(name)}, {k}": v for k, v in figures.items()}
     shown = [samples[0], samples[len(samples) // 2], samples[-1]] if samples else []
     rows = "".join(
         f"<tr><td>step {s['step']}<br><code>{html.escape(s['prompt'])}</code></td><td><code>"
-        + "<br>".join(f"{r:.2f} {html.escape(repr(c))}" for r, c in zip(s["rewards"], s["completions"], strict=True))
+        + "<br>".join(
+            f"{_short(r)} {html.escape(repr(c))}" for r, c in zip(s["rewards"], s["completions"], strict=True)
+        )
         + "</code></td></tr>"
         for s in shown
     )
     return _PAGE.format(
         title=f"GRPO run, {summary['steps']} steps",
         lead=(
-            f"Mean reward {summary['reward_first']:.3f} over the first {WINDOW} steps, {summary['reward_last']:.3f} "
-            f"over the last {WINDOW}."
+            f"Mean reward {_short(summary['reward_first'])} over the first {WINDOW} steps, "
+            f"{_short(summary['reward_last'])} over the last {WINDOW}."
         ),
         picture=base64.b64encode(picture).decode(),
         figures="".join(f"<tr><th>{k}</th><td>{_short(v)}</td></tr>" for k, v in numbers.items()),
@@ -195,5 +227,7 @@ def _page(picture: bytes, summary: Mapping[str, Any], samples: Sequence[Mapping[
     )
 
 
-def _short(value: bool | int | float) -> str:
+def _short(value: bool | int | float | None) -> str:
+    if value is None:
+        return NOT_MEASURED
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -5,6 +5,7 @@ Where the output is not a terminal (a log file, CI) one line is written per step
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from pathlib import Path
 from types import TracebackType
@@ -75,7 +76,7 @@ class Display:
 
     def stepped(self, step: int, report: StepReport) -> None:
         for name, values in self._history.items():
-            if name in report.figures:
+            if math.isfinite(report.figures.get(name, math.nan)):
                 values.append(report.figures[name])
         self._sample = report.sample
         self._progress.update(self._bar, completed=step + 1)

@@ -5,60 +5,33 @@
 
 The reference works while rewards and the policy's forward are computed; how long the step then still waits for it is
 measured. Everything random follows from (seed, step). Where several processes run, each does this with its own groups, and
-what is counted, averaged or logged is the whole step's.
+what is counted, averaged or logged is the whole step's. What follows the rewards is in `update`.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_training.config import TrainConfig
-from grpo_training.distributed import World
-from grpo_training.losses import LossTerms, Totals, group_advantages, mean_metrics
-from grpo_training.models import LoadedModel
-from grpo_training.objective import (
-    PortionData,
-    correction_in_use,
-    needs_entropies,
-    penalised,
-    portion_loss,
-)
-from grpo_training.policy import Policy
-from grpo_training.reference import Pending, Reference
+from grpo_training.losses import group_advantages
+from grpo_training.objective import penalised
+from grpo_training.parts import Clock, Parts, Scores, step_seed
+from grpo_training.reference import Pending
+from grpo_training.rewards import tell_unmeasured
 from grpo_training.rollout import Rollout
-from grpo_training.sampling import Sampler
-from grpo_training.sharding import whole
 from grpo_training.step_figures import describe, rows_of
-from grpo_training.tasks import Task
-from grpo_training.watch import CollapseWatch
+from grpo_training.update import Update
 
-
-@dataclass(frozen=True)
-class Parts:
-    """What a step works with. reference is None when beta is 0: then nothing is asked of the server."""
-
-    config: TrainConfig
-    loaded: LoadedModel
-    policy: Policy
-    task: Task
-    sampler: Sampler
-    watch: CollapseWatch
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    reference: Reference | None
-    world: World
+__all__ = ["Parts", "Sample", "StepReport", "grpo_step", "step_seed"]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One group of the step, to be looked at by a person."""
+    """One group of the step, to be looked at by a person. A reward that is not known is NaN."""
 
     prompt: str
     completions: list[str]
@@ -71,28 +44,6 @@ class StepReport:
 
     figures: dict[str, float]
     sample: Sample
-
-
-# (S, C) log-probs and (S,) which of them may be used; None while they have not been collected.
-Scores = tuple[Tensor, Tensor] | None
-
-
-class Clock:
-    """Seconds spent in each named part of a step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-
-
-def step_seed(seed: int, step: int) -> int:
-    """A seed for this step alone, unrelated to its neighbours'."""
-    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def grpo_step(parts: Parts, step: int) -> StepReport:
@@ -109,8 +60,10 @@ def grpo_step(parts: Parts, step: int) -> StepReport:
     pending = parts.reference.submit(portions) if parts.reference else None
     with clock("reward"):
         texts = _texts(parts, rollout)
-        judged = [parts.task.judge(problems[i // rollout.group_size], text) for i, text in enumerate(texts)]
-        rewards = torch.tensor([j.reward for j in judged])
+        of = [problems[i // rollout.group_size] for i in range(len(texts))]
+        judged = [parts.task.judge(problem, text) for problem, text in zip(of, texts, strict=True)]
+        tell_unmeasured(judged, [p.where for p in of], name=parts.task.reward_name, when=f"step {step + 1}")
+        rewards = torch.tensor([j.reward for j in judged], dtype=torch.float64)
     scores: list[Scores] = [None] * len(portions)
     figures: dict[str, float] = {}
     earned = rewards
@@ -118,9 +71,11 @@ def grpo_step(parts: Parts, step: int) -> StepReport:
         scores, earned, figures = _penalise(parts, portions, pending, rewards, clock)
     rows = world.rows(rows_of(rollout, earned, rewards, judged), config)  # (S, 6) of all processes
     advantages = group_advantages(rows[:, 0], rollout.group_size, scale=config.loss.scale_advantages)[share.rows]
+    kept = rows[share.rows, 0].isfinite()
     parts.watch.begin(step, parts.policy, portions)
-    figures |= _update(parts, step, portions, advantages.to(rollout.ids.device), pending, scores, clock)
-    figures |= world.maxima(parts.watch.figures()) | describe(rows, rollout)
+    device = rollout.ids.device
+    figures |= Update(parts, step, portions, advantages.to(device), kept.to(device), pending, scores, clock).run()
+    figures |= world.maxima(parts.watch.figures(world.sum)) | describe(rows, rollout)
     slowest = {f"time/{name}_s": seconds for name, seconds in clock.seconds.items()}
     slowest["time/step_s"] = time.perf_counter() - started
     if pending:
@@ -140,12 +95,13 @@ def _penalise(
 ) -> tuple[list[Scores], Tensor, dict[str, float]]:
     """The reference's scores, the rewards less the KL, and its figures. The reference is waited for before the update.
 
-    What the policy itself sampled has its log-probs already; what another engine sampled is scored by the policy first.
+    What the policy itself sampled has its log-probs already; what another engine sampled is scored by the policy first. A
+    completion that the reference could not score has no such reward: it is NaN.
     """
     options = parts.config.loss
     scores: list[Scores] = []
     earned: list[Tensor] = []
-    figures = {"kl": 0.0}
+    total, tokens = 0.0, 0.0
     for portion, mine, under_way in zip(portions, rewards.chunk(len(portions)), pending, strict=True):
         policy = portion.logprobs
         if parts.sampler.foreign:
@@ -156,91 +112,8 @@ def _penalise(
         mask = portion.mask & usable[:, None]
         shaped, kl = penalised(mine.to(policy.device), policy, reference, mask, options)
         scores.append((reference, usable))
-        earned.append(shaped.cpu())
-        figures["kl"] += kl * float(portion.mask.sum())
-    tokens = float(sum(p.mask.sum() for p in portions))
-    whole_step = parts.world.sum(torch.tensor([figures["kl"], tokens], dtype=torch.float64))
-    figures["kl"] = float(whole_step[0] / whole_step[1])
-    return scores, torch.cat(earned), figures
-
-
-def _update(
-    parts: Parts,
-    step: int,
-    portions: list[Rollout],
-    advantages: Tensor,
-    pending: list[Pending] | None,
-    scores: list[Scores],
-    clock: Clock,
-) -> dict[str, float]:
-    """Optimizer steps on one batch of rollouts; returns the figures of the last one."""
-    config, world = parts.config, parts.world
-    totals = Totals(
-        sequences=sum(len(p.ids) for p in portions) * world.size,
-        tokens=int(world.sum(torch.stack([p.mask.sum() for p in portions])).sum()),
-        portions=len(portions),
-        max_tokens=config.rollout.max_new_tokens,
-    )
-    correction = correction_in_use(config.loss, foreign=parts.sampler.foreign)
-    shares = advantages.chunk(len(portions))
-    old: list[Tensor | None] = [None] * len(portions)
-    figures: dict[str, float] = {}
-    if config.lora is not None and config.lora.dropout > 0:  # the one thing that draws from torch's own generator
-        torch.manual_seed(step_seed(config.trainer.seed, step) + world.rank)
-    for iteration in range(config.trainer.iterations):
-        terms: list[LossTerms] = []
-        gap = torch.zeros(())
-        for i, portion in enumerate(portions):
-            with clock("forward"):
-                entropies_too = needs_entropies(config.loss) or portion.entropy is None
-                logprobs, entropies = world.forward(
-                    lambda of=portion, too=entropies_too: parts.policy.scores(of, entropies=too),
-                    last=i + 1 == len(portions),
-                )
-            if pending and scores[i] is None:
-                with clock("reference_wait"):
-                    scores[i] = pending[i].collect()
-            if iteration == 0:
-                # With the policy as its own sampler the weights are the same: a gap is the error of one of the two.
-                gap = torch.maximum(gap, (logprobs.detach() - portion.logprobs).abs().max().cpu())
-                old[i] = logprobs.detach()
-                parts.watch.saw_terms(logprobs, portion.mask)
-            reference, usable = scores[i] or (None, None)
-            before = old[i]
-            assert before is not None
-            data = PortionData(
-                logprobs=logprobs,
-                entropies=entropies,
-                old=before,
-                sampler=portion.logprobs,
-                reference=reference,
-                mask=portion.mask if usable is None else portion.mask & usable[:, None],
-                advantages=shares[i],
-            )
-            with clock("backward"):
-                portion_totals = totals
-                if config.loss.kind == "bnpo":
-                    portion_totals = replace(totals, portion_tokens=int(world.sum(data.mask.sum())))
-                terms.append(portion_loss(data, config.loss, portion_totals, correction=correction))
-                world.backward(terms[-1].loss)
-        if iteration == 0:
-            figures |= world.maxima({"policy/sampler_gap": float(gap)})
-        with clock("optimizer"):
-            figures |= mean_metrics(terms, summed=world.sum) | _optimize(parts)
-    parts.scheduler.step()
-    return figures
-
-
-def _optimize(parts: Parts) -> dict[str, float]:
-    """Clip, step, clear. A step whose gradient is not finite is left out, and counted."""
-    limit = parts.config.optimizer.max_grad_norm
-    norm = torch.nn.utils.clip_grad_norm_(parts.loaded.model.parameters(), float("inf") if limit is None else limit)
-    norm = whole(norm)
-    usable = bool(torch.isfinite(norm))
-    lr = float(parts.optimizer.param_groups[0]["lr"])
-    if usable:
-        parts.watch.before_update(parts.loaded.model.parameters())
-        parts.optimizer.step()
-        parts.watch.after_update()
-    parts.optimizer.zero_grad(set_to_none=True)
-    return {"policy/grad_norm": float(norm), "policy/lr": lr, "policy/skipped": float(not usable)}
+        earned.append(shaped.masked_fill(~usable, math.nan).cpu())
+        here = float(mask.sum())
+        total, tokens = total + kl * here, tokens + here
+    total, tokens = parts.world.sum(torch.tensor([total, tokens], dtype=torch.float64)).tolist()
+    return scores, torch.cat(earned), {"kl": total / tokens} if tokens else {}

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo_training.config import ConfigError, TaskConfig
 from grpo_training.entries import Entry, Source, open_source
+from grpo_training.rewards import as_reward
 from grpo_training.templates import Template
 
 _SLACK = 8  # tokens beyond a text's bytes that a tokenizer may make of it: BOS, a space put in front
@@ -29,16 +30,18 @@ Scorer = Callable[[str | None, Entry], float]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One entry of the dataset and the prompt that asks for it, as token ids."""
+    """One entry of the dataset and the prompt that asks for it, as token ids. where: its place, in words."""
 
     entry: Entry
     prompt_text: str
     prompt_ids: list[int]
+    where: str = "a row"
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What a completion earned. correct: the answer is right by the dataset's scorer, whatever the reward says."""
+    """What a completion earned, NaN where that is not known. correct: the answer is right by the dataset's scorer, whatever
+    the reward says."""
 
     reward: float
     correct: bool
@@ -67,6 +70,7 @@ class Task:
         """Of the entries: a resumed run must be asked the same ones."""
         self._scorer = _scorer(source)
         self._reward = _reward(config.reward, self._scorer)
+        self.reward_name = config.reward
         self._pattern = None if config.answer_pattern is None else _compile(config.answer_pattern)
         if source.dataset is None:
             self._check_all()
@@ -90,11 +94,13 @@ class Task:
     def judge(self, problem: Problem, completion: str) -> Judged:
         """Reward a completion's text (special tokens already removed).
 
-        Judges get a copy of the entry each: what they do to it reaches no later prompt and no other completion.
+        Judges get a copy of the entry each: what they do to it reaches no later prompt and no other completion. Raises
+        ConfigError for a reward that is no number.
         """
         answer = self._find_answer(completion)
+        reward = self._reward(answer, copy.deepcopy(problem.entry))
         return Judged(
-            reward=float(self._reward(answer, copy.deepcopy(problem.entry))),
+            reward=as_reward(reward, name=self.reward_name, where=problem.where),
             correct=float(self._scorer(answer, copy.deepcopy(problem.entry))) >= 1.0,
             answer=answer,
         )
@@ -117,7 +123,7 @@ class Task:
                 f"{where}: a prompt has {len(ids)} tokens, allowed are 1 to {self._max_prompt_tokens} "
                 f"(rollout.max_prompt_tokens): {text[:80]!r}"
             )
-        return Problem(entry, text, ids)
+        return Problem(entry, text, ids, where)
 
     def _prompt(self, question: str) -> str:
         if not self._config.chat:

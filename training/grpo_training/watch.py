@@ -7,13 +7,14 @@ more for its largest logit, which the fused head never forms. Steps between cost
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from grpo_client.protocol import Normalizer
 from torch import Tensor
 
 from grpo_training.collapse import CollapseMonitor
 from grpo_training.config import CollapseConfig
+from grpo_training.masks import boolean_mask
 from grpo_training.policy import Policy
 from grpo_training.rollout import Rollout
 
@@ -38,9 +39,10 @@ class CollapseWatch:
             self._monitor.saw_max_logit(max(policy.max_logit(portion) for portion in portions))
 
     def saw_terms(self, logprobs: Tensor, mask: Tensor) -> None:
-        """logprobs: (S, C) of the policy; their zeros are loss terms that have been rounded away."""
+        """logprobs: (S, C) of the policy; their zeros are loss terms that have been rounded away. mask: (S, C), what is
+        trained on."""
         if self._watching:
-            self._monitor.saw_terms(logprobs[mask])
+            self._monitor.saw_terms(logprobs[boolean_mask(mask, logprobs.shape)])
 
     def before_update(self, parameters: Iterable[Tensor]) -> None:
         """The gradients are in place."""
@@ -52,10 +54,15 @@ class CollapseWatch:
         if self._watching:
             self._monitor.after_step()
 
-    def figures(self) -> dict[str, float]:
-        """`collapse/zero_share`, `max_logit`, `cosine` and `norm_growth`; empty on a step that was not watched."""
+    def figures(self, summed: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
+        """`collapse/zero_share`, `max_logit`, `cosine` and `norm_growth`; empty on a step that was not watched.
+
+        summed: adds a (N,) vector up over processes, so that the share is of all their terms. A collective then.
+        """
         if not self._watching:
             return {}
+        if summed is not None:
+            self._monitor.pool_terms(summed)
         figures = self._monitor.figures()
         share = figures.get("zero_share", 0.0)
         if share >= self._config.warn_at and not self._warned:

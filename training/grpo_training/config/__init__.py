@@ -8,7 +8,7 @@ An unknown field is refused with the name it was probably meant to be. Nothing h
 from __future__ import annotations
 
 from .data import EvalConfig, RolloutConfig, TaskConfig
-from .errors import CheckpointError, ConfigError, OutputError, RolloutError
+from .errors import CheckpointError, ConfigError, NothingTrained, OutputError, RolloutError
 from .learning import (
     CollapseConfig,
     Correction,
@@ -36,6 +36,7 @@ __all__ = [
     "LossConfig",
     "LossKind",
     "ModelConfig",
+    "NothingTrained",
     "OptimizerConfig",
     "OrthoGradConfig",
     "OutputError",

@@ -17,3 +17,7 @@ class RolloutError(RuntimeError):
 
 class OutputError(RuntimeError):
     """What a run makes cannot be written: the disk is full or read-only; the message says where and why."""
+
+
+class NothingTrained(RuntimeError):
+    """A run came to its end and no step of it changed a weight; the message says what each lacked."""
