@@ -31,6 +31,7 @@ from grpo_client.errors import (
     ServerFailed,
     Unavailable,
 )
+from grpo_client.inputs import Completions, Ids, Prompts, WantedIds
 from grpo_client.policy import RetryPolicy
 from grpo_client.protocol import (
     EXTRAS,
@@ -38,14 +39,12 @@ from grpo_client.protocol import (
     CompletionScores,
     Extra,
     Group,
-    Ids,
     Normalizer,
     ReferenceInfo,
     ScoreRequest,
     ScoreResult,
     Status,
     Usage,
-    WantedIds,
 )
 from grpo_client.retry_log import Retry
 from grpo_client.settings import ClientOptions
@@ -61,6 +60,7 @@ __all__ = [
     "ClientClosed",
     "ClientOptions",
     "CompletionScores",
+    "Completions",
     "ConnectionFailed",
     "DeadlineExceeded",
     "Encoding",
@@ -76,6 +76,7 @@ __all__ = [
     "NotAuthorized",
     "NotFound",
     "Prompt",
+    "Prompts",
     "ProtocolError",
     "ReferenceClient",
     "ReferenceInfo",

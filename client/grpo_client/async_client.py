@@ -13,8 +13,9 @@ from grpo_client.calls import Call, Encoding, Reply, info_call, raise_for_status
 from grpo_client.core import ClientCore
 from grpo_client.errors import APIError, ConnectionFailed
 from grpo_client.forks import PerProcess
+from grpo_client.inputs import Completions, Prompts, WantedIds
 from grpo_client.policy import RetryPolicy
-from grpo_client.protocol import Extra, Ids, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult, WantedIds
+from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult
 from grpo_client.settings import (
     DEFAULT_IN_FLIGHT,
     DEFAULT_REQUEST_TOKENS,
@@ -94,8 +95,8 @@ class AsyncReferenceClient:
 
     async def score(
         self,
-        prompts: Sequence[Ids],
-        completions: Sequence[Sequence[Ids]] | Sequence[Ids],
+        prompts: Prompts,
+        completions: Completions,
         *,
         temperature: float | Sequence[float] = 1.0,
         normalizer: Normalizer = "softmax",

@@ -15,8 +15,9 @@ from grpo_client.calls import Encoding, info_call, raise_for_status, ready_call
 from grpo_client.core import ClientCore
 from grpo_client.errors import APIError, ConnectionFailed
 from grpo_client.forks import PerProcess
+from grpo_client.inputs import Completions, Prompts, WantedIds
 from grpo_client.policy import RetryPolicy
-from grpo_client.protocol import Extra, Ids, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult, WantedIds
+from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult
 from grpo_client.settings import (
     DEFAULT_IN_FLIGHT,
     DEFAULT_REQUEST_TOKENS,
@@ -83,8 +84,8 @@ class ReferenceClient:
 
     def score(
         self,
-        prompts: Sequence[Ids],
-        completions: Sequence[Sequence[Ids]] | Sequence[Ids],
+        prompts: Prompts,
+        completions: Completions,
         *,
         temperature: float | Sequence[float] = 1.0,
         normalizer: Normalizer = "softmax",
@@ -133,8 +134,8 @@ class ReferenceClient:
 
     def submit(
         self,
-        prompts: Sequence[Ids],
-        completions: Sequence[Sequence[Ids]] | Sequence[Ids],
+        prompts: Prompts,
+        completions: Completions,
         *,
         temperature: float | Sequence[float] = 1.0,
         normalizer: Normalizer = "softmax",

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import TypedDict
 
 from grpo_client.calls import Call, Reply, read_info, read_scores, score_call
+from grpo_client.inputs import WantedIds
 from grpo_client.pin import FingerprintPin
-from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreResult, WantedIds
+from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreResult
 from grpo_client.request_values import check_values
 from grpo_client.retry_log import RetryLog
 from grpo_client.settings import ClientSettings

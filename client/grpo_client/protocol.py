@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Literal, SupportsIndex, overload
+from typing import Literal, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from grpo_client import arguments, shown
 from grpo_client.id_lists import check_counts, group_completions, id_vector, read_wanted_ids
+from grpo_client.inputs import Completions, Prompts, WantedIds
 
 Normalizer = Literal["softmax", "stablemax"]
 Extra = Literal["entropy", "logsumexp", "rank"]
@@ -33,10 +34,6 @@ ROUTE_REFERENCE = "/v1/reference"
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
-# Token ids as callers have them: lists, or arrays of any integer type. A tensor of any framework is taken as well.
-Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
-# Per group and completion, (C, k) ids to score at each of the C positions.
-WantedIds = Sequence[Sequence[Sequence[Ids] | npt.NDArray[np.integer[Any]]]]
 
 
 class Status(IntEnum):
@@ -81,8 +78,8 @@ class ScoreRequest:
     @classmethod
     def of(
         cls,
-        prompts: Sequence[Ids],
-        completions: Sequence[Sequence[Ids]] | Sequence[Ids],
+        prompts: Prompts,
+        completions: Completions,
         *,
         temperature: float | Sequence[float] = 1.0,
         normalizer: Normalizer = "softmax",

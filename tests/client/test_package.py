@@ -22,6 +22,8 @@ EXPORTS = [
     "ClientClosed",
     "ClientOptions",
     "CompletionScores",
+    "Completions",
+    "Prompts",
     "ConnectionFailed",
     "DeadlineExceeded",
     "Encoding",
@@ -113,3 +115,10 @@ def test_every_argument_has_a_name_that_an_editor_can_show(kind: type, name: str
     assert wanted <= parameters.keys()
     with pytest.raises(TypeError, match="nothing_of_the_kind"):
         getattr(kind, name)(None, None, nothing_of_the_kind=1)
+
+
+def test_the_package_is_a_command_too() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "grpo_client", "--version"], capture_output=True, text=True, check=False
+    )
+    assert ran.stdout == f"grpo-client {grpo_client.__version__}\n", ran.stderr
