@@ -8,7 +8,6 @@ route asks for is not read.
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from grpo_server import content_coding
 from grpo_server.byte_budget import ByteBudget
+from grpo_server.byte_store import ByteStore
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.middleware.pace import Pace
 
@@ -131,31 +131,33 @@ class BodyLimit:
 
 
 class _Body:
-    """Bytes in one growing buffer, every one of them charged until `release`."""
+    """The bytes of one body, every one of them charged until `release`."""
 
     def __init__(self, budget: ByteBudget) -> None:
         self._budget = budget
-        self._buffer = io.BytesIO()
+        self._store = ByteStore()
         self._charged = 0
-        self.size = 0
+
+    @property
+    def size(self) -> int:
+        return self._store.size
 
     def add(self, data: bytes) -> None:
         """Raises ServiceError when there is no room."""
         self._budget.charge(len(data), self._charged)
         self._charged += len(data)
-        self.size += len(data)
-        self._buffer.write(data)
+        self._store.add(data)
 
     def take(self) -> bytes:
-        """The bytes, which are not copied; the buffer is empty then."""
-        buffer, self._buffer, self.size = self._buffer, io.BytesIO(), 0
-        return buffer.getvalue()
+        """The bytes in one piece, still charged."""
+        return self._store.take()
 
     def give_back(self, nbytes: int) -> None:
         self._budget.release(nbytes)
         self._charged -= nbytes
 
     def release(self) -> None:
+        self._store.drop()
         self.give_back(self._charged)
 
 
