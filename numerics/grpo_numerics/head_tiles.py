@@ -4,8 +4,8 @@ The one place that knows how a tile of logits comes about, so that scoring, grad
 GEMM, bias, logit scale, soft-cap, temperature, symlog. Nothing here normalises.
 
 A row's logits must not depend on the rows beside it. So vocabulary tiles are cut by the vocabulary alone, and row
-blocks are padded to a multiple of `ROW_MULTIPLE`: below four rows a BLAS takes other kernels, with other bits, even
-in MKL's reproducible mode (`MKL_CBWR=AVX2,STRICT`), which is what makes the rest independent of the block's height.
+blocks are padded to a multiple of `row_multiple` rows (see `alignment`); MKL's reproducible mode (`MKL_CBWR=AVX2,STRICT`)
+makes the rest independent of the block's height.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from .alignment import row_block
 from .head_spec import GATHER_FLOATS, ROW_MULTIPLE, VOCAB_MULTIPLE, HeadSpec, Tile, default_tile
 from .transforms import Normalizer, check_normalizer, check_targets, check_temperature
 
 
 @dataclass(frozen=True, slots=True)
 class RowBlock:
-    """Rows [start, stop) of the input and what belongs to them, padded with zero rows to M, a multiple of 16.
+    """Rows [start, stop) of the input and what belongs to them, padded with zero rows to M, a multiple of `row_multiple`.
 
     hidden: (M, D) in its own dtype. targets: (M,) int64. temperature: (M, 1) in the compute dtype, or a number.
     """
@@ -80,9 +81,11 @@ class LogitTiles:
         # CUDA multiplies halves exactly and sums in fp32 by itself: nothing to upcast there.
         self._keep_half = weight.is_cuda and hidden.dtype == weight.dtype and weight.dtype.itemsize == 2
         temperatures = self._temperatures(temperature)
+        self.row_multiple = row_multiple(weight.device)
+        rows = max(1, self.tile.rows // self.row_multiple) * self.row_multiple
         self.blocks = [
-            self._block(hidden, targets.long(), temperatures, start)
-            for start in range(0, max(len(hidden), 1), self.tile.rows)
+            self._block(hidden, targets.long(), temperatures, slice(start, min(start + rows, len(hidden))))
+            for start in range(0, max(len(hidden), 1), rows)
         ]
 
     @property
@@ -112,7 +115,7 @@ class LogitTiles:
 
     def target_products(self, block: RowBlock) -> Tensor:
         """(M, 1) hidden times the weight of each row's own target, summed in float64 and rounded once."""
-        rows = max(ROW_MULTIPLE, GATHER_FLOATS // self.weight.shape[1] // ROW_MULTIPLE * ROW_MULTIPLE)
+        rows = max(ROW_MULTIPLE, GATHER_FLOATS // self.weight.shape[1])
         parts = [
             (self.weight[targets].double() * hidden.double()).sum(-1, keepdim=True)
             for targets, hidden in zip(block.targets.split(rows), block.hidden.split(rows), strict=True)
@@ -179,17 +182,20 @@ class LogitTiles:
             return 1.0  # dividing by it would change no bit
         return temperature.to(self.weight.device, self.dtype).reshape(-1, 1)
 
-    def _block(self, hidden: Tensor, targets: Tensor, temperatures: Tensor | float, start: int) -> RowBlock:
-        stop = min(start + self.tile.rows, len(hidden))
-        rows = slice(start, stop)
-        height = _round_up(max(stop - start, 1), ROW_MULTIPLE)
+    def _block(self, hidden: Tensor, targets: Tensor, temperatures: Tensor | float, rows: slice) -> RowBlock:
+        height = _round_up(max(rows.stop - rows.start, 1), self.row_multiple)
         return RowBlock(
-            start,
-            stop,
+            rows.start,
+            rows.stop,
             padded(hidden[rows], height),
             padded(targets[rows], height),
             padded(temperatures[rows], height, 1.0) if isinstance(temperatures, Tensor) else temperatures,
         )
+
+
+def row_multiple(device: torch.device) -> int:
+    """Rows by which a block may grow, in the thread that computes."""
+    return row_block(torch.get_num_threads(), ROW_MULTIPLE) if device.type == "cpu" else ROW_MULTIPLE
 
 
 def padded(x: Tensor, height: int, value: float = 0.0) -> Tensor:

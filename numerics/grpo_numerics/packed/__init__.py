@@ -7,11 +7,10 @@ and merges them with gradient, `hook` is the door for transformers' models.
 from .attention import packed_attention
 from .hook import NAME, attention_forward, current_stream, packed_stream, stream_again, stream_inputs
 from .layout import PackedLayout, Segment
-from .schedule import QUERY_BLOCK, Schedule
+from .schedule import Schedule
 
 __all__ = [
     "NAME",
-    "QUERY_BLOCK",
     "PackedLayout",
     "Schedule",
     "Segment",

@@ -39,7 +39,8 @@ def packed_attention(
     further back than window - 1 are not seen; sinks: (H,) an extra logit a head that takes weight and gives nothing.
     Returns (T, H, D) in q's dtype.
     """
-    kernel: Kernel = Plain(scale, softcap) if softcap or sinks is not None or not Flash.takes(q, k, v) else Flash(scale)
+    plain = softcap or sinks is not None or not Flash.takes(q, k, v)
+    kernel: Kernel = Plain(scale, softcap, schedule.block if schedule.exact else None) if plain else Flash(scale)
     if not torch.is_grad_enabled() or not (q.requires_grad or k.requires_grad or v.requires_grad):
         out, lse = _forward(q, k, v, schedule, kernel, window)
     else:

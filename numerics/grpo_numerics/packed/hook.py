@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .attention import packed_attention
 from .layout import PackedLayout
-from .schedule import QUERY_BLOCK, Schedule
+from .schedule import PADDING, Schedule
 
 NAME = "grpo_packed"
 
@@ -99,12 +99,12 @@ def attention_forward(
 
 
 def stream_inputs(schedule: Schedule) -> dict[str, Tensor]:
-    """`input_ids` and `position_ids`, (1, T) int64 each, padded to `schedule.padded_tokens` in segments of QUERY_BLOCK."""
+    """`input_ids` and `position_ids`, (1, T) int64 each, padded to `schedule.padded_tokens` in segments of PADDING."""
     layout: PackedLayout = schedule.layout
     padding = schedule.padded_tokens - layout.tokens
     ids = torch.zeros(1, schedule.padded_tokens, dtype=torch.int64)
     positions = torch.zeros(1, schedule.padded_tokens, dtype=torch.int64)
     ids[0, : layout.tokens] = torch.from_numpy(layout.token_ids)
     positions[0, : layout.tokens] = torch.from_numpy(layout.positions)
-    positions[0, layout.tokens :] = torch.arange(padding) % QUERY_BLOCK
+    positions[0, layout.tokens :] = torch.arange(padding) % PADDING
     return {"input_ids": ids.to(schedule.device), "position_ids": positions.to(schedule.device)}

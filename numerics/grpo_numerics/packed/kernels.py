@@ -23,8 +23,6 @@ _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 # fp32 scores held at a time by Plain
 _PLAIN_SCORES = 8 << 20
-# a product of fewer rows takes another path of the BLAS, with other bits
-_FEWEST_ROWS = 4
 
 
 class Kernel(Protocol):
@@ -110,21 +108,29 @@ class Flash:
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """Matrix products and a softmax in fp32, a block of queries at a time. softcap: s -> softcap * tanh(s / softcap)."""
+    """Matrix products and a softmax in fp32, a block of queries at a time. softcap: s -> softcap * tanh(s / softcap).
+
+    block: with it, a row's bits do not depend on what else is in the call: segments and products one by one in the forward (the
+    bits of a batched product depend on how many are in it, in MKL's reproducible mode too), queries in multiples of `block`.
+    """
 
     scale: float
     softcap: float | None = None
+    block: int | None = None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        repeats = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(repeats, 1).float(), v.repeat_interleave(repeats, 1).float()
+        if self.block is not None and len(q) > 1:
+            parts = [self.forward(*part, causal, mask) for part in zip(q.split(1), k.split(1), v.split(1), strict=True)]
+            return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
+        # how the heads of a call lie in memory depends on the batch, and a BLAS has other kernels for each way
+        k, v = k.float().contiguous(), v.float().contiguous()
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
         lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
         for rows in self._blocks(q, k):
             scores, _ = self._scores(q[:, :, rows].float(), k, rows, causal, mask)
             lse[:, :, rows] = torch.logsumexp(scores, -1)
             weights = torch.softmax(scores, -1).nan_to_num_(0.0)  # a row that sees nothing gives nothing
-            out[:, :, rows] = (weights @ v).to(q.dtype)
+            out[:, :, rows] = self._products(weights, v).to(q.dtype)
         return out, lse
 
     def backward(
@@ -152,18 +158,16 @@ class Plain:
         return dq, dk.unflatten(1, fold).sum(2).to(k.dtype), dv.unflatten(1, fold).sum(2).to(v.dtype)
 
     def _blocks(self, q: Tensor, k: Tensor) -> list[slice]:
-        """How high a block is depends on the whole call, and must not show in a row's bits: no last block of fewer than
-        `_FEWEST_ROWS`, unless the call itself has fewer."""
-        length = q.shape[2]
         rows = max(16, _PLAIN_SCORES // max(1, q.shape[0] * q.shape[1] * k.shape[2]))
-        starts = [i for i in range(0, length, rows) if i == 0 or length - i >= _FEWEST_ROWS]
-        return [slice(start, stop) for start, stop in itertools.pairwise([*starts, length])]
+        if self.block is not None:
+            rows = max(1, rows // self.block) * self.block
+        return [slice(i, min(i + rows, q.shape[2])) for i in range(0, q.shape[2], rows)]
 
     def _scores(
         self, q: Tensor, k: Tensor, rows: slice, causal: bool, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Scores (n, H, l, S) of the queries in `rows`, and the soft-cap's slope d(capped)/d(raw)."""
-        scores, slope = (q * self.scale) @ k.transpose(-1, -2), None
+        scores, slope = self._products(q * self.scale, k.transpose(-1, -2)), None
         if self.softcap is not None:
             bent = torch.tanh(scores / self.softcap)
             scores, slope = bent * self.softcap, 1 - bent * bent
@@ -173,6 +177,17 @@ class Plain:
             row = torch.arange(rows.start, rows.stop, device=q.device)
             scores = scores.masked_fill(row[:, None] < torch.arange(k.shape[2], device=q.device), -torch.inf)
         return scores, slope
+
+    def _products(self, a: Tensor, b: Tensor) -> Tensor:
+        """a (n, H, l, K) times b (n, H_kv, K, S), each head of b with the heads of a that read it: (n, H, l, S)."""
+        n, heads, rows, _ = a.shape
+        readers = a.contiguous().view(n, b.shape[1], heads // b.shape[1] * rows, -1)
+        if self.block is None:
+            return (readers @ b).view(n, heads, rows, -1)
+        out = a.new_empty(*readers.shape[:3], b.shape[-1])
+        for i, h in itertools.product(range(n), range(b.shape[1])):
+            torch.mm(readers[i, h], b[i, h], out=out[i, h])
+        return out.view(n, heads, rows, -1)
 
 
 def _for_each(t: Tensor, repeats: int) -> Tensor:

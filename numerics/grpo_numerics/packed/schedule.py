@@ -15,15 +15,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .alignment import aligned_rows
+from ..alignment import LANES, aligned_rows, row_block
 from .layout import PackedLayout, Segment
 
 # A masked call holds a (queries, keys) mask: queries are taken this many at a time.
 _MASK_ROWS = 1024
 # Segments of unlike length share a call while padding stays below this share of it.
 _MAX_PADDING = 0.15
-# The CPU kernel works on 32 or more queries at a time; a last block of fewer than four gives other bits.
-QUERY_BLOCK = 32
+# Padding is cut into segments of this many rows, so that no position in it is beyond a model's.
+PADDING = LANES
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,23 @@ class Schedule:
     """The calls of one layout on one device.
 
     exact: only segments of equal length share a call, and queries come in whole blocks, so that the bits of a row do not
-    depend on what else is in the batch. The stream must then end in QUERY_BLOCK rows of padding (`padded_tokens`).
-    rows: with exact, the stream is padded to a multiple of this many rows: for matrix products whose bits depend on how
-    many rows they have. widths, threads: with exact, what the model's elementwise loops run over (`aligned_rows`).
+    depend on what else is in the batch. The stream then ends in `block` rows of padding or more (`padded_tokens`).
+    rows: with exact, the stream is padded to a multiple of this many rows (and `block`): for matrix products whose bits depend
+    on how many rows they have. widths, threads: with exact, what the model's elementwise loops run over (`aligned_rows`).
     """
 
     layout: PackedLayout
     device: torch.device
     exact: bool = False
-    rows: int = QUERY_BLOCK
+    rows: int = 1
     widths: tuple[int, ...] = ()
     threads: int = 1
     _calls: dict[int | None, tuple[list[CausalCall], list[CrossCall]]] = field(default_factory=lambda: {}, repr=False)
+
+    @property
+    def block(self) -> int:
+        """Queries that a cross call takes at a time, with exact."""
+        return row_block(self.threads)
 
     @cached_property
     def padded_tokens(self) -> int:
@@ -72,7 +77,7 @@ class Schedule:
         if not self.exact:
             return self.layout.tokens
         whole = -(-self.layout.tokens // self.rows) * self.rows
-        return aligned_rows(whole + QUERY_BLOCK, self.widths, self.threads, QUERY_BLOCK)
+        return aligned_rows(whole + self.block, self.widths, self.threads)
 
     def calls(self, window: int | None) -> tuple[list[CausalCall], list[CrossCall]]:
         """Causal calls, then cross calls with parents before children. window: sliding window in tokens, or None."""
@@ -84,8 +89,8 @@ class Schedule:
 
     def _causal(self, window: int | None) -> Iterator[CausalCall]:
         segments = [*self.layout.prompts, *self.layout.completions]
-        for start in range(self.layout.tokens, self.padded_tokens, QUERY_BLOCK):
-            end = min(start + QUERY_BLOCK, self.padded_tokens)
+        for start in range(self.layout.tokens, self.padded_tokens, PADDING):
+            end = min(start + PADDING, self.padded_tokens)
             segments.append(Segment(start, end, end, 0))
         for bucket in _buckets(segments, 0.0 if self.exact else _MAX_PADDING):
             length = max(s.length for s in bucket)
@@ -104,18 +109,19 @@ class Schedule:
 
     def _cross(self, window: int | None) -> Iterator[CrossCall]:
         positions = torch.from_numpy(self.layout.positions).to(self.device) if window is not None else None
+        mask_rows = max(1, _MASK_ROWS // self.block) * self.block if self.exact else _MASK_ROWS
         for parent in self.layout.prompts:
             rows = parent.reach - parent.end
             if rows == 0:
                 continue
             if positions is None or window is None:
-                stop = parent.end + (-(-rows // QUERY_BLOCK) * QUERY_BLOCK if self.exact else rows)
+                stop = parent.end + (-(-rows // self.block) * self.block if self.exact else rows)
                 yield CrossCall(parent.end, stop, rows, parent.start, parent.end, None)
                 continue
             keys = positions[parent.start : parent.end]
-            for start in range(parent.end, parent.reach, _MASK_ROWS):
-                wanted = min(_MASK_ROWS, parent.reach - start)
-                stop = start + (-(-wanted // QUERY_BLOCK) * QUERY_BLOCK if self.exact else wanted)
+            for start in range(parent.end, parent.reach, mask_rows):
+                wanted = min(mask_rows, parent.reach - start)
+                stop = start + (-(-wanted // self.block) * self.block if self.exact else wanted)
                 seen = torch.zeros(stop - start, len(keys), dtype=torch.bool, device=self.device)
                 seen[:wanted] = positions[start : start + wanted, None] - keys[None, :] < window
                 yield CrossCall(start, stop, wanted, parent.start, parent.end, seen)

@@ -18,7 +18,6 @@ import torch
 from grpo_numerics.model_parts import fresh_rotary
 from grpo_numerics.packed import (
     NAME,
-    QUERY_BLOCK,
     PackedLayout,
     Schedule,
     attention_forward,
@@ -62,7 +61,7 @@ class PackedForward:
     def __init__(self, model: PreTrainedModel, parts: Anatomy, exact: bool, batch_rows: int | None = None) -> None:
         AttentionInterface.register(NAME, attention_forward)
         self.model, self.parts, self.exact = model, parts, exact or batch_rows is not None
-        self.rows_multiple = batch_rows or QUERY_BLOCK
+        self.rows_multiple = batch_rows or 1
         # of the thread that computes, which makes this object; `prepare` runs on another
         self.threads = torch.get_num_threads() if parts.device.type == "cpu" else 1
         self.calls = 0  # of attention in the last forward: the probe wants one per layer

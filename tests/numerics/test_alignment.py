@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from grpo_numerics.packed.alignment import LANES, aligned_rows
+from grpo_numerics.alignment import LANES, aligned_rows, row_block
 
 
 def remainders(numbers, threads):
@@ -21,9 +21,10 @@ def test_no_thread_is_left_with_a_remainder(threads, widths):
         height = aligned_rows(rows, widths, threads)
         assert height >= rows
         assert height % LANES == 0
+        assert height % (4 * threads) == 0  # whole fours for each thread of a matrix product
         assert not any(itertools.chain.from_iterable(remainders(height * w, threads) for w in widths))
         # what it costs: at most a block of rows for each thread, once every thread has work
-        assert height <= max(rows, 32768 * threads // min(widths)) + LANES * threads
+        assert height <= max(rows, 32768 * threads // min(widths)) + row_block(threads) * threads
 
 
 def test_two_threads_need_no_more_than_whole_vectors():
