@@ -25,7 +25,8 @@ from grpo_client.validation import check_request, check_structure
 from grpo_server.engine.work import Hosted
 from grpo_server.errors import ErrorCode, ReferenceReplaced, ServiceError
 from grpo_server.service import Service
-from grpo_server.text import no_tokenizer, tokenize_request
+from grpo_server.text import no_tokenizer
+from grpo_server.tokenizing import tokenize_request
 
 T = TypeVar("T")
 
@@ -75,7 +76,7 @@ class Scoring:
         if by.tokenizer is None:
             raise no_tokenizer()
         check_structure(request)
-        return await self._service.in_prepare(tokenize_request, by.tokenizer, request)
+        return await tokenize_request(self._service, by.tokenizer, request, by.info.max_length)
 
     async def _score_ids(self, request: ScoreRequest, by: Hosted) -> ScoreResult:
         info = by.info

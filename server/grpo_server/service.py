@@ -6,6 +6,7 @@ Routes ask it for the engine or the scheduler, and get a 503 with Retry-After wh
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -78,6 +79,7 @@ class Service:
         self._load_task: asyncio.Task[None] | None = None
         self._compute_thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._prepare_thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._codec_threads = ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="codec")
 
     async def __aenter__(self) -> Self:
@@ -97,7 +99,7 @@ class Service:
         closed = asyncio.get_running_loop().run_in_executor(self._compute_thread, close)
         await asyncio.wait([closed], timeout=SECONDS_TO_CLOSE)
         self.abandoned = not closed.done()
-        for thread in (self._codec_threads, self._prepare_thread, self._compute_thread):
+        for thread in (self._codec_threads, self._tokenizer_thread, self._prepare_thread, self._compute_thread):
             thread.shutdown(wait=False, cancel_futures=True)
 
     async def _load(self) -> None:
@@ -115,6 +117,10 @@ class Service:
             self.loaded.set()
             return
         self.stages.leave()
+        # What is loaded stays: the collector would look at these objects again each time, a third of a second in which
+        # no other thread runs.
+        gc.collect()
+        gc.freeze()
         self._engine = engine = future.result()
         if self._draining:  # told to end meanwhile: no door is opened
             self.loaded.set()
@@ -214,9 +220,10 @@ class Service:
         """Run decoding or encoding of a body off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._codec_threads, lambda: work(*args, **kwargs))
 
-    async def in_prepare(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run tokenizer work off the event loop, in one thread only: tokenizers are not made to be shared."""
-        return await asyncio.get_running_loop().run_in_executor(self._prepare_thread, lambda: work(*args, **kwargs))
+    async def in_tokenizer(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run tokenizer work off the event loop, in one thread only: tokenizers are not made to be shared. Not the thread
+        that lays batches out: no text holds up a client that sends ids."""
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizer_thread, lambda: work(*args, **kwargs))
 
     # --- changing the reference, ending ---------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Text to token ids, for requests that come as strings or chat messages. Runs on a worker thread, never on the event loop.
+"""One text to token ids, for requests that come as strings or chat messages. Runs on a worker thread, never on the event loop.
 
 Prompt and completion are tokenized apart and their ids put side by side, so that the boundary falls where the caller drew
 it. The ids go back with the answer: nobody has to guess.
@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import jinja2
 import numpy as np
-from grpo_client.protocol import Group, IntArray, ScoreRequest
-from grpo_client.text import ChatMessage, TextScoreRequest
+from grpo_client.protocol import IntArray
+from grpo_client.text import ChatMessage
 
 from grpo_server.errors import ErrorCode, ServiceError
 
@@ -39,22 +39,6 @@ def no_tokenizer() -> ServiceError:
     )
 
 
-def tokenize_request(tokenizer: Tokenizer, request: TextScoreRequest) -> ScoreRequest:
-    """The same request in ids. Raises ServiceError (422) naming the prompt that cannot be rendered or tokenized."""
-    groups: list[Group] = []
-    for k, group in enumerate(request.groups):
-        if isinstance(group.prompt, str):
-            prompt = encode(tokenizer, group.prompt, add_special_tokens=True, param=f"groups[{k}].prompt")
-        else:
-            prompt = encode_chat(tokenizer, group.prompt, add_generation_prompt=True, param=f"groups[{k}].messages")
-        completions = tuple(
-            encode(tokenizer, text, add_special_tokens=False, param=f"groups[{k}].completions[{g}]")
-            for g, text in enumerate(group.completions)
-        )
-        groups.append(Group(prompt, completions, group.temperature))
-    return ScoreRequest(tuple(groups), request.normalizer, request.extras, request.top_k, request.fingerprint)
-
-
 def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool, param: str) -> IntArray:
     """(n,) ids of a string."""
     try:
@@ -68,19 +52,18 @@ def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool, param: 
     return np.asarray(tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"], dtype=np.int32)
 
 
-def encode_chat(
+def render_chat(
     tokenizer: Tokenizer, messages: Sequence[ChatMessage], *, add_generation_prompt: bool, param: str
-) -> IntArray:
-    """(n,) ids of a conversation in the model's own chat template, which brings its special tokens itself."""
+) -> str:
+    """A conversation in the model's own chat template, which brings its special tokens itself."""
     try:
-        rendered = tokenizer.apply_chat_template(
+        return tokenizer.apply_chat_template(
             [dict(m) for m in messages], tokenize=False, add_generation_prompt=add_generation_prompt
         )
     # A template is a program of the model's author fed with data of the caller's: it may stumble over either.
     except (jinja2.TemplateError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise ServiceError(
             ErrorCode.INVALID_VALUE,
-            f"the model's chat template cannot render {param} ({error}); send what it expects, or a string prompt",
+            f"the model's chat template cannot render {param} ({str(error)[:200]}); send what it expects, or a string prompt",
             param=param,
         ) from error
-    return encode(tokenizer, rendered, add_special_tokens=False, param=param)

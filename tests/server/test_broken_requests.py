@@ -285,7 +285,7 @@ MORE = [
     ("POST", "/tokenize", b'{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}', 400, "either prompt"),
     ("POST", "/tokenize", b'{"prompt": 3}', 400, "prompt"),
     ("POST", "/tokenize", b'{"messages": [{"role": "user", "content": 3}]}', 422, "chat template"),
-    ("POST", "/tokenize", b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 422, "valid Unicode"),
+    ("POST", "/tokenize", b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 400, "not valid JSON"),
     ("POST", "/detokenize", b'{"tokens": [100]}', 422, "0 to 99"),
     ("POST", "/detokenize", b'{"tokens": ["a"]}', 400, "tokens[0]"),
     ("POST", "/tokenize", b" " * (MAX_BYTES + 1), 413, "--max-request-bytes"),

@@ -18,7 +18,7 @@ from grpo_client.errors import ProtocolError
 
 # Of one document. 60 MB of "[]," would be 20 million lists, and each time the garbage collector looks at them all, nothing
 # else runs. Enough for 65,536 groups of one completion, as ids or as text.
-MAX_CONTAINERS: Final = 2**18
+MAX_CONTAINERS: Final = 2**18 + 2**16
 MAX_STRINGS: Final = 2**19
 # Bytes without a comma outside strings: one string, and no text that a model could take.
 MAX_UNCUT: Final = 2**24

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from fastapi import Request, Response
 from grpo_client import wire_json
+from grpo_client.errors import ProtocolError
 from grpo_client.protocol import MEDIA_JSON, IntArray, ReferenceInfo
 from grpo_client.validation import MAX_INT32
 from pydantic import (
@@ -23,6 +24,7 @@ from pydantic import (
 from pydantic_core import to_json
 
 from grpo_server.error_responses import malformed
+from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.routes._common import identity_headers
 from grpo_server.service import Service
 
@@ -87,11 +89,17 @@ Prompt = Annotated[
 async def read_json(request: Request, service: Service, model: type[Model]) -> Model:
     """The body as a checked value. Raises ServiceError and ProtocolError (400, 413), and ServiceError (503) while closed."""
     service.scheduler.door.refuse_if_closed()  # before megabytes are read and parsed for nothing
-    return await service.in_codec(_read, model, await request.body())
+    return await service.in_codec(parse, model, await request.body())
 
 
-def _read(model: type[Model], body: bytes) -> Model:
-    value = wire_json.read_json(body)
+def parse(model: type[Model], body: bytes) -> Model:
+    """Not on the event loop. Raises ServiceError and ProtocolError (400, 413)."""
+    try:
+        value = wire_json.read_json(body)
+    except ProtocolError as error:
+        if error.code != "malformed_json":
+            raise
+        raise ServiceError(ErrorCode.MALFORMED, f"{error.message}; /docs shows what this route takes") from None
     try:
         return model.model_validate(value)
     except ValidationError as error:  # here, since listing the faults takes its time as well

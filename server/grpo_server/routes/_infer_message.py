@@ -10,10 +10,11 @@ from grpo_client import wire_tensors
 from grpo_client.protocol import ScoreRequest, ScoreResult
 from grpo_client.validation import Limits
 from grpo_client.wire_tensors.container import write_container
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 from pydantic_core import to_json
 
 from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.routes._bodies import parse
 from grpo_server.routes._sampling import null_means
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -44,13 +45,20 @@ class TensorParameters(BaseModel):
     shared_memory_region: Any = None
 
 
+def _data(value: Any) -> Any:
+    """A list, or the array that a long one of whole numbers was read as."""
+    if value is not None and not isinstance(value, list | np.ndarray):
+        raise ValueError("must be a list")
+    return value
+
+
 class InputTensor(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     name: str
     shape: list[Annotated[int, Field(ge=0)]]
     datatype: Literal["INT32", "INT64", "FP32", "UINT8"]
-    data: list[Any] | None = None
+    data: Annotated[list[Any] | None, PlainValidator(_data)] = None
     parameters: Annotated[TensorParameters, null_means({})] = TensorParameters()
 
 
@@ -70,14 +78,11 @@ class InferRequest(BaseModel):
     parameters: Annotated[dict[str, Any], null_means({})] = Field(default_factory=dict)
 
 
-_INFER = TypeAdapter(InferRequest)
-
-
 def decode(body: bytes, header_length: int | None, limits: Limits) -> tuple[InferRequest, ScoreRequest]:
     """The request as JSON, and what it asks, through the native message's own checks."""
     if header_length is not None and header_length > len(body):
         raise wrong(HEADER_LENGTH, f"is {header_length} and the body has {len(body)} bytes; is it cut off?")
-    asked = _INFER.validate_json(body if header_length is None else body[:header_length])
+    asked = parse(InferRequest, body if header_length is None else body[:header_length])
     raw = memoryview(body)[len(body) if header_length is None else header_length :]
     arrays: dict[str, npt.NDArray[Any]] = {}
     for i, tensor in enumerate(asked.inputs):

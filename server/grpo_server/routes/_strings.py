@@ -6,23 +6,30 @@ from collections.abc import Iterable, Sequence
 
 from grpo_client.protocol import IntArray
 
+from grpo_server.engine.work import Hosted
+from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.service import Service
 from grpo_server.spelling import Speller
-from grpo_server.text import Tokenizer, encode, no_tokenizer
+from grpo_server.text import Tokenizer, no_tokenizer
+from grpo_server.tokenizing import Text, encode_all
 
 
 async def encode_texts(
-    service: Service, tokenizer: Tokenizer | None, texts: Sequence[str], names: str, *, add_special_tokens: bool
+    service: Service, hosted: Hosted, texts: Sequence[str], names: str, *, add_special_tokens: bool
 ) -> list[IntArray]:
-    """Ids of each text. names: with {} for the index. Raises ServiceError (422) where there is no tokenizer."""
-    if tokenizer is None:
+    """Ids of each text. names: with {} for the index. Raises ServiceError: 422 where there is no tokenizer, 413 for too many
+    texts and for one that is too long for the model."""
+    if hosted.tokenizer is None:
         raise no_tokenizer()
-    return await service.in_prepare(
-        lambda: [
-            encode(tokenizer, text, add_special_tokens=add_special_tokens, param=names.format(i))
-            for i, text in enumerate(texts)
-        ]
-    )
+    if len(texts) > (most := service.config.max_completions):
+        every = names.partition("[")[0]
+        raise ServiceError(
+            ErrorCode.REQUEST_TOO_LARGE,
+            f"{every} has {len(texts)} sequences; the limit is {most}; send fewer at once",
+            param=every,
+        )
+    named = [Text(text, names.format(i), add_special_tokens) for i, text in enumerate(texts)]
+    return await encode_all(service, hosted.tokenizer, named, hosted.info.max_length)
 
 
 async def token_strings(service: Service, tokenizer: Tokenizer | None, ids: Iterable[int]) -> dict[int, str | None]:
@@ -30,7 +37,7 @@ async def token_strings(service: Service, tokenizer: Tokenizer | None, ids: Iter
     distinct = set(ids)
     if tokenizer is None:
         return dict.fromkeys(distinct)
-    return await service.in_prepare(lambda: {i: tokenizer.decode([i], skip_special_tokens=False) for i in distinct})
+    return await service.in_tokenizer(lambda: {i: tokenizer.decode([i], skip_special_tokens=False) for i in distinct})
 
 
 async def texts_behind(service: Service, tokenizer: Tokenizer | None, ids: Sequence[Sequence[int]]) -> list[str]:
@@ -42,4 +49,4 @@ async def texts_behind(service: Service, tokenizer: Tokenizer | None, ids: Seque
         speller = Speller(tokenizer)
         return ["".join(map(speller.piece, new)) for new in ids]
 
-    return await service.in_prepare(work)
+    return await service.in_tokenizer(work)

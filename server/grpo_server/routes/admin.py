@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from grpo_client.protocol import ReferenceInfo
 from pydantic import BaseModel, ConfigDict, Field
 
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.hosting import HostedEngine
+from grpo_server.routes._bodies import described, read_json
 from grpo_server.routes._common import ServiceDep
 from grpo_server.service import Service
 
@@ -40,15 +41,17 @@ class MixRequest(BaseModel):
     decay: float = Field(ge=0, le=1, allow_inf_nan=False, description="Share of the old weights that stays.")
 
 
-@router.post("/reference")
-async def swap(change: SwapRequest, service: ServiceDep) -> ReferenceInfo:
+@router.post("/reference", openapi_extra=described(SwapRequest))
+async def swap(request: Request, service: ServiceDep) -> ReferenceInfo:
     """Replace the reference; version + 1. If it cannot be loaded (422), the old one serves on."""
+    change = await read_json(request, service, SwapRequest)
     return await _replace(service, lambda engine: engine.swap(change.model, change.revision))
 
 
-@router.post("/reference/ema")
-async def mix(change: MixRequest, service: ServiceDep) -> ReferenceInfo:
+@router.post("/reference/ema", openapi_extra=described(MixRequest))
+async def mix(request: Request, service: ServiceDep) -> ReferenceInfo:
     """Move the reference towards a checkpoint; version + 1. If that does not fit (422), the old one serves on."""
+    change = await read_json(request, service, MixRequest)
     return await _replace(service, lambda engine: engine.mix(change.model, change.decay))
 
 

@@ -88,7 +88,7 @@ async def completions(request: Request, scoring: ScoringDep, service: ServiceDep
         best = best_count(asked.logprobs, "logprobs", info, service.config)
         prompt_best = best_count(asked.prompt_logprobs, "prompt_logprobs", info, service.config)
         next_ids = None if asked.logprob_token_ids is None else id_array(asked.logprob_token_ids)
-        ids = await _ids(service, tokenizer, asked)
+        ids = await _ids(service, hosted, asked)
         scores = await score_sequences(
             service,
             scoring,
@@ -103,7 +103,7 @@ async def completions(request: Request, scoring: ScoringDep, service: ServiceDep
             _check_room(scores, info.max_length)
         by_id = [best_of(s, prompt_best) for s in scores] if asked.prompt_logprobs is not None else []
         strings = await token_strings(service, tokenizer, (i for s in by_id for i in ids_shown(s)))
-        shown = await service.in_prepare(_shown, tokenizer, asked, best, scores)
+        shown = await service.in_tokenizer(_shown, tokenizer, asked, best, scores)
         name = f"cmpl-{request_id.get()}"
 
         def body() -> dict[str, Any]:
@@ -122,15 +122,14 @@ async def chat() -> None:
     raise generation("/v1/chat/completions generates", "messages", "score messages with POST /v1/logprobs")
 
 
-async def _ids(service: Service, tokenizer: Tokenizer | None, asked: CompletionRequest) -> list[Any]:
+async def _ids(service: Service, hosted: Hosted, asked: CompletionRequest) -> list[Any]:
     form = form_of(asked.prompt)
     if form == "ids":
         return [id_array(asked.prompt)]  # pyright: ignore[reportArgumentType]
     if form == "sequences":
         return [id_array(s) for s in asked.prompt]  # pyright: ignore[reportArgumentType]
-    texts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
-    special = asked.add_special_tokens
-    return await encode_texts(service, tokenizer, texts, "prompt[{}]", add_special_tokens=special)  # pyright: ignore[reportArgumentType]
+    texts: Any = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
+    return await encode_texts(service, hosted, texts, "prompt[{}]", add_special_tokens=asked.add_special_tokens)
 
 
 def _shown(

@@ -26,7 +26,6 @@ from grpo_server.routes._sequences import Sequence as Scored
 from grpo_server.routes._sglang_request import SglangRequest, SglangSampling
 from grpo_server.routes._strings import encode_texts, texts_behind, token_strings
 from grpo_server.service import Service
-from grpo_server.text import Tokenizer
 
 router = APIRouter(tags=["SGLang"])
 
@@ -44,7 +43,7 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
 
     async def answer(hosted: Hosted) -> Response:
         info, tokenizer = hosted.info, hosted.tokenizer
-        ids = await _ids(service, tokenizer, asked)
+        ids = await _ids(service, hosted, asked)
         plans = _plans(asked, ids, lambda i, n, width: check_size(service, info, n, width, NAMES, i))
         scores = await score_sequences(
             service,
@@ -73,10 +72,10 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
     return await answer_to(request, scoring.by_one_reference(answer))
 
 
-async def _ids(service: Service, tokenizer: Tokenizer | None, asked: SglangRequest) -> list[IntArray]:
+async def _ids(service: Service, hosted: Hosted, asked: SglangRequest) -> list[IntArray]:
     if asked.input_ids is None:
         texts = [asked.text] if isinstance(asked.text, str) else asked.text or []
-        return await encode_texts(service, tokenizer, texts, "text[{}]", add_special_tokens=True)
+        return await encode_texts(service, hosted, texts, "text[{}]", add_special_tokens=True)
     lists = [asked.input_ids] if asked.single else asked.input_ids
     return [id_array(ids) for ids in lists]  # pyright: ignore[reportArgumentType]
 

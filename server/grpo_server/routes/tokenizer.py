@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, Request, Response
 from grpo_client.protocol import ReferenceInfo
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.routes._bodies import Ids, described, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, identity_headers
 from grpo_server.routes._refusals import check_model
 from grpo_server.routes._sampling import Flag, changes_nothing, null_means
+from grpo_server.routes._sequences import id_array
 from grpo_server.schemas import ChatMessageIn
 from grpo_server.scoring import Scoring
 from grpo_server.service import Service
-from grpo_server.text import Tokenizer, encode, encode_chat, no_tokenizer
+from grpo_server.text import Tokenizer, encode, no_tokenizer, render_chat
+from grpo_server.tokenizing import check_characters
 
 router = APIRouter(tags=["tokenizer"])
 
@@ -79,58 +83,73 @@ class DetokenizeRequest(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     model: str | None = None
-    tokens: list[int]
+    tokens: Ids
 
 
 class DetokenizeResponse(BaseModel):
     prompt: str
 
 
-@router.post("/tokenize")
-async def tokenize(
-    asked: TokenizeRequest, request: Request, response: Response, service: ServiceDep, scoring: ScoringDep
-) -> TokenizeResponse:
+@router.post("/tokenize", response_model=TokenizeResponse, openapi_extra=described(TokenizeRequest))
+async def tokenize(request: Request, service: ServiceDep, scoring: ScoringDep) -> Response:
     """The ids of a string or of a conversation."""
+    asked = await read_json(request, service, TokenizeRequest)
     asked.check()
-    tokenizer, info = _hosted(service, scoring, asked.model, response)
+    tokenizer, info = _hosted(service, scoring, asked.model)
 
-    def work() -> TokenizeResponse:
-        if asked.messages is None:
-            assert asked.prompt is not None
-            special = asked.add_special_tokens is not False
-            ids = encode(tokenizer, asked.prompt, add_special_tokens=special, param="prompt").tolist()
-        else:
+    def ids() -> list[int]:
+        text, name, special = asked.prompt, "prompt", asked.add_special_tokens is not False
+        if asked.messages is not None:
             messages = [m.model_dump() for m in asked.messages]
-            ids = encode_chat(
-                tokenizer, messages, add_generation_prompt=asked.add_generation_prompt, param="messages"
-            ).tolist()
-        strings = tokenizer.convert_ids_to_tokens(ids) if asked.return_token_strs else None
-        return TokenizeResponse(count=len(ids), max_model_len=info.max_length, tokens=ids, token_strs=strings)
+            name, special = "messages", False
+            text = render_chat(tokenizer, messages, add_generation_prompt=asked.add_generation_prompt, param=name)
+        assert text is not None
+        check_characters(text, name, info.max_length)
+        return encode(tokenizer, text, add_special_tokens=special, param=name).tolist()
 
-    return await answer_to(request, service.in_prepare(work))
+    async def answer() -> Response:
+        tokens = await service.in_tokenizer(ids)
+        strings = None
+        if asked.return_token_strs:
+            strings = await service.in_tokenizer(tokenizer.convert_ids_to_tokens, tokens)
+        body = {"count": len(tokens), "max_model_len": info.max_length, "tokens": tokens, "token_strs": strings}
+        return await json_response(service, info, lambda: body)
+
+    return await answer_to(request, answer())
 
 
-@router.post("/detokenize")
-async def detokenize(
-    asked: DetokenizeRequest, request: Request, response: Response, service: ServiceDep, scoring: ScoringDep
-) -> DetokenizeResponse:
+@router.post("/detokenize", response_model=DetokenizeResponse, openapi_extra=described(DetokenizeRequest))
+async def detokenize(request: Request, service: ServiceDep, scoring: ScoringDep) -> Response:
     """The text of ids, special tokens included."""
-    tokenizer, info = _hosted(service, scoring, asked.model, response)
-    for i, token in enumerate(asked.tokens):
-        if not 0 <= token < info.vocab_size:
-            raise ServiceError(
-                ErrorCode.INVALID_VALUE,
-                f"tokens[{i}] is {token}; the vocabulary has {info.vocab_size} ids, 0 to {info.vocab_size - 1}",
-                param=f"tokens[{i}]",
-            )
-    text = await answer_to(request, service.in_prepare(tokenizer.decode, asked.tokens, skip_special_tokens=False))
-    return DetokenizeResponse(prompt=text)
+    asked = await read_json(request, service, DetokenizeRequest)
+    tokenizer, info = _hosted(service, scoring, asked.model)
+    tokens = id_array(asked.tokens)
+    if len(tokens) > (most := service.config.max_queue_tokens):
+        raise ServiceError(
+            ErrorCode.REQUEST_TOO_LARGE,
+            f"tokens has {len(tokens)} ids; the limit is {most}; send fewer at once",
+            param="tokens",
+        )
+    if (wrong := np.flatnonzero(tokens >= info.vocab_size)).size:
+        i = int(wrong[0])
+        raise ServiceError(
+            ErrorCode.INVALID_VALUE,
+            f"tokens[{i}] is {tokens[i]}; the vocabulary has {info.vocab_size} ids, 0 to {info.vocab_size - 1}",
+            param=f"tokens[{i}]",
+        )
+
+    async def answer() -> Response:
+        text = await service.in_tokenizer(tokenizer.decode, tokens.tolist(), skip_special_tokens=False)
+        return await json_response(service, info, lambda: {"prompt": text})
+
+    return await answer_to(request, answer())
 
 
 @router.get("/tokenizer_info")
 async def tokenizer_info(response: Response, service: ServiceDep, scoring: ScoringDep) -> dict[str, Any]:
     """Class, special tokens and chat template: what evaluation harnesses ask for before they tokenize themselves."""
-    tokenizer, info = _hosted(service, scoring, None, response)
+    tokenizer, info = _hosted(service, scoring, None)
+    response.headers.update(identity_headers(info))
     special = ("bos_token", "eos_token", "pad_token", "unk_token")
     return {
         "tokenizer_class": type(tokenizer).__name__,
@@ -145,14 +164,11 @@ def _not_done(message: str, param: str) -> ServiceError:
     return ServiceError(ErrorCode.INVALID_VALUE, message, param=param)
 
 
-def _hosted(
-    service: Service, scoring: Scoring, model: str | None, response: Response
-) -> tuple[Tokenizer, ReferenceInfo]:
-    """The tokenizer that answers and whose it is, which the response is told as well. model: the name that was given."""
+def _hosted(service: Service, scoring: Scoring, model: str | None) -> tuple[Tokenizer, ReferenceInfo]:
+    """The tokenizer that answers and whose it is. model: the name that was given."""
     service.scheduler.door.refuse_if_closed()
     hosted = scoring.hosted
     check_model(model, hosted.info)
     if hosted.tokenizer is None:
         raise no_tokenizer()
-    response.headers.update(identity_headers(hosted.info))
     return hosted.tokenizer, hosted.info
