@@ -66,6 +66,7 @@ def create_app(config: ServerConfig, engine_loader: EngineLoader, stages: Stages
     app.state.service = service
     app.state.scoring = Scoring(service)
     app.state.budget = budget = ByteBudget(config.max_queue_bytes, service.accepted_bytes)
+    service.metrics.watch_bodies(lambda: budget.held)
     app.state.shelf = Shelf(config.max_queue_bytes, SECONDS_FOR_SHELF_ROOM) if config.simple_grpo else None
     error_responses.install(app)
     for router in routes.discover():

@@ -47,6 +47,7 @@ class Metrics:
         self._queue_requests = gauge("queue_requests", "Requests accepted and not yet answered.")
         self._queue_tokens = gauge("queue_tokens", "Tokens accepted and not yet computed.")
         self._queue_bytes = gauge("queue_bytes", "Memory held by requests and answers under way.")
+        self._body_bytes = gauge("body_bytes", "Memory held by bodies of requests and by answers that are not read.")
         self._cache_bytes = gauge("cache_bytes", "Memory held by the cache.")
         self._ready = gauge("ready", "1 when /readyz is true.")
         self._version = gauge("reference_version", "Version of the hosted reference, +1 at each swap.")
@@ -65,6 +66,9 @@ class Metrics:
         self._queue_tokens.set_function(queue_tokens)
         self._queue_bytes.set_function(queue_bytes)
         self._cache_bytes.set_function(cache_bytes)
+
+    def watch_bodies(self, held: Callable[[], float]) -> None:
+        self._body_bytes.set_function(held)
 
     def watch_ready(self, ready: Callable[[], bool]) -> None:
         self._ready.set_function(ready)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 
 import httpx
@@ -30,6 +31,7 @@ def test_unfinished_bodies_share_one_limit(parser: str) -> None:
         held = [stack.enter_context(raw(url)) for _ in range(5)]
         for connection in held:
             connection.send(head(10**6) + b" " * 800_000)
+        _until_held(url, 4_000_000)
         with raw(url) as late:
             refused = _until(late, 429)
         assert refused.error["code"] == "queue_full"
@@ -38,6 +40,7 @@ def test_unfinished_bodies_share_one_limit(parser: str) -> None:
         assert httpx.get(f"{url}/livez").status_code == 200
         held[0].close()
         _until_taken(url)
+        _until_held(url, 3_200_000)
         for connection in held[1:]:  # nobody who was let in is harmed
             connection.send(GOOD.rjust(200_000))
             assert connection.answer().status == 200
@@ -48,6 +51,14 @@ def _until(connection: Raw, status: int):  # type: ignore[no-untyped-def]
     answer = connection.answer()
     assert answer.status == status
     return answer
+
+
+def _until_held(url: str, nbytes: int) -> None:
+    for _ in range(10_000):
+        found = re.search(r"^grpo_server_body_bytes (\S+)", httpx.get(f"{url}/metrics").text, re.MULTILINE)
+        if found and float(found[1]) == nbytes:
+            return
+    raise AssertionError(f"the server never held {nbytes} bytes")
 
 
 def _until_taken(url: str) -> None:
