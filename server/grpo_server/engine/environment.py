@@ -9,6 +9,9 @@ from pathlib import Path
 
 from .config import Mode
 
+# With so much of the cores taken by others at the start, worker threads do not spin.
+BUSY = 0.5
+
 
 def prepare(
     mode: Mode,
@@ -16,8 +19,13 @@ def prepare(
     env: MutableMapping[str, str] = os.environ,
     *,
     share_cores: bool = False,
+    root: Path = Path("/"),
+    load: float | None = None,
 ) -> None:
     """Set the process environment for `mode`; what the operator has set already stays.
+
+    share_cores: other processes compute on these cores; noticed here where they do already at the start. root: where proc and
+    sys are. load: runnable processes of the last minute, the machine's own figure unless given.
 
     exact: MKL is asked for conditional numerical reproducibility in strict form, so that a row of a product has the same
     bits whatever the number of rows and threads. The widest instructions that the CPU has are named, because MKL accepts
@@ -25,13 +33,19 @@ def prepare(
     """
     if mode == "exact":
         env.setdefault("MKL_CBWR", f"{_widest_vectors()},STRICT")
+    quota = _quota(root)
+    if threads is None and quota is not None and quota < _cores():
+        threads = max(
+            1, int(quota)
+        )  # more threads than that are stopped in the middle of their work, and the others wait
     if threads is not None:
         env.setdefault("OMP_NUM_THREADS", str(threads))
+    busy = (os.getloadavg()[0] if load is None else load) > BUSY * _cores()
     # A worker thread that spins for long takes the core from the threads of this very process that answer HTTP. One that
     # sleeps between any two operations is woken thousands of times a forward. So it spins for about a millisecond (GNU's
     # OpenMP, which torch brings on Linux), then sleeps; at once where another process wants the core.
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    env.setdefault("GOMP_SPINCOUNT", "0" if share_cores else "50000")
+    env.setdefault("GOMP_SPINCOUNT", "0" if share_cores or busy else "50000")
     # the service encodes in threads of its own; the tokenizer's fork guard would only warn
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -42,3 +56,19 @@ def _widest_vectors() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.is_file() else ""
     return "AVX512" if "avx512f" in flags else "AVX2"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _quota(root: Path) -> float | None:
+    """Cores that the container may use, by its cgroup (version 2, then 1); None: as many as there are."""
+    unified, legacy = root / "sys/fs/cgroup/cpu.max", root / "sys/fs/cgroup/cpu"
+    if unified.is_file():
+        quota, period = unified.read_text().split()
+    elif (legacy / "cpu.cfs_quota_us").is_file():
+        quota, period = ((legacy / name).read_text().strip() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
+    else:
+        return None
+    return None if quota in ("max", "-1") else int(quota) / int(period)
