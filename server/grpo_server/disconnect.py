@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns, unless the client disconnects first: then work is cancelled and ServiceError (499) raised.
+    """What `contract` returns, unless the client disconnects first: then work is cancelled and ServiceError (499) raised.
 
     receive: the ASGI callable of a request whose body has been read to its end.
     """

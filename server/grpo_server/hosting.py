@@ -7,7 +7,7 @@ from typing import Protocol, TypeAlias
 
 from grpo_client.protocol import ReferenceInfo
 
-from grpo_server.engine.work import Engine, Hosted
+from grpo_server.engine.contract import Engine, Hosted
 
 
 class HostedEngine(Engine, Protocol):

@@ -22,7 +22,7 @@ from grpo_client.protocol import ScoreRequest, ScoreResult
 from grpo_client.text import TextScoreRequest
 from grpo_client.validation import check_request, check_structure
 
-from grpo_server.engine.work import Hosted
+from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ReferenceReplaced, ServiceError
 from grpo_server.service import Service
 from grpo_server.text import no_tokenizer

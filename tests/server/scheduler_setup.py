@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from grpo_server.engine.work import Piece
+from grpo_server.engine.contract import Piece
 from grpo_server.scheduler import Scheduler, SchedulerLimits
 from server_fakes import FakeClock, FakeEngine
 

@@ -21,7 +21,7 @@ from grpo_client.protocol import EXTRA_ARRAYS, Group, ReferenceInfo, ScoreReques
 from grpo_server.app import create_app
 from grpo_server.config import ServerConfig
 from grpo_server.connections import server_settings
-from grpo_server.engine.work import BatchScores, Hosted, Piece, PieceScores
+from grpo_server.engine.contract import BatchScores, Hosted, Piece, PieceScores
 from grpo_server.service import Service
 
 VOCAB = 100

@@ -149,7 +149,7 @@ async def test_what_nobody_expected_is_a_500_in_the_same_shape_and_the_server_li
 async def test_an_engine_failure_is_a_500_and_out_of_memory_a_503(
     engine: FakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from grpo_server.engine.work import OutOfMemory
+    from grpo_server.engine.contract import OutOfMemory
 
     async with serving(engine) as client:
         engine.fail = lambda pieces: RuntimeError("boom")

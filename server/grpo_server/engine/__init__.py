@@ -1,4 +1,5 @@
-"""The engine room: owns the model, knows nothing of HTTP. `work` is the contract, `engine` the one implementation.
+"""The engine room: owns the model, knows nothing of HTTP. `contract` is what the scheduler needs of it, `engine` the one
+implementation.
 
 Torch is imported when `load_engine` is first asked for, so that the command line can set the environment before that.
 """
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .config import EngineConfig
-from .work import BatchScores, Engine, Hosted, OutOfMemory, Piece, PieceScores
+from .contract import BatchScores, Engine, Hosted, OutOfMemory, Piece, PieceScores
 
 if TYPE_CHECKING:
     from .engine import TorchEngine
@@ -33,13 +34,13 @@ def load_engine(config: EngineConfig, on_stage: Callable[[str], None] = lambda _
 
     on_stage: called with "load", "probe" and "verify" as each begins, at later swaps too.
     """
-    from .engine import load_engine as load
+    from .start import load_engine as load
 
     return load(config, on_stage)
 
 
 def follow(config: EngineConfig) -> None:
     """Compute beside the leading process until it ends: what the other ranks of a tensor-parallel server do."""
-    from .tensor_parallel import follow as follow_leader
+    from .start import follow as follow_leader
 
     follow_leader(config)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from .anatomy import Anatomy
 from .config import EngineConfig
+from .contract import Piece
 from .probe import Score
-from .work import Piece
 
 log = logging.getLogger(__name__)
 

@@ -10,32 +10,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from grpo_client.protocol import ReferenceInfo
 from grpo_client.reading import Reading
-from grpo_numerics import HeadScores, score_rows
-from grpo_numerics.loaded_weights import differing
-from grpo_numerics.weight_names import told
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from grpo_numerics import score_rows
+from transformers import PreTrainedTokenizerBase
 
-from .anatomy import Anatomy, anatomy
-from .bits import keeps_bits
+from .anatomy import anatomy
 from .config import EngineConfig
+from .contract import BatchScores, Hosted, OutOfMemory, Piece, PieceScores
 from .fingerprint import fingerprint
-from .forwards import CachedForward, Forward, PackedForward, PlainForward, Prepared
+from .forwards import Prepared
+from .head_pass import in_whole_blocks, score_pieces
 from .loading import Loaded, load
 from .memory import is_out_of_memory, split
-from .probe import Finding, check_scores, probe_pieces
-from .refusal import refusal
-from .scoring import in_whole_blocks, score_pieces
-from .tensor_parallel import LeadingEngine, Ranks
-from .work import BatchScores, Hosted, OutOfMemory, Piece, PieceScores
+from .mixing import check_mixable
+from .tiers import Head, choose
 
 log = logging.getLogger(__name__)
 
-Head = Callable[..., HeadScores]  # `grpo_numerics.score_rows`, or the same over several processes
 OnStage = Callable[[str], None]  # told "load", "probe", "verify" as each begins, at a start and at a swap
 
 # scratch of the head and of the allocator, whatever the batch
@@ -43,7 +37,7 @@ _FIXED_BYTES = 96 << 20
 
 
 class TorchEngine:
-    """See `work.Engine` for the contract. `tokenizer` is None when the source has none."""
+    """See `contract.Engine` for the contract. `tokenizer` is None when the source has none."""
 
     def __init__(
         self, config: EngineConfig, loaded: Loaded, head: Head = score_rows, on_stage: OnStage = lambda _: None
@@ -59,7 +53,7 @@ class TorchEngine:
             parts = anatomy(model)
             max_length = min(parts.max_length, self._config.max_length or parts.max_length)
             self._on_stage("probe")
-            forward, bitwise = _choose(self._config, model, parts, max_length, self._head)
+            forward, bitwise = choose(self._config, model, parts, max_length, self._head)
             self._on_stage("verify")
             identity = fingerprint(model, loaded.tokenizer)
         info = ReferenceInfo(
@@ -147,18 +141,14 @@ class TorchEngine:
     def mix(self, source: str, decay: float) -> ReferenceInfo:
         """reference <- decay * reference + (1 - decay) * source, tensor by tensor, in fp32.
 
-        Raises ValueError for a decay outside [0, 1] or a source whose tensors differ in name or shape; then nothing changed.
+        Raises ValueError for a decay outside [0, 1] or a source that is another model; then nothing changed.
         """
         if not 0.0 <= decay <= 1.0:
             raise ValueError(f"decay: must be in [0, 1], got {decay}")
         self._on_stage("load")
         other = load(replace(self._config, model=source, revision=None))
+        check_mixable(self._model, other.model, source)
         theirs, ours = other.model.state_dict(), self._model.state_dict()
-        if others := differing(theirs, ours):
-            raise ValueError(
-                f"model: {source!r} does not have the tensors of the hosted reference ({told(others)}); "
-                "swap instead of mixing"
-            )
         with Reading(None):  # memory may run out
             for name, tensor in theirs.items():
                 if tensor.is_floating_point():  # into the new copy: the hosted one stays whole until all is done
@@ -169,87 +159,3 @@ class TorchEngine:
     def close(self) -> None:
         """Let go of the weights."""
         del self._model, self._parts, self._forward
-
-
-def load_engine(config: EngineConfig, on_stage: OnStage = lambda _: None) -> TorchEngine | LeadingEngine:
-    """Load, probe and return an engine. Raises OSError or ValueError with what to change."""
-    if config.tensor_parallel:
-        ranks = Ranks()
-        return LeadingEngine(load_shared(config, ranks, on_stage), ranks)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    on_stage("load")
-    return TorchEngine(config, load(config), on_stage=on_stage)
-
-
-def load_shared(config: EngineConfig, ranks: Ranks, on_stage: OnStage = lambda _: None) -> TorchEngine:
-    """This rank's slice of the engine. All ranks must call it."""
-    if config.device_map:
-        raise ValueError("device_map: not together with tensor_parallel; leave one of them out")
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    on_stage("load")
-    return TorchEngine(config, load(config, ranks.size), ranks.score_rows, on_stage)
-
-
-def _choose(
-    config: EngineConfig, model: PreTrainedModel, parts: Anatomy, max_length: int, head: Head
-) -> tuple[Forward, bool]:
-    """The best forward that the probe shows right, and whether its scores keep their bits."""
-    pieces = probe_pieces(parts, max_length)
-    own = model.config._attn_implementation or "eager"
-    why: list[str] = []
-    for make in _candidates(config, parts, max_length):
-        forward = make(model, parts, config, own)
-        finding = _try(forward, model, parts, pieces, own, head)
-        if finding.right:
-            log.info("scores by the %s path: within %.1e nats of the model itself", forward.tier, finding.largest)
-            return forward, keeps_bits(config, parts, _scorer(forward, parts, head), pieces)
-        log.warning("the %s path is not right for %s: %s", forward.tier, type(model).__name__, finding.note)
-        why.append(f"{forward.tier}: {finding.note}")
-    raise refusal(model, parts, pieces, own, why)
-
-
-def _candidates(config: EngineConfig, parts: Anatomy, max_length: int) -> list[Any]:
-    if parts.rotary_edge is not None and max_length > parts.rotary_edge:
-        log.warning(
-            "rotary frequencies of this model depend on a sequence's length beyond %d tokens: sequences are scored one by "
-            "one; with --max-length %d prompts are shared",
-            parts.rotary_edge,
-            parts.rotary_edge,
-        )
-        return [lambda m, p, c, own: PlainForward(m, p, own, whole=True)]
-    tiers: dict[str, Any] = {
-        "packed": lambda m, p, c, own: PackedForward(m, p, c.mode == "exact", c.batch_rows),
-        "cache": lambda m, p, c, own: CachedForward(m, p, own),
-        "plain": lambda m, p, c, own: PlainForward(m, p, own),
-    }
-    order = list(tiers)[list(tiers).index(config.tier) :]
-    if config.mode == "exact" and config.tier == "packed" and "cache" in order:
-        # sequence by sequence keeps the bits, the cache does not
-        order = [t for t in order if t != "cache"] + ["cache"]
-    return [tiers[name] for name in order]
-
-
-def _try(
-    forward: Forward, model: PreTrainedModel, parts: Anatomy, pieces: Sequence[Piece], own: str, head: Head
-) -> Finding:
-    """A model that the path does not fit may also refuse in its own words: that is an answer, too."""
-    try:
-        finding = check_scores(_scorer(forward, parts, head), model, parts, pieces, own)
-    except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, IndexError, KeyError) as error:
-        model.set_attn_implementation(own)
-        return Finding(False, float("inf"), float("inf"), f"{type(error).__name__}: {error}")
-    if isinstance(forward, PackedForward) and forward.calls != parts.attention_layers:
-        note = f"{forward.calls} of {parts.attention_layers} layers came through the registered attention"
-        return Finding(False, finding.largest, finding.mean, note)
-    return finding
-
-
-def _scorer(forward: Forward, parts: Anatomy, head: Head) -> Any:
-    @torch.inference_mode()
-    def score(pieces: Sequence[Piece]) -> list[PieceScores]:
-        batch = forward.prepare(pieces)
-        return score_pieces(pieces, forward.rows(batch).to(parts.weight.device), batch.targets, parts, head)
-
-    return score

@@ -29,7 +29,7 @@ from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from .anatomy import Anatomy
 from .config import Tier
-from .work import Piece
+from .contract import Piece
 
 
 @dataclass(frozen=True)

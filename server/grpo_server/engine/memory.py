@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from .work import Piece, PieceScores
+from .contract import Piece, PieceScores
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from grpo_numerics.model_parts import fresh_rotary, same_scores, trial_groups
 from transformers import PreTrainedModel
 
 from .anatomy import Anatomy
-from .work import Piece, PieceScores
+from .contract import Piece, PieceScores
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from grpo_numerics.weight_names import told
 from transformers import PreTrainedModel
 
 from .anatomy import Anatomy
-from .work import Piece
+from .contract import Piece
 
 
 def refusal(

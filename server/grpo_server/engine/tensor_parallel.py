@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 from collections.abc import Sequence
 from dataclasses import fields
 from datetime import timedelta
@@ -31,9 +30,8 @@ from grpo_client.protocol import ReferenceInfo
 from grpo_numerics import HeadScores, score_rows
 from torch import Tensor
 
-from .config import EngineConfig
+from .contract import BatchScores, Hosted, Piece
 from .forwards import Prepared
-from .work import BatchScores, Hosted, Piece
 
 log = logging.getLogger(__name__)
 
@@ -167,23 +165,6 @@ def together(engine: Any, batch: Prepared) -> BatchScores:
         log.critical("a batch of %d tokens failed on one rank; lower --max-batch-tokens", batch.tokens, exc_info=True)
         logging.shutdown()
         os._exit(1)
-
-
-def follow(config: EngineConfig) -> None:
-    """A rank other than 0: load, then compute what the leader sends until it ends.
-
-    torchrun tells all ranks to end at once. The leader drains first and needs the others for that, so these wait for its
-    word; a leader that is gone without one ends them by its closed connection.
-    """
-    from .engine import load_shared
-
-    for ending in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(ending, signal.SIG_IGN)
-    ranks = Ranks()
-    engine = load_shared(config, ranks)
-    while (pieces := ranks.receive()) is not None:
-        together(engine, engine.prepare(pieces))
-    engine.close()
 
 
 def encode(pieces: Sequence[Piece]) -> bytes:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from grpo_client.protocol import Extra, FloatArray, Group, IntArray, ReferenceInfo, ScoreRequest
 
-from grpo_server.engine.work import Hosted
+from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.scoring import Scoring
 from grpo_server.service import Service

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from grpo_client.protocol import IntArray
 
-from grpo_server.engine.work import Hosted
+from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.service import Service
 from grpo_server.spelling import Speller

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 from grpo_client.protocol import EXTRA_ARRAYS, ReferenceInfo, ScoreResult
 from grpo_client.validation import Limits
 
-from grpo_server.engine.work import Hosted
+from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, identity_headers
 from grpo_server.routes._infer_message import HEADER_LENGTH, INPUTS, NAMES_OF, decode, encode

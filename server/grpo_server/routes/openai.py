@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request, Response
 from grpo_client.protocol import ReferenceInfo
 from pydantic import Field
 
-from grpo_server.engine.work import Hosted
+from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.logs import request_id
 from grpo_server.routes._bodies import Ids, Prompt, described, form_of, json_response, read_json

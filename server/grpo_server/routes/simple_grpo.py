@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from grpo_client.protocol import ReferenceInfo
 from grpo_client.validation import read_temperature
 
-from grpo_server.engine.work import Hosted
+from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.middleware.head import refuse_head
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, identity_headers

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from grpo_client.validation import read_temperature
 from pydantic import BaseModel, ConfigDict, Field
 
-from grpo_server.engine.work import Hosted
+from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.routes._bodies import Ids, Numbers, described, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to

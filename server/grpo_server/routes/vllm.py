@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request, Response
 from grpo_client.protocol import IntArray
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from grpo_server.engine.work import Hosted
+from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.logs import request_id
 from grpo_server.routes._bodies import Ids, PaddedIds, described, form_of, json_response, read_json

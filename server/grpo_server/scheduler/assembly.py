@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from grpo_client.protocol import EXTRA_ARRAYS, ReferenceInfo, ScoreRequest, ScoreResult, Status, Usage
 
-from grpo_server.engine.work import PieceScores
+from grpo_server.engine.contract import PieceScores
 from grpo_server.scheduler.cache import CompletionResult
 
 

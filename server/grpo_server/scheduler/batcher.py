@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, Protocol
 
-from grpo_server.engine.work import BatchScores, Engine, OutOfMemory
+from grpo_server.engine.contract import BatchScores, Engine, OutOfMemory
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.scheduler.job import Job
 from grpo_server.scheduler.queue import Entry, FairQueue

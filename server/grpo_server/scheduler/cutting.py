@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from grpo_client.protocol import Group, ScoreRequest
 
-from grpo_server.engine.work import Piece
+from grpo_server.engine.contract import Piece
 
 
 @dataclass(frozen=True, slots=True)

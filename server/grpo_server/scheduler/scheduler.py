@@ -17,7 +17,7 @@ from typing import Self, TypeVar
 
 from grpo_client.protocol import ScoreRequest, ScoreResult
 
-from grpo_server.engine.work import BatchScores, Engine, PieceScores
+from grpo_server.engine.contract import BatchScores, Engine, PieceScores
 from grpo_server.errors import ErrorCode, ReferenceReplaced, ServiceError
 from grpo_server.scheduler.admission import Admission
 from grpo_server.scheduler.assembly import Assembly, host_bytes, split
@@ -46,7 +46,7 @@ class SchedulerLimits:
 class Scheduler:
     """Use as an async context manager: its loop runs inside.
 
-    engine: see `grpo_server.engine.work.Engine`. compute_thread: an executor of one thread, the only one in which the
+    engine: see `grpo_server.engine.contract.Engine`. compute_thread: an executor of one thread, the only one in which the
     model runs; prepare_thread: of one thread too. clock: seconds, monotonic.
     """
 

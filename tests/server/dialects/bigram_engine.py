@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from grpo_client.protocol import Status
-from grpo_server.engine.work import BatchScores, Piece, PieceScores
+from grpo_server.engine.contract import BatchScores, Piece, PieceScores
 from server_fakes import CURSED, VOCAB, FakeEngine
 
 STATES = 97

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from bigram_engine import STATES, BigramEngine
 from grpo_client.protocol import ReferenceInfo
-from grpo_server.engine.work import BatchScores
+from grpo_server.engine.contract import BatchScores
 from server_fakes import PATIENCE, VOCAB, FakeTokenizer
 
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 from checkpoints import VOCAB, Tensors, changed, saved, with_config, with_tensors, without
 from grpo_server.engine import EngineConfig, Piece
-from grpo_server.engine.engine import TorchEngine, load_engine
+from grpo_server.engine.engine import TorchEngine
 from grpo_server.engine.loading import load
+from grpo_server.engine.start import load_engine
 from transformers import AutoModelForCausalLM
 
 peft = pytest.importorskip("peft")

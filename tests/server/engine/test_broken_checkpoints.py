@@ -154,6 +154,19 @@ def test_a_mix_names_the_tensors_that_do_not_fit(tmp_path: Path) -> None:
         engine.mix(str(saved(tmp_path / "wide", hidden_size=64)), 0.5)
 
 
+def test_a_mix_of_equal_shapes_under_another_config_is_refused(tmp_path: Path) -> None:
+    """The tensors fit and mean something else: other rotary frequencies, another epsilon."""
+    engine = TorchEngine(EngineConfig(model="old", device="cpu"), Loaded(llama(), None, None))
+    before = engine.hosted
+    for setting in ({"rms_norm_eps": 1e-3}, {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}):
+        name = next(iter(setting))
+        with pytest.raises(ValueError, match=rf"config of .* differs from that of the hosted reference \({name}"):
+            engine.mix(str(saved(tmp_path / name, **setting)), 0.5)
+    assert engine.hosted is before
+    same = saved(tmp_path / "same", use_cache=False, attention_dropout=0.1, pad_token_id=0)
+    assert engine.mix(str(same), 0.5).version == 2
+
+
 def test_shards(tmp_path: Path) -> None:
     llama().save_pretrained(tmp_path, max_shard_size="40KB")
     index = tmp_path / "model.safetensors.index.json"

@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 from grpo_client.protocol import Group, ScoreRequest, Status
-from grpo_server.engine.work import Piece
+from grpo_server.engine.contract import Piece
 from grpo_server.scheduler import Scheduler, SchedulerLimits
 from grpo_server.scheduler.events import BatchDone
 from scheduler_setup import in_queue, prompts_of, scheduler

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from grpo_client.protocol import Group, ScoreRequest, Status
-from grpo_server.engine.work import BatchScores, OutOfMemory, Piece
+from grpo_server.engine.contract import BatchScores, OutOfMemory, Piece
 from grpo_server.errors import ErrorCode, ServiceError
 from scheduler_setup import in_queue, scheduler
 from server_fakes import FakeEngine, ask, expected, ids, tokens

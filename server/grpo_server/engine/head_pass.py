@@ -14,7 +14,7 @@ from grpo_numerics.head_tiles import padded
 from torch import Tensor
 
 from .anatomy import Anatomy
-from .work import Piece, PieceScores
+from .contract import Piece, PieceScores
 
 
 def score_pieces(
