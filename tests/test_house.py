@@ -168,6 +168,26 @@ def test_what_a_package_imports_is_declared(package: str, extras: tuple[str, ...
     assert not undeclared, f"{package} imports what neither the base nor {extras} declares: {undeclared}"
 
 
+# Declared and imported by no code of ours: what somebody else's library asks for when it is used as we use it.
+ASKED_FOR_BY = {
+    "accelerate": "transformers, for --device-map",
+    "uvicorn": "the command line",
+    "entmax": "grpo_numerics.sparse, by name when it is called",
+    "python-json-logger": "logging, by name",
+    "tensorboard": "torch.utils.tensorboard",
+    "axolotl": "the plugin that it loads",
+    "backports-zstd": "grpo_server.content_coding; `backports` is of many distributions",
+}
+
+
+@pytest.mark.parametrize("extra", ["server", "training", "trl", "axolotl", "lora"])
+def test_what_is_declared_is_used(extra: str) -> None:
+    lines = PYPROJECT["project"]["optional-dependencies"][extra]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines} - {canonicalize_name(PROJECT)}
+    used = {owner for package in PACKAGES.values() for owner in third_party(package).values()}
+    assert not declared - used - ASKED_FOR_BY.keys(), f"[{extra}] brings what nothing here needs"
+
+
 def third_party(home: Path) -> dict[str, str]:
     """Module -> distribution, for every import in the package that is neither ours nor Python's."""
     modules = set[str]()

@@ -30,9 +30,10 @@ from grpo_training.ending import explained
 _START_S = 600.0  # unpacking the demo model for the first time takes a while on a slow disk
 _STOP_S = 30.0
 
+# Endings from right to absurd, and the demo model thinks so too.
 _SENTENCES = (
     ("The capital of France is", (" Paris.", " Rome.", " purple.")),
-    ("Two plus two equals", (" four.", " five.", " Paris.")),
+    ("The opposite of hot is", (" cold.", " warm.", " Monday.")),
     ("Water freezes at zero degrees", (" Celsius.", " Fahrenheit.", " Tuesday.")),
 )
 

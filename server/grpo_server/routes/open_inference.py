@@ -15,6 +15,7 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 from grpo_client.protocol import EXTRA_ARRAYS, ReferenceInfo, ScoreResult
 from grpo_client.validation import Limits
+from grpo_client.version import package_version
 
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
@@ -34,7 +35,7 @@ TWO_DIMENSIONS = frozenset({"token_ids", "top_ids", "top_logprobs", "token_logpr
 
 @router.get("")
 async def server_metadata() -> dict[str, Any]:
-    return {"name": "grpo-refserver", "version": "1", "extensions": ["binary_tensor_data"]}
+    return {"name": "grpo-refserver", "version": package_version(), "extensions": ["binary_tensor_data"]}
 
 
 @router.get("/health/live")

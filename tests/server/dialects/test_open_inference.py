@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.metadata
 import json
 from typing import Any
 
@@ -117,7 +118,9 @@ async def test_probes_and_metadata(engine: BigramEngine) -> None:
     async with serving(engine) as client:
         for path in ("health/live", "health/ready", "models/fake/ready", "models/fake/versions/1/ready"):
             assert (await client.get(f"/v2/{path}")).status_code == 200, path
-        assert "binary_tensor_data" in (await client.get("/v2")).json()["extensions"]
+        server = (await client.get("/v2")).json()
+        assert server["version"] == importlib.metadata.version("grpo-refserver")
+        assert "binary_tensor_data" in server["extensions"]
         described = (await client.get("/v2/models/fake")).json()
         assert (await client.get("/v2/models/fake/versions/1")).json() == described
         assert (await client.get("/v2/models/other")).status_code == 404
