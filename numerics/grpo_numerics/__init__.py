@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING
 
 from .collapse_free import collapse_free_cross_entropy, collapse_free_log_softmax
-from .head import HeadScores, score_rows
-from .head_autograd import fused_logprobs
-from .head_spec import HeadSpec, Tile, default_tile, scratch_bytes
+from .head.autograd import fused_logprobs
+from .head.online import OnlineLogSumExp
+from .head.score import HeadScores, score_rows
+from .head.spec import HeadSpec, Tile, default_tile, scratch_bytes
 from .kl import KlKind, kl_estimate
-from .online import OnlineLogSumExp
 from .sparse import entmax15, entmax15_loss, sparsemax, sparsemax_loss
 from .stable import entropy, log_softmax, logsumexp, softmax, token_logprobs
 from .stablemax import log_stablemax, stablemax, stablemax_cross_entropy

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_client.model_files import fault
-from grpo_numerics.weight_names import told
+from grpo_numerics.checkpoint.names import told
 from torch import Tensor
 from transformers import PreTrainedModel
 

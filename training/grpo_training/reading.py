@@ -15,8 +15,8 @@ from gguf import GGUFReader
 from grpo_client.demo_model import ModelSource, locate
 from grpo_client.model_files import UnusableModel, fault
 from grpo_client.reading import Reading
-from grpo_numerics.gguf_contents import require_all_read
-from grpo_numerics.loaded_weights import REPORT, WeightsError, require_whole
+from grpo_numerics.checkpoint.gguf import require_all_read
+from grpo_numerics.checkpoint.loaded import REPORT, WeightsError, require_whole
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase

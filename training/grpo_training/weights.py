@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 
 import torch
-from grpo_numerics.loaded_weights import differing, nonfinite_tensors
-from grpo_numerics.weight_names import told
+from grpo_numerics.checkpoint.loaded import differing, nonfinite_tensors
+from grpo_numerics.checkpoint.names import told
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel

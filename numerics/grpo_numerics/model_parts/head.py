@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..head_spec import HeadSpec
+from ..head.spec import HeadSpec
 from .logit_scale import logit_scale
 
 

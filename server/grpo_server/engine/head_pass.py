@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from grpo_client.protocol import EXTRA_ARRAYS, Status
 from grpo_numerics import HeadScores, default_tile, score_rows
-from grpo_numerics.head_tiles import padded
+from grpo_numerics.head.tiles import padded
 from torch import Tensor
 
 from .anatomy import Anatomy

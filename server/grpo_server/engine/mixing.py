@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from grpo_numerics.loaded_weights import differing
-from grpo_numerics.weight_names import told
+from grpo_numerics.checkpoint.loaded import differing
+from grpo_numerics.checkpoint.names import told
 from transformers import PreTrainedModel
 
 # Where a checkpoint came from, how it is stored, sampled from or trained; no log-prob changes with any of them.

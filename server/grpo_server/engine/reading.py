@@ -16,8 +16,8 @@ from gguf import GGUFReader
 from grpo_client.demo_model import ModelSource, locate
 from grpo_client.model_files import UnusableModel, holds_weights
 from grpo_client.reading import Reading
-from grpo_numerics.gguf_contents import require_all_read
-from grpo_numerics.loaded_weights import REPORT, WeightsError, require_whole
+from grpo_numerics.checkpoint.gguf import require_all_read
+from grpo_numerics.checkpoint.loaded import REPORT, WeightsError, require_whole
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from grpo_client.model_files import UnusableModel
-from grpo_numerics.loaded_weights import nonfinite_tensors
-from grpo_numerics.weight_names import told
+from grpo_numerics.checkpoint.loaded import nonfinite_tensors
+from grpo_numerics.checkpoint.names import told
 from transformers import PreTrainedModel
 
 from .anatomy import Anatomy

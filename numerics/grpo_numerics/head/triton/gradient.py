@@ -1,4 +1,4 @@
-"""The kernels of the backward pass behind the interface of `head_gradient.HeadGradient`: loops, scratch, arguments."""
+"""The kernels of the backward pass behind the interface of `head.gradient.HeadGradient`: loops, scratch, arguments."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 import triton
 from torch import Tensor
 
-from ..head_gradient import HeadGradient, RowFigures
-from ..head_tiles import RowBlock
+from ..gradient import HeadGradient, RowFigures
+from ..tiles import RowBlock
 from . import backward
 from .blocks import SLICE, Blocks, accumulate_blocks, gradient_blocks, gradient_dtype
 from .tiles import TritonTiles, block_options, launch, product_options, temperature_of

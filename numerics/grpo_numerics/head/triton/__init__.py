@@ -1,4 +1,4 @@
-"""The fused head as Triton kernels, forward and backward, for CUDA devices; `head_choice` says when they are used.
+"""The fused head as Triton kernels, forward and backward, for CUDA devices; `head.choice` says when they are used.
 
 Importing this needs Triton. What the kernels cost and how they were checked without a GPU: docs/kernels.md.
 """

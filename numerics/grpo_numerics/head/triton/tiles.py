@@ -1,4 +1,4 @@
-"""The kernels as tensors see them: the same tiles as `head_tiles`, computed by Triton.
+"""The kernels as tensors see them: the same tiles as `head.tiles`, computed by Triton.
 
 Validation, padding, the target's float64 logit and everything elementwise on (R,) figures are inherited or left to the
 caller; here are only grids, scratch and arguments.
@@ -12,10 +12,10 @@ import torch
 import triton
 from torch import Tensor
 
-from ..head_spec import ROW_MULTIPLE, HeadSpec, Tile
-from ..head_tiles import LogitTiles, RowBlock
+from ...transforms import Normalizer
 from ..online import OnlineLogSumExp
-from ..transforms import Normalizer
+from ..spec import ROW_MULTIPLE, HeadSpec, Tile
+from ..tiles import LogitTiles, RowBlock
 from . import forward
 from .blocks import ROWS, SLICE, Blocks, product_blocks, vocabulary_tile
 
@@ -23,7 +23,7 @@ _MERGED_ROWS, _MERGED_TILES = 16, 64
 
 
 class TritonTiles(LogitTiles):
-    """`LogitTiles` of a head that `head_choice.on_triton` takes. tile: checked, but the kernels choose their own."""
+    """`LogitTiles` of a head that `head.choice.on_triton` takes. tile: checked, but the kernels choose their own."""
 
     def __init__(
         self,

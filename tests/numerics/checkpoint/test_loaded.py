@@ -6,14 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from grpo_numerics.loaded_weights import (
-    WeightsError,
-    differing,
-    nonfinite_tensors,
-    require_finite,
-    require_whole,
-)
-from grpo_numerics.weight_names import is_needed, told
+from grpo_numerics.checkpoint.loaded import WeightsError, differing, nonfinite_tensors, require_finite, require_whole
+from grpo_numerics.checkpoint.names import is_needed, told
 from torch import nn
 
 GOOD: dict[str, Any] = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}

@@ -1,4 +1,4 @@
-"""What the Triton kernels compute, under Triton's interpreter, against float64. Run by `test_triton_head`.
+"""What the Triton kernels compute, under Triton's interpreter, against float64. Run by `test_interpreted`.
 
 In a process of its own, because Triton decides at import whether it compiles or interprets. fp32 and fp16 only: the
 interpreter multiplies the bit patterns of bf16.
@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from grpo_numerics import HeadSpec, entropy, fused_logprobs, score_rows, token_logprobs
-from grpo_numerics.head_choice import on_triton
-from grpo_numerics.triton_head import blocks, gradient, tiles
+from grpo_numerics.head.choice import on_triton
+from grpo_numerics.head.triton import blocks, gradient, tiles
 from torch import Tensor
 
 # What a GPU does in silence with infinities, numpy, on which the interpreter stands, does with a warning.

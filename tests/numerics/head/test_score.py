@@ -12,7 +12,7 @@ import pytest
 import scipy.special
 import torch
 from grpo_numerics import HeadSpec, default_tile, score_rows, scratch_bytes
-from grpo_numerics.head import Want
+from grpo_numerics.head.score import Want
 from torch import Tensor
 
 INF = math.inf

@@ -1,6 +1,6 @@
 """One tile of logits inside a Triton program: products of hidden and weight, and what the model does to them.
 
-The same order and the same rounding points as `head_tiles.LogitTiles`: GEMM with an fp32 sum, bias, logit scale,
+The same order and the same rounding points as `head.tiles.LogitTiles`: GEMM with an fp32 sum, bias, logit scale,
 soft-cap, temperature, symlog. Device functions only; the kernels that call them are in `forward` and `backward`.
 
 Restricted to what Triton's interpreter has too: no inline assembly and no libdevice, hence the hand-made tanh. An

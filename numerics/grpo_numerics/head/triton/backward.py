@@ -6,7 +6,7 @@ states (`accumulate_kernel` both times, over row blocks and over vocabulary bloc
 vocabulary block) is all that is held between them: a program that kept its (M, D) sums to itself instead would have
 no registers for them, and would have to compute the logits a second time for the other of the two.
 
-Formulas in `head_gradient`.
+Formulas in `head.gradient`.
 """
 
 # pyright: reportMissingParameterType=false
@@ -14,7 +14,7 @@ Formulas in `head_gradient`.
 import triton
 import triton.language as tl
 
-from .tile import FAR_BELOW, LOG2E, biased, dot_products, transformed_with_slope
+from .logits import FAR_BELOW, LOG2E, biased, dot_products, transformed_with_slope
 
 
 @triton.jit

@@ -7,7 +7,7 @@ With y the transformed logits of a row, p = softmax(y), t the target and H the e
 and then back through symlog, temperature, soft-cap, scale to the products hidden times weight. At the target
 1 - p_t = -expm1(log p_t), which keeps its precision where p_t rounds to 1.
 
-The autograd function around it is in `head_autograd`.
+The autograd function around it is in `autograd`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .head_tiles import LogitTiles, RowBlock, padded
 from .online import FAR_BELOW
+from .tiles import LogitTiles, RowBlock, padded
 
 
 class RowFigures(NamedTuple):

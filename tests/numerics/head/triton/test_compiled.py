@@ -18,8 +18,8 @@ import torch
 pytest.importorskip("triton", reason="the CUDA kernels need triton: pip install triton")
 
 import triton
-from grpo_numerics.triton_head import backward, blocks, forward
-from grpo_numerics.triton_head.tiles import block_options, product_options
+from grpo_numerics.head.triton import backward, blocks, forward
+from grpo_numerics.head.triton.tiles import block_options, product_options
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 

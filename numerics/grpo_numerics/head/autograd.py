@@ -2,7 +2,7 @@
 
 For training: the policy's log-probs come from the code that scores the reference. Memory beside inputs and gradients
 is that of a few tiles. Gradients are accumulated in fp32 (fp64 for fp64 input) and rounded once.
-The formulas are in `head_gradient`. On a CUDA device the tiles are those of the Triton kernels, see `head_choice`.
+The formulas are in `gradient`. On a CUDA device the tiles are those of the Triton kernels, see `choice`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .head import score_rows
-from .head_choice import on_triton
-from .head_gradient import HeadGradient, RowFigures
-from .head_spec import HeadSpec, Tile
-from .head_tiles import LogitTiles
-from .transforms import Normalizer
+from ..transforms import Normalizer
+from .choice import on_triton
+from .gradient import HeadGradient, RowFigures
+from .score import score_rows
+from .spec import HeadSpec, Tile
+from .tiles import LogitTiles
 
 
 @overload
@@ -122,7 +122,7 @@ class _FusedLogprobs(torch.autograd.Function):
         }
         figures = RowFigures(of_logprob, of_entropy, logprobs, logsumexp, entropy).map(lambda figure: figure[rows])
         if on_triton(hidden, weight):
-            from .triton_head import TritonGradient, TritonTiles
+            from .triton import TritonGradient, TritonTiles
 
             tiles = TritonTiles(**kept)
             gradient = TritonGradient(tiles, needs=ctx.needs_input_grad[:3])

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from .weight_names import is_needed, remedy, told
+from .names import is_needed, remedy, told
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .loaded_weights import WeightsError
-from .weight_names import told
+from .loaded import WeightsError
+from .names import told
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _INSTEAD = "use the model's safetensors checkpoint"

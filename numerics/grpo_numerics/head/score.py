@@ -1,8 +1,8 @@
 """Log-probs straight from hidden states: the LM head and the normaliser in one pass over vocabulary tiles.
 
 Never more than a tile of the (rows, vocabulary) logits exists, so that memory does not grow with either. How a tile
-comes about is `head_tiles`' business, the running sums are `online`'s, the gradient is `head_autograd`'s. On a GPU the Triton
-kernels of `triton_head` do the same where they can (`head_choice`); top-k and asked ids are always taken here.
+comes about is `tiles`' business, the running sums are `online`'s, the gradient is `autograd`'s. On a GPU the Triton
+kernels of `triton` do the same where they can (`choice`); top-k and asked ids are always taken here.
 
 Two decisions hold the figures of a row together:
 
@@ -27,15 +27,15 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor
 
-from .head_choice import on_triton
-from .head_spec import HeadSpec, Tile
-from .head_tiles import LogitTiles, RowBlock, padded
+from ..stable import entropy_from_odds, logprob_from_odds
+from ..transforms import Normalizer, check_targets
+from .choice import on_triton
 from .online import OnlineLogSumExp
-from .stable import entropy_from_odds, logprob_from_odds
-from .transforms import Normalizer, check_targets
+from .spec import HeadSpec, Tile
+from .tiles import LogitTiles, RowBlock, padded
 
 if TYPE_CHECKING:
-    from .triton_head import TritonTiles
+    from .triton import TritonTiles
 
 Want = Literal["entropy", "logsumexp", "rank"]
 
@@ -89,7 +89,7 @@ def score_rows(
     if unknown := want - {"entropy", "logsumexp", "rank"}:
         raise ValueError(f"want knows entropy, logsumexp and rank, got {sorted(unknown)}")
     if not top_k and token_ids is None and on_triton(hidden, weight):
-        from .triton_head import TritonTiles
+        from .triton import TritonTiles
 
         kernels = TritonTiles(
             hidden, weight, targets, spec=spec, temperature=temperature, normalizer=normalizer, tile=tile

@@ -18,9 +18,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .alignment import row_block
-from .head_spec import GATHER_FLOATS, ROW_MULTIPLE, VOCAB_MULTIPLE, HeadSpec, Tile, default_tile
-from .transforms import Normalizer, check_normalizer, check_targets, check_temperature
+from ..alignment import row_block
+from ..transforms import Normalizer, check_normalizer, check_targets, check_temperature
+from .spec import GATHER_FLOATS, ROW_MULTIPLE, VOCAB_MULTIPLE, HeadSpec, Tile, default_tile
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The Triton kernels on a machine without a GPU: what they compute, interpreted; see `triton_interpreted`."""
+"""The Triton kernels on a machine without a GPU: what they compute, interpreted; see `interpreted`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("triton", reason="the CUDA kernels need triton: pip install triton")
 
-CASES = Path(__file__).with_name("triton_interpreted.py")
+CASES = Path(__file__).with_name("interpreted.py")
 
 
 @pytest.mark.timeout(900)  # half a minute of work; on a machine full of other work, minutes
@@ -29,7 +29,7 @@ def test_the_kernels_match_float64_under_the_interpreter() -> None:
 
 
 def test_cpu_tensors_do_not_go_to_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    from grpo_numerics.head_choice import on_triton
+    from grpo_numerics.head.choice import on_triton
 
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert not on_triton(torch.zeros(2, 4), torch.zeros(5, 4))

@@ -4,7 +4,7 @@ A program of the first stage owns one (row block, vocabulary tile) and one of th
 only what it owns, and every loop has a fixed order: the same input gives the same bits each time. The blocks do not
 depend on the number of rows, so neither do the bits of a row.
 
-Formula: Milakov and Gimelshein, "Online normalizer calculation for softmax", arXiv 1805.02867, as in `online`. The
+Formula: Milakov and Gimelshein, "Online normalizer calculation for softmax", arXiv 1805.02867, as in `head.online`. The
 target is kept out of the sums and its logit is an input, for the reasons that `head` gives.
 """
 
@@ -13,7 +13,7 @@ target is kept out of the sums and its logit is an input, for the reasons that `
 import triton
 import triton.language as tl
 
-from .tile import FAR_BELOW, LOG2E, biased, dot_products, transformed
+from .logits import FAR_BELOW, LOG2E, biased, dot_products, transformed
 
 
 @triton.jit
