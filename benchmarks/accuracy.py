@@ -17,7 +17,7 @@ environment.prepare("exact")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from grpo_client.demo_model import locate  # noqa: E402
+from grpo_client.models.demo import locate  # noqa: E402
 from grpo_client.protocol import ScoreRequest  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import track  # noqa: E402

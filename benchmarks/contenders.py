@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from grpo_client import DeadlineExceeded, ReferenceClient
-from grpo_client.demo_model import locate
+from grpo_client.models.demo import locate
 from grpo_client.protocol import ScoreRequest
 from grpo_numerics.heap import keep_freed_pages
 from grpo_server.engine import EngineConfig, Piece, environment, load_engine

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from grpo_client.demo_model import locate
+from grpo_client.models.demo import locate
 from rich.console import Console
 from rich.table import Table
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from grpo_client.demo_model import locate
+from grpo_client.models.demo import locate
 from grpo_training.hf import StableMaxTrainer, StableMaxTrainingArguments
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (

@@ -11,8 +11,8 @@ Needs neither torch nor a server's libraries; results are NumPy arrays.
 from typing import TYPE_CHECKING
 
 from grpo_client import wire_json, wire_tensors
+from grpo_client.arguments.types import Completions, Ids, Prompts, WantedIds
 from grpo_client.async_client import AsyncReferenceClient
-from grpo_client.calls import Encoding
 from grpo_client.client import ReferenceClient
 from grpo_client.core import ScoreOptions, TextScoreOptions
 from grpo_client.errors import (
@@ -31,8 +31,9 @@ from grpo_client.errors import (
     ServerFailed,
     Unavailable,
 )
-from grpo_client.inputs import Completions, Ids, Prompts, WantedIds
-from grpo_client.policy import RetryPolicy
+from grpo_client.http.exchange import Encoding
+from grpo_client.http.retry import RetryPolicy
+from grpo_client.http.retry_log import Retry
 from grpo_client.protocol import (
     EXTRAS,
     NORMALIZERS,
@@ -46,10 +47,9 @@ from grpo_client.protocol import (
     Status,
     Usage,
 )
-from grpo_client.retry_log import Retry
 from grpo_client.settings import ClientOptions
 from grpo_client.text import ChatMessage, Prompt, TextGroup, TextScoreRequest
-from grpo_client.validation import Limits, check_request
+from grpo_client.validation.request import Limits, check_request
 
 __all__ = [
     "EXTRAS",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlsplit
 
-from grpo_client.arguments import kind_of
+from grpo_client.arguments.readers import kind_of
 from grpo_client.errors import InvalidSetting
 
 

@@ -9,12 +9,13 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
-from grpo_client.calls import Call, Encoding, Reply, info_call, raise_for_status, ready_call
+from grpo_client.arguments.types import Completions, Prompts, WantedIds
 from grpo_client.core import ClientCore
 from grpo_client.errors import APIError, ConnectionFailed
 from grpo_client.forks import PerProcess
-from grpo_client.inputs import Completions, Prompts, WantedIds
-from grpo_client.policy import RetryPolicy
+from grpo_client.http.exchange import Call, Encoding, Reply, info_call, raise_for_status, ready_call
+from grpo_client.http.retry import RetryPolicy
+from grpo_client.http.transport import AsyncLine, AsyncTransport
 from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult
 from grpo_client.settings import (
     DEFAULT_IN_FLIGHT,
@@ -24,7 +25,6 @@ from grpo_client.settings import (
     ClientSettings,
 )
 from grpo_client.text import AnyRequest, Prompt, TextScoreRequest
-from grpo_client.transport import AsyncLine, AsyncTransport
 from grpo_client.workers import closed
 
 Answer = TypeVar("Answer")

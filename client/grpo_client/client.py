@@ -11,12 +11,13 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from grpo_client.calls import Encoding, info_call, raise_for_status, ready_call
+from grpo_client.arguments.types import Completions, Prompts, WantedIds
 from grpo_client.core import ClientCore
 from grpo_client.errors import APIError, ConnectionFailed
 from grpo_client.forks import PerProcess
-from grpo_client.inputs import Completions, Prompts, WantedIds
-from grpo_client.policy import RetryPolicy
+from grpo_client.http.exchange import Encoding, info_call, raise_for_status, ready_call
+from grpo_client.http.retry import RetryPolicy
+from grpo_client.http.transport import SyncLine
 from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult
 from grpo_client.settings import (
     DEFAULT_IN_FLIGHT,
@@ -26,7 +27,6 @@ from grpo_client.settings import (
     ClientSettings,
 )
 from grpo_client.text import AnyRequest, Prompt, TextScoreRequest
-from grpo_client.transport import SyncLine
 from grpo_client.workers import Workers, closed
 
 

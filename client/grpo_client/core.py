@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypedDict
 
-from grpo_client.calls import Call, Reply, read_info, read_scores, score_call
-from grpo_client.inputs import WantedIds
+from grpo_client.arguments.types import WantedIds
+from grpo_client.http.exchange import Call, Reply, read_info, read_scores, score_call
+from grpo_client.http.retry_log import RetryLog
 from grpo_client.pin import FingerprintPin
 from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreResult
-from grpo_client.request_values import check_values
-from grpo_client.retry_log import RetryLog
 from grpo_client.settings import ClientSettings
 from grpo_client.splitting import merge, split
 from grpo_client.text import AnyRequest
-from grpo_client.validation import check_structure
+from grpo_client.validation.request import check_structure
+from grpo_client.validation.request_values import check_values
 
 
 class TextScoreOptions(TypedDict, total=False):

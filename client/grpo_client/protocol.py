@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from grpo_client import arguments, shown
-from grpo_client.id_lists import check_counts, group_completions, id_vector, read_wanted_ids
-from grpo_client.inputs import Completions, Prompts, WantedIds
+from grpo_client import shown
+from grpo_client.arguments import readers
+from grpo_client.arguments.id_lists import check_counts, group_completions, id_vector, read_wanted_ids
+from grpo_client.arguments.types import Completions, Prompts, WantedIds
 
 Normalizer = Literal["softmax", "stablemax"]
 Extra = Literal["entropy", "logsumexp", "rank"]
@@ -93,10 +94,10 @@ class ScoreRequest:
         One completion a prompt may come without a list around it: prompts[k] with completions[k]; token_ids[k] then too.
         temperature: one, or one per group. Raises ProtocolError, which names the entry, for what is no list of ids.
         """
-        asked = arguments.rows(prompts, "prompts", "prompts, each a list of token ids")
+        asked = readers.rows(prompts, "prompts", "prompts, each a list of token ids")
         answers, flat = group_completions(completions)
         check_counts(len(asked), len(answers), flat=flat)
-        temperatures = arguments.read_temperatures(temperature, len(asked))
+        temperatures = readers.read_temperatures(temperature, len(asked))
         vectors = [
             [id_vector(c, f"completions[{k}]" + ("" if flat else f"[{g}]")) for g, c in enumerate(group)]
             for k, group in enumerate(answers)
@@ -109,8 +110,8 @@ class ScoreRequest:
         return cls(
             groups,
             normalizer,
-            arguments.read_names(extras, "extras"),
-            arguments.read_count(top_k, "top_k"),
+            readers.read_names(extras, "extras"),
+            readers.read_count(top_k, "top_k"),
             fingerprint,
         )
 

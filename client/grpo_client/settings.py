@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, cast, get_args
 
 from grpo_client.addresses import base_of, read_key
-from grpo_client.arguments import kind_of
-from grpo_client.balancer import Balancer
-from grpo_client.calls import Encoding
+from grpo_client.arguments.readers import kind_of
 from grpo_client.errors import InvalidSetting
-from grpo_client.policy import RetryPolicy
-from grpo_client.transport import LineSettings
+from grpo_client.http.balancer import Balancer
+from grpo_client.http.exchange import Encoding
+from grpo_client.http.retry import RetryPolicy
+from grpo_client.http.transport import LineSettings
 from grpo_client.version import package_version
 
 API_KEY_VARIABLE = "GRPO_API_KEY"

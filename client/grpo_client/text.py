@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_client import arguments, shown
-from grpo_client.arguments import wrong
-from grpo_client.id_lists import check_counts
+from grpo_client import shown
+from grpo_client.arguments import readers
+from grpo_client.arguments.id_lists import check_counts
+from grpo_client.arguments.readers import wrong
 from grpo_client.protocol import Extra, Normalizer, ScoreRequest
 
 # A chat message as chat templates take it: {"role": "user", "content": "..."} and whatever else the template reads.
@@ -64,18 +65,18 @@ class TextScoreRequest:
         One completion a prompt may come without a list around it: prompts[k] with completions[k].
         temperature: one, or one per group. Raises ProtocolError, which names the entry, for what is no list of text.
         """
-        asked = arguments.rows(prompts, "prompts", "prompts, each a string or a list of chat messages")
+        asked = readers.rows(prompts, "prompts", "prompts, each a string or a list of chat messages")
         answers, flat = _group_completions(completions)
         check_counts(len(asked), len(answers), flat=flat)
-        temperatures = arguments.read_temperatures(temperature, len(asked))
+        temperatures = readers.read_temperatures(temperature, len(asked))
         groups = tuple(
             TextGroup(_prompt(prompt, f"prompts[{k}]"), answers[k], temperatures[k]) for k, prompt in enumerate(asked)
         )
         return cls(
             groups,
             normalizer,
-            arguments.read_names(extras, "extras"),
-            arguments.read_count(top_k, "top_k"),
+            readers.read_names(extras, "extras"),
+            readers.read_count(top_k, "top_k"),
             fingerprint,
         )
 
@@ -86,33 +87,33 @@ class TextScoreRequest:
 def _prompt(value: Any, name: str) -> str | tuple[ChatMessage, ...]:
     if isinstance(value, str):
         return _text(value, name)
-    if arguments.is_mapping(value):
+    if readers.is_mapping(value):
         raise wrong(name, "is one chat message; a conversation is a list of them: put it into a list")
-    messages = arguments.rows(value, name, 'chat messages, such as {"role": "user", "content": "..."} (or be a string)')
+    messages = readers.rows(value, name, 'chat messages, such as {"role": "user", "content": "..."} (or be a string)')
     if not messages:
         raise wrong(name, "is an empty conversation; give at least one message")
     for i, message in enumerate(messages):
-        fields: Mapping[str, Any] = message if arguments.is_mapping(message) else {}
+        fields: Mapping[str, Any] = message if readers.is_mapping(message) else {}
         if not isinstance(fields.get("role"), str) or "content" not in fields:
-            hint = "; token ids go to score" if arguments.is_number(message) else ""
+            hint = "; token ids go to score" if readers.is_number(message) else ""
             raise wrong(f"{name}[{i}]", f'must be a chat message with "role" (a string) and "content"{hint}')
     return tuple(messages)
 
 
 def _group_completions(completions: Any) -> tuple[list[tuple[str, ...]], bool]:
     """One tuple of completions per prompt, and whether they came flat: one completion a prompt, not in a list."""
-    entries = arguments.rows(completions, "completions", "completions (strings), one list of them per prompt")
+    entries = readers.rows(completions, "completions", "completions (strings), one list of them per prompt")
     flat = [k for k, entry in enumerate(entries) if isinstance(entry, str)]
     if flat and len(flat) < len(entries):
         other = next(k for k, entry in enumerate(entries) if not isinstance(entry, str))
         raise wrong(
             f"completions[{flat[0]}]",
-            f"is a string, and completions[{other}] is {arguments.kind_of(entries[other])}; give either one string per "
+            f"is a string, and completions[{other}] is {readers.kind_of(entries[other])}; give either one string per "
             "prompt everywhere, or a list of strings everywhere",
         )
     if flat:
         return [(_text(entry, f"completions[{k}]"),) for k, entry in enumerate(entries)], True
-    nested = [arguments.rows(entry, f"completions[{k}]", "strings") for k, entry in enumerate(entries)]
+    nested = [readers.rows(entry, f"completions[{k}]", "strings") for k, entry in enumerate(entries)]
     return [
         tuple(_text(c, f"completions[{k}][{g}]") for g, c in enumerate(group)) for k, group in enumerate(nested)
     ], False
@@ -120,8 +121,8 @@ def _group_completions(completions: Any) -> tuple[list[tuple[str, ...]], bool]:
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        remedy = "token ids go to score" if arguments.is_number(value) else "a chat message's is its content"
-        raise wrong(name, f"must be a string, got {arguments.kind_of(value)}; {remedy}")
+        remedy = "token ids go to score" if readers.is_number(value) else "a chat message's is its content"
+        raise wrong(name, f"must be a string, got {readers.kind_of(value)}; {remedy}")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
         raise wrong(name, "holds half of a surrogate pair, which is no text; decode it with errors='replace'")
     return str(value)  # NumPy's strings become Python's

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from grpo_client.calls import Call, Reply
 from grpo_client.core import ClientCore
 from grpo_client.errors import ClientClosed
-from grpo_client.policy import RetryPolicy
+from grpo_client.http.exchange import Call, Reply
+from grpo_client.http.retry import RetryPolicy
+from grpo_client.http.transport import SyncLine, SyncTransport
 from grpo_client.protocol import ScoreResult
 from grpo_client.text import AnyRequest
-from grpo_client.transport import SyncLine, SyncTransport
 
 Answer = TypeVar("Answer")
 

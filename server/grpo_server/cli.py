@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 from grpo_client.addresses import without_secrets
-from grpo_client.demo_model import DemoModelMissing, locate
-from grpo_client.model_files import UnusableModel
+from grpo_client.models.demo import DemoModelMissing, locate
+from grpo_client.models.files import UnusableModel
 from pydantic import ValidationError
 from rich.console import Console
 

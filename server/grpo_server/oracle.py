@@ -15,10 +15,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from grpo_client import wire_tensors
-from grpo_client.demo_model import locate
 from grpo_client.extras import needs_extra
+from grpo_client.models.demo import locate
+from grpo_client.models.reading import Reading
 from grpo_client.protocol import ReferenceInfo, ScoreRequest, ScoreResult, Status
-from grpo_client.reading import Reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

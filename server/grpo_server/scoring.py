@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from grpo_client.protocol import ScoreRequest, ScoreResult
 from grpo_client.text import TextScoreRequest
-from grpo_client.validation import check_request, check_structure
+from grpo_client.validation.request import check_request, check_structure
 
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ReferenceReplaced, ServiceError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from grpo_client import Group, ReferenceClient, ScoreRequest, TextScoreRequest
-from grpo_client.calls import Call, Reply
-from grpo_client.transport import LineSettings
+from grpo_client.http.exchange import Call, Reply
+from grpo_client.http.transport import LineSettings
 
 
 def test_a_result_is_a_line(scored) -> None:

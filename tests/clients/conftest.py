@@ -17,7 +17,7 @@ import pytest
 import requests
 import torch
 import transformers
-from grpo_client.demo_model import locate
+from grpo_client.models.demo import locate
 from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from grpo_client import ReferenceClient
-from grpo_client.demo_model import locate
+from grpo_client.models.demo import locate
 from grpo_client.protocol import Status
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from grpo_client.model_files import fault
+from grpo_client.models.files import fault
 from grpo_numerics.checkpoint.names import told
 from torch import Tensor
 from transformers import PreTrainedModel

@@ -21,7 +21,7 @@ from grpo_client import (
     NotFound,
     Unavailable,
 )
-from grpo_client.demo_model import DemoModelMissing
+from grpo_client.models.demo import DemoModelMissing
 from rich.console import Console
 from rich.text import Text
 

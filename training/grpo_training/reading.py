@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from gguf import GGUFReader
-from grpo_client.demo_model import ModelSource, locate
-from grpo_client.model_files import UnusableModel, fault
-from grpo_client.reading import Reading
+from grpo_client.models.demo import ModelSource, locate
+from grpo_client.models.files import UnusableModel, fault
+from grpo_client.models.reading import Reading
 from grpo_numerics.checkpoint.gguf import require_all_read
 from grpo_numerics.checkpoint.loaded import REPORT, WeightsError, require_whole
 from safetensors.torch import load_file

@@ -19,9 +19,9 @@ from typing import Self
 import numpy as np
 import torch
 from grpo_client import GrpoClientError, RetryPolicy
-from grpo_client.calls import Call, raise_for_status
-from grpo_client.retry_log import RetryLog
-from grpo_client.transport import LineSettings, SyncLine, SyncTransport
+from grpo_client.http.exchange import Call, raise_for_status
+from grpo_client.http.retry_log import RetryLog
+from grpo_client.http.transport import LineSettings, SyncLine, SyncTransport
 from torch import Tensor
 
 from grpo_training.config import RolloutConfig, RolloutError

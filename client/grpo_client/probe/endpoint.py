@@ -9,12 +9,12 @@ from typing import Any, Self
 import numpy as np
 from pydantic_core import from_json
 
-from grpo_client.calls import Call, Reply, raise_for_status
 from grpo_client.errors import GrpoClientError
+from grpo_client.http.exchange import Call, Reply, raise_for_status
+from grpo_client.http.transport import SyncLine, SyncTransport
 from grpo_client.probe.cases import Case
 from grpo_client.probe.dialects import DIALECTS, Dialect, Scores
 from grpo_client.settings import ClientSettings
-from grpo_client.transport import SyncLine, SyncTransport
 
 
 class EndpointFailed(RuntimeError):

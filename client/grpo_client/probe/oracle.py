@@ -19,12 +19,12 @@ import numpy as np
 from pydantic_core import from_json, to_json
 
 from grpo_client import wire_tensors
-from grpo_client.calls import Call, raise_for_status
 from grpo_client.client import ReferenceClient
+from grpo_client.http.exchange import Call, raise_for_status
+from grpo_client.http.transport import SyncTransport
 from grpo_client.probe.cases import TEXTS, Case, Facts
 from grpo_client.probe.dialects import Scores, request_of
 from grpo_client.settings import ClientSettings
-from grpo_client.transport import SyncTransport
 
 ORACLE_MODULE = "grpo_server.oracle"
 LENGTH = struct.Struct(">I")

@@ -12,7 +12,7 @@ from pydantic_core import to_json
 from grpo_client.errors import ProtocolError
 from grpo_client.protocol import EXTRAS, Group, ScoreRequest
 from grpo_client.text import AnyRequest, ChatMessage, TextGroup, TextScoreRequest
-from grpo_client.validation import (
+from grpo_client.validation.request import (
     Limits,
     as_list,
     as_object,

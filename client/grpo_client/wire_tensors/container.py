@@ -16,7 +16,7 @@ from safetensors import deserialize as _deserialize  # pyright: ignore[reportUnk
 from safetensors.numpy import save
 
 from grpo_client.errors import ProtocolError
-from grpo_client.validation import as_list, as_object, clipped, describe
+from grpo_client.validation.request import as_list, as_object, clipped, describe
 
 Arrays = dict[str, npt.NDArray[Any]]
 _LENGTH_BYTES: Final = 8  # the header's length in front of it, little-endian

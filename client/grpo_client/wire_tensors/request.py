@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from grpo_client.errors import ProtocolError
 from grpo_client.protocol import EXTRAS, Group, IntArray, ScoreRequest
-from grpo_client.validation import (
+from grpo_client.validation.request import (
     Limits,
     check_body,
     check_count,

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from grpo_client.models.reading import Reading
 from grpo_client.protocol import ReferenceInfo
-from grpo_client.reading import Reading
 from grpo_numerics import score_rows
 from transformers import PreTrainedTokenizerBase
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from grpo_client.demo_model import COMPLETE_MARKER, DEMO, ModelSource, demo_copy, locate
+from grpo_client.models.demo import COMPLETE_MARKER, DEMO, ModelSource, demo_copy, locate
 from grpo_numerics.model_parts import layer_configs
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.distributed.configuration_utils import DistributedConfig

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from gguf import GGUFReader
-from grpo_client.demo_model import ModelSource, locate
-from grpo_client.model_files import UnusableModel, holds_weights
-from grpo_client.reading import Reading
+from grpo_client.models.demo import ModelSource, locate
+from grpo_client.models.files import UnusableModel, holds_weights
+from grpo_client.models.reading import Reading
 from grpo_numerics.checkpoint.gguf import require_all_read
 from grpo_numerics.checkpoint.loaded import REPORT, WeightsError, require_whole
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase

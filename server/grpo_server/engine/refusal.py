@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from grpo_client.model_files import UnusableModel
+from grpo_client.models.files import UnusableModel
 from grpo_numerics.checkpoint.loaded import nonfinite_tensors
 from grpo_numerics.checkpoint.names import told
 from transformers import PreTrainedModel

@@ -10,7 +10,7 @@ from fastapi import Request, Response
 from grpo_client import wire_json
 from grpo_client.errors import ProtocolError
 from grpo_client.protocol import MEDIA_JSON, IntArray, ReferenceInfo
-from grpo_client.validation import MAX_INT32
+from grpo_client.validation.request import MAX_INT32
 from pydantic import (
     BaseModel,
     BeforeValidator,

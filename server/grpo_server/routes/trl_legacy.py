@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request, Response
-from grpo_client.validation import read_temperature
+from grpo_client.validation.request import read_temperature
 from pydantic import BaseModel, ConfigDict, Field
 
 from grpo_server.engine.contract import Hosted

@@ -6,8 +6,8 @@ import pickle
 import struct
 
 import pytest
-from grpo_client.model_files import UnusableModel
-from grpo_client.reading import Reading, sentence
+from grpo_client.models.files import UnusableModel
+from grpo_client.models.reading import Reading, sentence
 from safetensors import SafetensorError
 
 

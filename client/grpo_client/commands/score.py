@@ -9,13 +9,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from grpo_client.bulk import LineFailed, score_lines
 from grpo_client.client import ReferenceClient
+from grpo_client.commands.progress import ScoreProgress
 from grpo_client.errors import ProtocolError
-from grpo_client.json_lines import PIPE, numbered_lines
-from grpo_client.progress import ScoreProgress
-from grpo_client.rollouts import ScoreDefaults, read_rollout
-from grpo_client.score_file import ScoreFile
+from grpo_client.files.bulk import LineFailed, score_lines
+from grpo_client.files.json_lines import PIPE, numbered_lines
+from grpo_client.files.rollouts import ScoreDefaults, read_rollout
+from grpo_client.files.score_file import ScoreFile
 
 SCORE_HELP = """
 Score a file of rollouts.

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from grpo_client.arguments import host_array, is_array, is_number, kind_of, plain, rows, wrong
+from grpo_client.arguments.readers import host_array, is_array, is_number, kind_of, plain, rows, wrong
 from grpo_client.errors import ProtocolError
 
 Ids32 = npt.NDArray[np.int32]

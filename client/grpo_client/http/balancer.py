@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from grpo_client.errors import GrpoClientError
-from grpo_client.policy import asked_wait, is_worth_another_try
+from grpo_client.http.retry import asked_wait, is_worth_another_try
 
 
 @dataclass(slots=True)

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 import httpx
 
-from grpo_client.calls import Call, Reply
 from grpo_client.errors import ClientClosed, ConnectionFailed, InvalidResponse, InvalidSetting
+from grpo_client.http.exchange import Call, Reply
 
 # What a test or an in-process server may be plugged in as.
 SyncLine = httpx.BaseTransport

@@ -15,7 +15,7 @@ import re
 import struct
 from types import TracebackType
 
-from grpo_client.model_files import UnusableModel, fault
+from grpo_client.models.files import UnusableModel, fault
 
 _READING = (
     OSError,  # files, the hub

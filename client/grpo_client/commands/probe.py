@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.text import Text
 
 from grpo_client.addresses import without_secrets
+from grpo_client.commands.terminal import told
 from grpo_client.probe.checks import Finding, run_checks
 from grpo_client.probe.dialects import DIALECTS
 from grpo_client.probe.endpoint import Endpoint, EndpointFailed
 from grpo_client.probe.oracle import OracleFailed, open_oracle
 from grpo_client.probe.report import as_json, as_table, passed
-from grpo_client.terminal import told
 
 PROBE_HELP = f"""
 Check any endpoint that gives log-probs, ours or another's, against transformers in fp32.

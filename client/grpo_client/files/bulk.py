@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from grpo_client.client import ReferenceClient
 from grpo_client.errors import GrpoClientError, ProtocolError, RequestRefused, ServerFailed
+from grpo_client.files.rollouts import Rollout, ScoreDefaults, read_rollout
 from grpo_client.protocol import ScoreResult
-from grpo_client.rollouts import Rollout, ScoreDefaults, read_rollout
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 from grpo_client import ConnectionFailed, RequestRefused, Unavailable
-from grpo_client.balancer import Balancer
+from grpo_client.http.balancer import Balancer
 
 
 def fail(balancer: Balancer, error: Exception) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from grpo_client import ReferenceClient, cli
-from grpo_client.json_lines import NotReadable, numbered_lines
+from grpo_client.files.json_lines import NotReadable, numbered_lines
 from typer.testing import CliRunner, Result
 
 ROLLOUTS: list[Any] = [

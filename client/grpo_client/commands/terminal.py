@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from grpo_client.errors import GrpoClientError, InvalidSetting, ProtocolError
-from grpo_client.retry_log import logger
+from grpo_client.http.retry_log import logger
 
 
 @contextmanager

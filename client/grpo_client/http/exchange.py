@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from grpo_client import errors, wire_json, wire_tensors
-from grpo_client.answers import check_answer
+from grpo_client.http.retry_after import asked_wait_of
 from grpo_client.protocol import (
     MEDIA_JSON,
     MEDIA_TENSORS,
@@ -21,9 +21,9 @@ from grpo_client.protocol import (
     ScoreRequest,
     ScoreResult,
 )
-from grpo_client.retry_after import asked_wait_of
 from grpo_client.text import AnyRequest
-from grpo_client.validation import as_object
+from grpo_client.validation.answers import check_answer
+from grpo_client.validation.request import as_object
 
 Encoding = Literal["tensors", "json"]
 ROUTE_READY = "/readyz"

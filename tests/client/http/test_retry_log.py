@@ -8,7 +8,7 @@ import logging
 import httpx
 import pytest
 from grpo_client import AsyncReferenceClient, ConnectionFailed, DeadlineExceeded, ReferenceClient, Retry, RetryPolicy
-from grpo_client.retry_log import RetryLog
+from grpo_client.http.retry_log import RetryLog
 
 
 def refuse(request: httpx.Request) -> httpx.Response:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from grpo_client.arguments import is_array, kind_of, wrong
+from grpo_client.arguments.readers import is_array, kind_of, wrong
 from grpo_client.protocol import Group, ScoreRequest
 from grpo_client.text import AnyRequest, TextGroup, TextScoreRequest
 

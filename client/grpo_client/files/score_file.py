@@ -22,10 +22,10 @@ from typing import IO, Any, Self, cast
 import numpy as np
 from pydantic_core import from_json, to_json
 
-from grpo_client.json_lines import PIPE, is_regular, one_line
+from grpo_client.files.json_lines import PIPE, is_regular, one_line
+from grpo_client.files.rollouts import Rollout
 from grpo_client.protocol import EXTRAS, ScoreResult
-from grpo_client.rollouts import Rollout
-from grpo_client.validation import as_object
+from grpo_client.validation.request import as_object
 from grpo_client.wire_json.request import encode_request
 from grpo_client.wire_json.result import result_object
 

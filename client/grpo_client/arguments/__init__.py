@@ -1,0 +1,1 @@
+"""What callers hand over, read into the values that a request is made of."""

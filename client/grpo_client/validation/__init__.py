@@ -1,0 +1,1 @@
+"""What must hold of a request and of an answer, whoever made it."""
