@@ -112,7 +112,7 @@ def report(args: argparse.Namespace, seconds: dict[str, dict[str, list[float]]],
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Grouped bars: client tokens a second, by workload."""
+    """Grouped bars: client tokens a second, by workload; the line on each bar reaches from its slowest round to its fastest."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -122,16 +122,20 @@ def plot(rows: list[dict], path: Path) -> None:
     who = list(dict.fromkeys(r["contender"] for r in rows))
     figure, axes = plt.subplots(figsize=(10, 4.5), layout="constrained")
     for i, contender in enumerate(who):
-        heights = [
-            next(
-                r["tokens"] / statistics.median(r["seconds"])
-                for r in rows
-                if (r["workload"], r["contender"]) == (n, contender)
-            )
-            for n in names
-        ]
+        own = {r["workload"]: r for r in rows if r["contender"] == contender}
+        heights = np.array([own[n]["tokens"] / statistics.median(own[n]["seconds"]) for n in names])
+        slowest = np.array([own[n]["tokens"] / max(own[n]["seconds"]) for n in names])
+        fastest = np.array([own[n]["tokens"] / min(own[n]["seconds"]) for n in names])
         limit = {"color": "0.88", "edgecolor": "0.5", "hatch": "//"} if contender.startswith("gemm") else {}
-        axes.bar(np.arange(len(names)) + i * 0.8 / len(who), heights, 0.8 / len(who), label=contender, **limit)
+        axes.bar(
+            np.arange(len(names)) + i * 0.8 / len(who),
+            heights,
+            0.8 / len(who),
+            label=contender,
+            yerr=[heights - slowest, fastest - heights],
+            error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "0.25"},
+            **limit,
+        )
     axes.set_xticks(np.arange(len(names)) + 0.4 - 0.4 / len(who), names)
     axes.set_ylabel("client tokens per second")
     axes.grid(axis="y", alpha=0.3)

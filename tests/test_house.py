@@ -114,6 +114,12 @@ def test_a_command_without_its_extra_says_what_to_install(package: str, extra: s
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(("package", "command"), [("grpo_server", "grpo-server"), ("grpo_training", "grpo-train")])
+def test_a_command_without_its_extra_says_its_version(package: str, command: str) -> None:
+    ran = as_base_install(f"sys.argv = [{command!r}, '--version']\nfrom {package}.__main__ import main\nmain()")
+    assert (ran.returncode, ran.stdout.strip()) == (0, f"{command} {PYPROJECT['project']['version']}"), ran.stderr
+
+
 @pytest.mark.parametrize("command", sorted(PYPROJECT["project"]["scripts"]))
 def test_every_command_starts(command: str) -> None:
     script = Path(sys.executable).with_name(command)

@@ -8,7 +8,7 @@ from grpo_client.extras import needs_extra
 
 
 def main() -> int:
-    with needs_extra("server"):
+    with needs_extra("server", "grpo-server"):
         from grpo_server import cli
     return cli.main()
 

@@ -116,7 +116,7 @@ def serve(oracle: TransformersOracle, stdin: IO[bytes], stdout: IO[bytes]) -> No
 def main() -> None:
     if len(sys.argv) != 2:
         raise SystemExit("usage: python -m grpo_server.oracle MODEL")
-    with needs_extra("server"):
+    with needs_extra("server", "the oracle"):
         import torch  # noqa: F401
         import transformers  # noqa: F401
     try:

@@ -45,6 +45,17 @@ def test_json_lines_drop_what_is_done_again(tmp_path: Path) -> None:
         read_records(path)
 
 
+def test_one_spike_of_the_kl_flattens_no_other_step() -> None:
+    spiked = records(60)
+    spiked[20]["kl"] = 37.8
+    axes = draw(spiked, title="").axes[1]
+    low, top, most = axes.transData.transform([(0, 0), (0, 37.8), (0, 0.01)])[:, 1]
+    assert (most - low) / (top - low) > 0.02  # on a linear axis 0.0003
+    faint, bold = (line.get_ydata() for line in axes.lines)
+    assert max(faint) == 37.8  # shown, where it was
+    assert max(bold) == 0.01  # and followed by nothing
+
+
 def test_summary() -> None:
     summary = summarise(records(40), CONFIG)
     assert summary["reward_first"] == pytest.approx(4.5 / 40)

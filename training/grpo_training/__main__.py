@@ -11,7 +11,7 @@ def main() -> None:
     # Read once, when torch is imported. A thread that spins while it waits takes the core from the reference server that
     # works beside the trainer: steps take several times as long where the two share a machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with needs_extra("training"):
+    with needs_extra("training", "grpo-train"):
         from grpo_training import cli
     cli.main()
 

@@ -13,7 +13,7 @@ import io
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from grpo_training.metrics import read_records
 EVALUATIONS = "eval.jsonl"
 NOT_MEASURED = "not measured"
 WINDOW = 10  # steps that the summary and the smooth lines average over
+KL_LINEAR = 0.1  # nats per token up to which the axis of the KL is linear
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -116,7 +117,8 @@ def summarise(
 
 
 def draw(records: Sequence[Mapping[str, Any]], *, title: str, evaluations: Sequence[Mapping[str, Any]] = ()) -> Figure:
-    """Reward, KL, completion length and reference latency by step: each step faintly, a running mean boldly.
+    """Reward, KL, completion length and reference latency by step: each step faintly, a running mean boldly (of the
+    KL a running median).
 
     evaluations: their records, step being the number of steps done. Rewards and lengths are marked in the same panels.
     """
@@ -127,8 +129,11 @@ def draw(records: Sequence[Mapping[str, Any]], *, title: str, evaluations: Seque
     _line(reward, steps, column(records, "reward/mean"), "#2563eb", "reward")
     _line(reward, steps, column(records, "reward/correct"), "#16a34a", "correct")
     reward.set(title="Reward", ylim=(-0.02, None))
-    _line(kl, steps, column(records, "kl"), "#dc2626", "KL to the reference")
-    kl.set(title="KL (nats per token)")
+    _line(kl, steps, column(records, "kl"), "#dc2626", f"KL to the reference, median of {WINDOW} steps", running_median)
+    # k3 is exponential: one token that the reference finds all but impossible would flatten every other step
+    kl.set_yscale("symlog", linthresh=KL_LINEAR)
+    kl.yaxis.set_major_formatter("{x:g}")
+    kl.set(title=f"KL (nats per token, logarithmic from {KL_LINEAR} on)")
     _line(length, steps, column(records, "completion/length"), "#7c3aed", "mean")
     length.set(title="Completion length (tokens)", ylim=(0, None))
     _line(latency, steps, 1e3 * column(records, "reference/latency_s"), "#ea580c", "answered after")
@@ -158,17 +163,34 @@ def _evaluated(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
     }
 
 
-def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
+def _line(
+    axes: Axes,
+    steps: np.ndarray,
+    values: np.ndarray,
+    colour: str,
+    label: str,
+    smooth: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> None:
     if len(values) != len(steps) or not len(values):
         return  # a run without a reference has no KL and no latency
     axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
-    axes.plot(steps, running_mean(values), color=colour, linewidth=2, label=label)
+    axes.plot(steps, (smooth or running_mean)(values), color=colour, linewidth=2, label=label)
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
     """Mean of each step and up to WINDOW - 1 before it; a step without a value does not count."""
-    means = [_mean(values[max(0, i - WINDOW + 1) : i + 1]) for i in range(len(values))]
+    means = [_mean(window) for window in _windows(values)]
     return np.array([math.nan if mean is None else mean for mean in means])
+
+
+def running_median(values: np.ndarray) -> np.ndarray:
+    """Like running_mean; no single step moves it."""
+    finite = [window[np.isfinite(window)] for window in _windows(values)]
+    return np.array([float(np.median(window)) if len(window) else math.nan for window in finite])
+
+
+def _windows(values: np.ndarray) -> list[np.ndarray]:
+    return [values[max(0, i - WINDOW + 1) : i + 1] for i in range(len(values))]
 
 
 def column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
