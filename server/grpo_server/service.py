@@ -130,6 +130,7 @@ class Service:
             self.config.scheduler(),
             compute_thread=self._compute_thread,
             prepare_thread=self._prepare_thread,
+            plan_threads=self._codec_threads,
             listener=self.metrics,
         )
         self._scheduler = await scheduler.__aenter__()

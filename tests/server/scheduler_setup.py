@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import Executor
 
 from grpo_server.engine.contract import Piece
 from grpo_server.scheduler import Scheduler, SchedulerLimits
 from server_fakes import FakeClock, FakeEngine
 
 
-def scheduler(engine: FakeEngine, clock: FakeClock | None = None, **limits: int) -> Scheduler:
+def scheduler(
+    engine: FakeEngine, clock: FakeClock | None = None, plan_threads: Executor | None = None, **limits: int
+) -> Scheduler:
     return Scheduler(
         engine,
         SchedulerLimits(**{"max_batch_tokens": 64, "max_queue_tokens": 10_000, **limits}),
+        plan_threads=plan_threads,
         clock=clock or FakeClock(),
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from grpo_client.protocol import EXTRA_ARRAYS, ReferenceInfo, ScoreRequest, ScoreResult, Status, Usage
+from grpo_client.protocol import EXTRA_ARRAYS, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult, Status, Usage
 
 from grpo_server.engine.contract import PieceScores
 from grpo_server.scheduler.cache import CompletionResult
@@ -50,13 +50,21 @@ def split(scores: PieceScores, lengths: Sequence[int]) -> Iterator[CompletionRes
 
 
 class Assembly:
-    """The flat arrays of one answer, filled completion by completion. N tokens, S completions, K groups."""
+    """The flat arrays of one answer, filled completion by completion. N tokens, S completions, K groups.
+
+    lengths: (S,) tokens of each completion. What it takes to finish is made at the start, which may be on another thread.
+    """
 
     def __init__(self, request: ScoreRequest) -> None:
-        self._request = request
+        self._normalizer: Normalizer = request.normalizer
         self._lengths = request.completion_lengths
-        self._ends = np.cumsum(self._lengths, dtype=np.int64)
-        tokens = int(self._lengths.sum())
+        self._group_sizes = request.group_sizes
+        self._temperature = np.array([g.temperature for g in request.groups], dtype=np.float32)
+        self.prompt_tokens = sum(len(g.prompt) for g in request.groups)
+        ends = np.cumsum(self._lengths, dtype=np.int64)
+        self.lengths: list[int] = self._lengths.tolist()
+        self._ends: list[int] = ends.tolist()
+        self.completion_tokens = tokens = self._ends[-1] if self._ends else 0
         self._logprobs = np.zeros(tokens, dtype=np.float32)
         self._status = np.full(len(self._lengths), Status.OK, dtype=np.uint8)
         self._extras: dict[str, npt.NDArray[np.generic]] = {
@@ -65,20 +73,19 @@ class Assembly:
 
     def place(self, index: int, result: CompletionResult) -> None:
         """Put the completion with this flat index where it belongs."""
-        end = int(self._ends[index])
-        start = end - int(self._lengths[index])
+        end = self._ends[index]
+        start = end - self.lengths[index]
         self._logprobs[start:end] = result.logprobs
         self._status[index] = result.status
         for name, values in self._extras.items():
             values[start:end] = result.extras[name]
 
     def finish(self, reference: ReferenceInfo, usage: Usage) -> ScoreResult:
-        request = self._request
         return ScoreResult(
             reference=reference,
-            normalizer=request.normalizer,
-            temperature=np.array([g.temperature for g in request.groups], dtype=np.float32),
-            group_sizes=request.group_sizes,
+            normalizer=self._normalizer,
+            temperature=self._temperature,
+            group_sizes=self._group_sizes,
             completion_lengths=self._lengths,
             logprobs=self._logprobs,
             status=self._status,

@@ -30,7 +30,7 @@ class Desk(Protocol):
 
     def computing(self, entries: Sequence[Entry]) -> None: ...
 
-    def deliver(self, entries: Sequence[Entry], scores: BatchScores, seconds: float) -> None: ...
+    async def deliver(self, entries: Sequence[Entry], scores: BatchScores, seconds: float) -> None: ...
 
     def fail(self, job: Job, error: ServiceError) -> None: ...
 
@@ -110,7 +110,7 @@ class Batcher:
         scores = await _outcome(self._compute_thread, self._engine.compute, prepared)
         if isinstance(scores, BaseException):
             return await self._blame(entries, scores)
-        self._desk.deliver(entries, scores, self._clock() - started)
+        await self._desk.deliver(entries, scores, self._clock() - started)
 
     async def _blame(self, entries: Sequence[Entry], error: BaseException) -> None:
         jobs = _jobs(entries)

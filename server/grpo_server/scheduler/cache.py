@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,13 +39,13 @@ class CompletionResult:
         )
 
 
-def result_keys(request: ScoreRequest, fingerprint: str) -> list[bytes]:
-    """(S,) keys, one per completion: BLAKE2b over everything that the result depends on.
+def content_keys(request: ScoreRequest) -> list[bytes]:
+    """(S,) keys, one per completion: BLAKE2b over everything that the result depends on but the reference.
 
     Lengths go in before contents, so that no two different inputs give the same stream of bytes.
     """
     common = hashlib.blake2b(digest_size=32)
-    asked = "\x00".join([fingerprint, request.normalizer, *sorted(request.extras)]).encode()
+    asked = "\x00".join([request.normalizer, *sorted(request.extras)]).encode()
     common.update(struct.pack("<QQ", len(asked), request.top_k))
     common.update(asked)
     keys: list[bytes] = []
@@ -64,9 +64,15 @@ def result_keys(request: ScoreRequest, fingerprint: str) -> list[bytes]:
     return keys
 
 
-def request_key(request: ScoreRequest) -> bytes:
+def result_keys(contents: Sequence[bytes], fingerprint: str) -> list[bytes]:
+    """The keys of `content_keys` for the answers of this reference."""
+    of_reference = hashlib.blake2b(fingerprint.encode(), digest_size=32).digest()
+    return [of_reference + content for content in contents]
+
+
+def request_key(contents: Sequence[bytes]) -> bytes:
     """Names a request by its content, whichever reference answers it."""
-    return hashlib.blake2b(b"".join(result_keys(request, "")), digest_size=32).digest()
+    return hashlib.blake2b(b"".join(contents), digest_size=32).digest()
 
 
 def _bytes(ids: npt.NDArray[np.int32]) -> bytes:

@@ -50,8 +50,8 @@ class Job:
         return self.assembly.finish(
             self.reference,
             Usage(
-                prompt_tokens=sum(len(g.prompt) for g in self.request.groups),
-                completion_tokens=int(self.request.completion_lengths.sum()),
+                prompt_tokens=self.assembly.prompt_tokens,
+                completion_tokens=self.assembly.completion_tokens,
                 computed_tokens=round(self.computed_tokens),
                 cached_sequences=self.cached_sequences,
                 queue_ms=(started - self.arrived) * 1000,

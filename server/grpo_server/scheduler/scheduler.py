@@ -8,28 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import ParamSpec, Self, TypeVar
 
 from grpo_client.protocol import ScoreRequest, ScoreResult
 
-from grpo_server.engine.contract import BatchScores, Engine, PieceScores
-from grpo_server.errors import ErrorCode, ReferenceReplaced, ServiceError
+from grpo_server.engine.contract import BatchScores, Engine
+from grpo_server.errors import ReferenceReplaced, ServiceError
 from grpo_server.scheduler.admission import Admission
-from grpo_server.scheduler.assembly import Assembly, host_bytes, split
+from grpo_server.scheduler.assembly import split
 from grpo_server.scheduler.batcher import Batcher
-from grpo_server.scheduler.cache import ResultCache, request_key, result_keys
-from grpo_server.scheduler.cutting import Cut, cut
+from grpo_server.scheduler.cache import CompletionResult, ResultCache, content_keys, request_key, result_keys
 from grpo_server.scheduler.door import Door, draining
 from grpo_server.scheduler.events import BatchDone, Listener, Silence
+from grpo_server.scheduler.intake import Plan, plan
 from grpo_server.scheduler.job import Job
 from grpo_server.scheduler.queue import Entry, FairQueue
+from grpo_server.scheduler.weight import is_large
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+# Completions of a batch that are handed out before others have their turn on the event loop: some milliseconds.
+PLACED_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,8 @@ class Scheduler:
     """Use as an async context manager: its loop runs inside.
 
     engine: see `grpo_server.engine.contract.Engine`. compute_thread: an executor of one thread, the only one in which the
-    model runs; prepare_thread: of one thread too. clock: seconds, monotonic.
+    model runs; prepare_thread: of one thread too; plan_threads: where large requests are looked over. clock: seconds,
+    monotonic.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class Scheduler:
         *,
         compute_thread: Executor | None = None,
         prepare_thread: Executor | None = None,
+        plan_threads: Executor | None = None,
         clock: Callable[[], float] = time.monotonic,
         listener: Listener | None = None,
     ) -> None:
@@ -68,6 +75,8 @@ class Scheduler:
         self._own_threads = [self._compute_thread] if compute_thread is None else []
         prepare = prepare_thread or ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._own_threads += [prepare] if prepare_thread is None else []
+        self._plan_threads = plan_threads or ThreadPoolExecutor(1, thread_name_prefix="plan")
+        self._own_threads += [self._plan_threads] if plan_threads is None else []
         self.admission = Admission(limits.max_queue_tokens, limits.max_queue_bytes, clock)
         self.cache = ResultCache(limits.cache_bytes)
         self._queue = FairQueue(limits.max_batch_tokens, limits.max_batch_bytes)
@@ -107,60 +116,63 @@ class Scheduler:
         Raises ServiceError: at once when it is refused (503 swapping or draining, 413 never fits, 429 not now), later
         when the engine failed on it. If the caller is cancelled, what was not yet computed is dropped.
         """
-        job = self._accept(request)
+        job = await self._accepted(request)
         try:
             return await job.done
         finally:
             self._retire(job)
 
-    def _accept(self, request: ScoreRequest) -> Job:
-        """Price and enter a request. Nothing awaits in here: from the check to the queue nothing can change."""
+    async def _accepted(self, request: ScoreRequest) -> Job:
+        """Price a request and enter it. What takes its time with a large one runs beside the event loop; a small one is entered
+        without waiting for anything."""
         self.door.refuse_if_closed()
         reference = self._engine.info
-        keys = result_keys(request, reference.fingerprint) if self.cache.enabled else []
+        large = is_large(request)
+        contents = await self._aside(large, content_keys, request) if large or self.cache.enabled else None
+        keys = result_keys(contents, reference.fingerprint) if contents is not None and self.cache.enabled else []
         found = {i: result for i, key in enumerate(keys) if (result := self.cache.get(key)) is not None}
-        lengths = request.completion_lengths
-        wanted = {i for i, length in enumerate(lengths) if length and i not in found}
-        cuts = deque(self._priced(c) for c in cut(request, wanted, self._limits.max_batch_tokens))
-        nbytes = host_bytes(request)
-        self.admission.admit(sum(c.tokens for c in cuts), nbytes, lambda: request_key(request))
-        if self.cache.enabled:
-            self._listener.cache_looked_up(len(found), len(wanted))
-        now = self._clock()
-        job = Job(
-            request=request,
-            reference=reference,
-            assembly=Assembly(request),
-            waiting=cuts,
-            keys=keys,
-            host_bytes=nbytes,
-            arrived=now,
-            cached_sequences=len(found),
-            done=asyncio.get_running_loop().create_future(),
-            outstanding=len(cuts),
+        limits = self._limits
+        planned = await self._aside(
+            large, plan, request, found, limits.max_batch_tokens, limits.max_batch_bytes, self._engine.bytes_of
         )
-        for index, result in found.items():
-            job.assembly.place(index, result)
+        if self._engine.info != reference:
+            raise ReferenceReplaced  # while it was planned
+        return self._enter(
+            Job(
+                request=request,
+                reference=reference,
+                assembly=planned.assembly,
+                waiting=planned.cuts,
+                keys=keys,
+                host_bytes=planned.host_bytes,
+                arrived=self._clock(),
+                cached_sequences=len(found),
+                done=asyncio.get_running_loop().create_future(),
+                outstanding=len(planned.cuts),
+            ),
+            planned,
+            lambda: request_key(content_keys(request) if contents is None else contents),
+        )
+
+    def _enter(self, job: Job, planned: Plan, key: Callable[[], bytes]) -> Job:
+        """Nothing awaits in here: from the check to the queue nothing can change."""
+        self.door.refuse_if_closed()
+        self.admission.admit(planned.tokens, job.host_bytes, key)
+        if self.cache.enabled:
+            self._listener.cache_looked_up(job.cached_sequences, planned.wanted)
         self._jobs.add(job)
         self.door.busy()
-        if cuts:
+        if job.waiting:
             self._queue.add(job)
             self._batcher.wake()
         else:
-            job.done.set_result(job.answer(now))
+            job.done.set_result(job.answer(job.arrived))
         return job
 
-    def _priced(self, c: Cut) -> Cut:
-        limit = self._limits.max_batch_bytes
-        nbytes = self._engine.bytes_of(c.piece)
-        if limit is not None and nbytes > limit:
-            raise ServiceError(
-                ErrorCode.REQUEST_TOO_LARGE,
-                f"scoring {c.tokens} tokens of one group would take {nbytes} bytes of memory and {limit} may be used "
-                "(--max-batch-bytes); send shorter sequences, or start the server with a smaller --max-batch-tokens",
-                param="groups",
-            )
-        return replace(c, bytes=nbytes)
+    async def _aside(self, large: bool, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if not large:
+            return work(*args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._plan_threads, lambda: work(*args, **kwargs))
 
     def _retire(self, job: Job) -> None:
         """Nobody waits for this job any more, for whatever reason."""
@@ -182,14 +194,20 @@ class Scheduler:
     def computing(self, entries: Sequence[Entry]) -> None:
         self.admission.computing(sum(e.cut.tokens for e in entries))
 
-    def deliver(self, entries: Sequence[Entry], scores: BatchScores, seconds: float) -> None:
+    async def deliver(self, entries: Sequence[Entry], scores: BatchScores, seconds: float) -> None:
         tokens = sum(e.cut.tokens for e in entries)
         jobs = dict.fromkeys(e.job for e in entries)
+        placed = 0
         for entry, piece_scores in zip(entries, scores.pieces, strict=True):
-            if entry.job.reference == scores.reference:
-                self._place(entry, piece_scores)
-            else:  # an answer is of one reference, the one that is named in it
+            if entry.job.reference != scores.reference:  # an answer is of one reference, the one that is named in it
                 self.fail(entry.job, ReferenceReplaced())
+                continue
+            lengths = [len(completion) for completion in entry.cut.piece.completions]
+            for place, result in zip(entry.cut.places, split(piece_scores, lengths), strict=True):
+                self._place(entry.job, place, result)
+                if (placed := placed + 1) % PLACED_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            entry.job.outstanding -= 1
             # The engine counts a batch as a whole: each cut bears its share of it.
             entry.job.computed_tokens += scores.computed_tokens * entry.cut.tokens / tokens
         self.admission.throughput.add(tokens, seconds)
@@ -208,14 +226,10 @@ class Scheduler:
             )
         )
 
-    def _place(self, entry: Entry, scores: PieceScores) -> None:
-        job, cut_ = entry.job, entry.cut
-        lengths = [len(completion) for completion in cut_.piece.completions]
-        for place, result in zip(cut_.places, split(scores, lengths), strict=True):
-            job.assembly.place(place, result)
-            if job.keys:
-                self.cache.put(job.keys[place], result)
-        job.outstanding -= 1
+    def _place(self, job: Job, place: int, result: CompletionResult) -> None:
+        job.assembly.place(place, result)
+        if job.keys:
+            self.cache.put(job.keys[place], result)
 
     def fail(self, job: Job, error: ServiceError) -> None:
         if not job.over:

@@ -6,12 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 from grpo_client.protocol import Group, ScoreRequest
-from grpo_server.scheduler.cache import CompletionResult, ResultCache, result_keys
+from grpo_server.scheduler.cache import CompletionResult, ResultCache, content_keys, result_keys
 from server_fakes import ids
 
 
 def result(tokens: int) -> CompletionResult:
     return CompletionResult(np.arange(tokens, dtype=np.float32), 0, {"rank": np.zeros(tokens, dtype=np.int32)})
+
+
+def keys_of(request: ScoreRequest, fingerprint: str) -> list[bytes]:
+    return result_keys(content_keys(request), fingerprint)
 
 
 def test_everything_that_changes_the_answer_changes_the_key() -> None:
@@ -31,16 +35,16 @@ def test_everything_that_changes_the_answer_changes_the_key() -> None:
         replace(base, groups=(replace(group, token_ids=wanted),)),
         replace(base, groups=(replace(group, token_ids=(ids(5, 7).reshape(2, 1),)),)),
     ]
-    keys = [result_keys(v, "print")[0] for v in variants] + [result_keys(base, "other print")[0]]
+    keys = [keys_of(v, "print")[0] for v in variants] + [keys_of(base, "other print")[0]]
     assert len(set(keys)) == len(keys)
 
 
 def test_what_does_not_change_the_answer_does_not_change_the_key() -> None:
     one = ScoreRequest((Group(ids(1), (ids(2),)), Group(ids(3), (ids(4), ids(5)))))
     other = ScoreRequest((Group(ids(3), (ids(5),)),), fingerprint="print")
-    assert result_keys(one, "print")[2] == result_keys(other, "print")[0]
+    assert keys_of(one, "print")[2] == keys_of(other, "print")[0]
     strided = ScoreRequest((Group(np.array([3, 9], dtype=np.int32)[::2], (ids(5),)),))
-    assert result_keys(strided, "print") == result_keys(other, "print")
+    assert keys_of(strided, "print") == keys_of(other, "print")
 
 
 def test_the_least_recently_used_goes_first() -> None:
