@@ -182,7 +182,7 @@ ASKED_FOR_BY = {
     "python-json-logger": "logging, by name",
     "tensorboard": "torch.utils.tensorboard",
     "axolotl": "the plugin that it loads",
-    "backports-zstd": "grpo_server.content_coding; `backports` is of many distributions",
+    "backports-zstd": "grpo_server.middleware.bodies.coding; `backports` is of many distributions",
 }
 
 

@@ -10,17 +10,17 @@ from fastapi import Depends, FastAPI
 from grpo_client.version import package_version
 
 from grpo_server import error_responses, routes
-from grpo_server.auth import KeyGate, check_route
-from grpo_server.byte_budget import ByteBudget
 from grpo_server.config import ServerConfig
 from grpo_server.hosting import EngineLoader
-from grpo_server.middleware.body_limit import BodyLimit
+from grpo_server.lifecycle import Phase, Service
+from grpo_server.middleware.bodies.budget import ByteBudget
+from grpo_server.middleware.bodies.limit import BodyLimit
 from grpo_server.middleware.boundary import Boundary
 from grpo_server.middleware.head import HeadAsGet
+from grpo_server.middleware.key_gate import KeyGate, check_route
+from grpo_server.routes.dialects.simple_grpo.shelf import SECONDS_FOR_SHELF_ROOM, Shelf
 from grpo_server.schemas import ERROR_RESPONSES, request_schemas
 from grpo_server.scoring import Scoring
-from grpo_server.service import Phase, Service
-from grpo_server.simple_grpo import SECONDS_FOR_SHELF_ROOM, Shelf
 from grpo_server.stages import Stages
 
 DESCRIPTION = """\
@@ -69,7 +69,7 @@ def create_app(config: ServerConfig, engine_loader: EngineLoader, stages: Stages
     service.metrics.watch_bodies(lambda: budget.held)
     app.state.shelf = Shelf(config.max_queue_bytes, SECONDS_FOR_SHELF_ROOM) if config.simple_grpo else None
     error_responses.install(app)
-    for router in routes.discover():
+    for router in routes.routers():
         app.include_router(router)
     # Added last is outermost: a request passes Boundary, KeyGate, BodyLimit, HeadAsGet, then its route.
     app.add_middleware(HeadAsGet)

@@ -54,7 +54,7 @@ def _serve(config: ServerConfig) -> int:
     keep_freed_pages()
 
     from grpo_server.hosting import HostedEngine
-    from grpo_server.serving import ModelRefused, serve
+    from grpo_server.process import ModelRefused, serve
 
     def load() -> HostedEngine:
         from grpo_server.engine import load_engine

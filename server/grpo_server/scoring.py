@@ -24,9 +24,9 @@ from grpo_client.validation.request import check_request, check_structure
 
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ReferenceReplaced, ServiceError
-from grpo_server.service import Service
-from grpo_server.text import no_tokenizer
-from grpo_server.tokenizing import tokenize_request
+from grpo_server.lifecycle import Service
+from grpo_server.text.requests import no_tokenizer
+from grpo_server.text.tokenizing import tokenize_request
 
 T = TypeVar("T")
 

@@ -22,7 +22,7 @@ from grpo_server.app import create_app
 from grpo_server.config import ServerConfig
 from grpo_server.connections import server_settings
 from grpo_server.engine.contract import BatchScores, Hosted, Piece, PieceScores
-from grpo_server.service import Service
+from grpo_server.lifecycle import Service
 
 VOCAB = 100
 MAX_LENGTH = 64

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from grpo_server.app import create_app
-from grpo_server.auth import Keys
+from grpo_server.middleware.key_gate import Keys
 from server_fakes import FakeEngine, make_config, running, serving
 from starlette.types import Message
 

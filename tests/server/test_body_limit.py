@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 from grpo_server.errors import ErrorCode, ServiceError
-from grpo_server.middleware.body_limit import BodyLimit
+from grpo_server.middleware.bodies.limit import BodyLimit
 from server_fakes import FakeEngine, real_server, serving
 from starlette.types import Message, Receive, Scope, Send
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from grpo_server.byte_store import BLOCK_BYTES, SMALL_BYTES, ByteStore
+from grpo_server.middleware.bodies.store import BLOCK_BYTES, SMALL_BYTES, ByteStore
 
 EDGES = [0, 1, SMALL_BYTES - 1, SMALL_BYTES, SMALL_BYTES + 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1]
 

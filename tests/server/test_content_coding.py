@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from grpo_client import wire_tensors
 from grpo_client.protocol import MEDIA_TENSORS
-from grpo_server import content_coding
-from grpo_server.content_coding import CorruptBody, pieces
+from grpo_server.middleware.bodies import coding as content_coding
+from grpo_server.middleware.bodies.coding import CorruptBody, pieces
 from server_fakes import FakeEngine, ask, serving
 
 MIB = 2**20

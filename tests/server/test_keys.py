@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from grpo_server.auth import Keys
-from grpo_server.keys import bearer_of
+from grpo_server.middleware.key_gate import Keys
+from grpo_server.middleware.keys import bearer_of
 from server_fakes import FakeEngine, make_config, real_server, serving
 
 BODY = {"groups": [{"prompt": [1], "completions": [[2]]}]}

@@ -23,7 +23,7 @@ from server_fakes import PATIENCE
 PROGRAM = """
 import sys
 from grpo_server import logs
-from grpo_server.serving import serve
+from grpo_server.process import serve
 from server_fakes import FakeEngine, make_config
 
 class Held(FakeEngine):

@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from grpo_server import routes
 from grpo_server.app import create_app
 from grpo_server.routes import native
-from grpo_server.tokenizing import LONGEST_TOKEN, TURN_TEXTS
+from grpo_server.text.tokenizing import LONGEST_TOKEN, TURN_TEXTS
 from server_fakes import MAX_LENGTH, PATIENCE, FakeEngine, FakeTokenizer, make_config, running, serving
 
 pytestmark = pytest.mark.anyio
@@ -146,7 +146,7 @@ async def test_texts_that_are_too_many_together_are_refused_before_all_are_read(
 
 
 def test_no_route_lets_the_framework_parse_a_body_on_the_event_loop() -> None:
-    for router in routes.discover():
+    for router in routes.routers():
         for route in router.routes:
             if isinstance(route, APIRoute):
                 assert route.body_field is None, route.path

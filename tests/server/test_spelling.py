@@ -6,7 +6,7 @@ import random
 from itertools import accumulate
 
 import pytest
-from grpo_server.spelling import Speller
+from grpo_server.text.spelling import Speller
 from tiny_tokenizers import MAKES, TEXTS, tiny_tokenizer
 
 FAITHFUL = ["byte-level", "llama-2", "metaspace"]  # these decode to what they read

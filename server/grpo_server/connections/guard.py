@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from grpo_server.connections.house import House
 from grpo_server.connections.refusal import head_too_slow, not_http, response_bytes
 from grpo_server.errors import ServiceError
-from grpo_server.middleware.pace import MIN_BYTES_PER_SECOND
+from grpo_server.middleware.bodies.pace import MIN_BYTES_PER_SECOND
 
 
 class Guard(asyncio.Protocol):

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from grpo_server.byte_budget import ByteBudget
 from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.middleware.bodies.budget import ByteBudget
 
 RETRY_AFTER_SECONDS = 1.0
 

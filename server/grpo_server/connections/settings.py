@@ -11,8 +11,8 @@ from grpo_server.config import ServerConfig
 from grpo_server.connections.house import House, Limits
 from grpo_server.connections.protocols import http_protocol
 from grpo_server.errors import ServiceError
+from grpo_server.lifecycle import Service
 from grpo_server.middleware.boundary import UNROUTED
-from grpo_server.service import Service
 
 logger = logging.getLogger("grpo_server.access")
 

@@ -45,7 +45,7 @@ class PieceScores:
 @dataclass(frozen=True, slots=True)
 class Hosted:
     """A reference as one value, which changes as a whole: its identity, and the tokenizer that its fingerprint covers (a
-    transformers tokenizer, used as `grpo_server.text.Tokenizer` says; None where the model came without one)."""
+    transformers tokenizer, used as `grpo_server.text.requests.Tokenizer` says; None where the model came without one)."""
 
     info: ReferenceInfo
     tokenizer: Any

@@ -1,17 +1,20 @@
-"""HTTP in and out. A module here is a dialect or an operator's corner: it translates, and leaves the work to `Scoring`.
+"""HTTP in and out: the native routes and an operator's corners here, other projects' formats in `dialects`. A route translates,
+and leaves the work to `Scoring`.
 
-To add one, add a file with a module-level `router: APIRouter`; it is found by itself.
+To add one, add a module with a `router: APIRouter` and its line below.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
 from fastapi import APIRouter
 
 
-def discover() -> list[APIRouter]:
-    """The `router` of every module in this package, in order of their names; names with _ in front are helpers."""
-    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
-    return [importlib.import_module(f"{__name__}.{name}").router for name in names]
+def routers() -> list[APIRouter]:
+    """Every router, in the order in which the OpenAPI document lists them."""
+    from . import admin, health, metrics, native, reference, tokenizer
+    from .dialects import open_inference, openai, sglang, trl_legacy, vllm
+    from .dialects.simple_grpo import route as simple_grpo
+
+    native_first = (native, reference, tokenizer, health, metrics, admin)
+    dialects = (openai, vllm, sglang, open_inference, trl_legacy, simple_grpo)
+    return [module.router for module in (*native_first, *dialects)]

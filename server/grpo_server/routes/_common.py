@@ -11,8 +11,8 @@ from grpo_client.protocol import ReferenceInfo
 from pydantic import BaseModel
 
 from grpo_server.disconnect import while_connected
+from grpo_server.lifecycle import Service
 from grpo_server.scoring import Scoring
-from grpo_server.service import Service
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.hosting import HostedEngine
-from grpo_server.routes._bodies import described, read_json
+from grpo_server.lifecycle import Service
 from grpo_server.routes._common import ServiceDep
-from grpo_server.service import Service
+from grpo_server.routes.dialects._bodies import described, read_json
 
 logger = logging.getLogger(__name__)
 

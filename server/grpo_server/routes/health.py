@@ -8,8 +8,8 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from grpo_server.errors import ServiceError
+from grpo_server.lifecycle import Phase, Service
 from grpo_server.routes._common import ServiceDep
-from grpo_server.service import Phase, Service
 
 router = APIRouter(tags=["probes"])
 

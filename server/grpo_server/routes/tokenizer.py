@@ -10,16 +10,16 @@ from grpo_client.protocol import ReferenceInfo
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from grpo_server.errors import ErrorCode, ServiceError
-from grpo_server.routes._bodies import Ids, described, json_response, read_json
+from grpo_server.lifecycle import Service
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, identity_headers
-from grpo_server.routes._refusals import check_model
-from grpo_server.routes._sampling import Flag, changes_nothing, null_means
-from grpo_server.routes._sequences import id_array
+from grpo_server.routes.dialects._bodies import Ids, described, json_response, read_json
+from grpo_server.routes.dialects._refusals import check_model
+from grpo_server.routes.dialects._sampling import Flag, changes_nothing, null_means
+from grpo_server.routes.dialects._sequences import id_array
 from grpo_server.schemas import ChatMessageIn
 from grpo_server.scoring import Scoring
-from grpo_server.service import Service
-from grpo_server.text import Tokenizer, encode, no_tokenizer, render_chat
-from grpo_server.tokenizing import check_characters
+from grpo_server.text.requests import Tokenizer, encode, no_tokenizer, render_chat
+from grpo_server.text.tokenizing import check_characters
 
 router = APIRouter(tags=["tokenizer"])
 

@@ -8,10 +8,10 @@ import threading
 
 import httpx
 import pytest
-from grpo_server.byte_budget import ByteBudget
 from grpo_server.connections import files
 from grpo_server.connections.house import House, Limits
 from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.middleware.bodies.budget import ByteBudget
 from raw_socket import raw
 from server_fakes import PATIENCE, FakeEngine, real_server
 

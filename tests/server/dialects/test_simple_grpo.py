@@ -15,7 +15,7 @@ import pytest
 import torch
 from bigram_engine import BigramEngine
 from grpo_server.errors import ServiceError
-from grpo_server.simple_grpo import Shelf
+from grpo_server.routes.dialects.simple_grpo.shelf import Shelf
 from server_fakes import CURSED, serving
 
 pytestmark = pytest.mark.anyio

@@ -20,13 +20,20 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.logs import request_id
-from grpo_server.routes._bodies import Ids, PaddedIds, described, form_of, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
-from grpo_server.routes._prompt_logprobs import best_of, ids_shown, prompt_logprobs
-from grpo_server.routes._refusals import check_model, check_new_tokens, generation, scoring_temperature
-from grpo_server.routes._sampling import Best, Sampling, best_count, changes_nothing, null_means
-from grpo_server.routes._sequences import Names, Sequence, SequenceScores, check_size, id_array, score_sequences
-from grpo_server.routes._strings import token_strings
+from grpo_server.routes.dialects._bodies import Ids, PaddedIds, described, form_of, json_response, read_json
+from grpo_server.routes.dialects._prompt_logprobs import best_of, ids_shown, prompt_logprobs
+from grpo_server.routes.dialects._refusals import check_model, check_new_tokens, generation, scoring_temperature
+from grpo_server.routes.dialects._sampling import Best, Sampling, best_count, changes_nothing, null_means
+from grpo_server.routes.dialects._sequences import (
+    Names,
+    Sequence,
+    SequenceScores,
+    check_size,
+    id_array,
+    score_sequences,
+)
+from grpo_server.routes.dialects._strings import token_strings
 
 router = APIRouter(tags=["OpenAI and vLLM"])
 

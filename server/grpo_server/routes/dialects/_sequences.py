@@ -18,8 +18,8 @@ from grpo_client.protocol import Extra, FloatArray, Group, IntArray, ReferenceIn
 
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.lifecycle import Service
 from grpo_server.scoring import Scoring
-from grpo_server.service import Service
 
 
 @dataclass(frozen=True, slots=True)

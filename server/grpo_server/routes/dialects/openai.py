@@ -16,18 +16,18 @@ from pydantic import Field
 
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.lifecycle import Service
 from grpo_server.logs import request_id
-from grpo_server.routes._bodies import Ids, Prompt, described, form_of, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
-from grpo_server.routes._echo import Show, Shown, new_ids
-from grpo_server.routes._prompt_logprobs import best_of, ids_shown, prompt_logprobs
-from grpo_server.routes._refusals import check_model, check_new_tokens, generation, scoring_temperature
-from grpo_server.routes._sampling import Best, Flag, Sampling, best_count, null_means
-from grpo_server.routes._sequences import Names, SequenceScores, id_array, score_sequences
-from grpo_server.routes._sequences import Sequence as Scored
-from grpo_server.routes._strings import encode_texts, token_strings
-from grpo_server.service import Service
-from grpo_server.text import Tokenizer
+from grpo_server.routes.dialects._bodies import Ids, Prompt, described, form_of, json_response, read_json
+from grpo_server.routes.dialects._echo import Show, Shown, new_ids
+from grpo_server.routes.dialects._prompt_logprobs import best_of, ids_shown, prompt_logprobs
+from grpo_server.routes.dialects._refusals import check_model, check_new_tokens, generation, scoring_temperature
+from grpo_server.routes.dialects._sampling import Best, Flag, Sampling, best_count, null_means
+from grpo_server.routes.dialects._sequences import Names, SequenceScores, id_array, score_sequences
+from grpo_server.routes.dialects._sequences import Sequence as Scored
+from grpo_server.routes.dialects._strings import encode_texts, token_strings
+from grpo_server.text.requests import Tokenizer
 
 router = APIRouter(tags=["OpenAI and vLLM"])
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from grpo_server.routes._sequences import SequenceScores
-from grpo_server.spelling import Spelled, Speller
-from grpo_server.text import Tokenizer
+from grpo_server.routes.dialects._sequences import SequenceScores
+from grpo_server.text.requests import Tokenizer
+from grpo_server.text.spelling import Spelled, Speller
 
 
 def new_ids(scores: SequenceScores) -> list[int]:

@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
-from grpo_server.routes._bodies import Ids, Numbers, described, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
-from grpo_server.routes._sampling import null_means
-from grpo_server.routes._sequences import Names, SequenceScores, id_array, score_sequences
-from grpo_server.routes._sequences import Sequence as Scored
+from grpo_server.routes.dialects._bodies import Ids, Numbers, described, json_response, read_json
+from grpo_server.routes.dialects._sampling import null_means
+from grpo_server.routes.dialects._sequences import Names, SequenceScores, id_array, score_sequences
+from grpo_server.routes.dialects._sequences import Sequence as Scored
 
 router = APIRouter(tags=["TRL"])
 

@@ -19,12 +19,12 @@ from grpo_client.version import package_version
 
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.lifecycle import Phase, Service
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, identity_headers
-from grpo_server.routes._infer_message import HEADER_LENGTH, INPUTS, NAMES_OF, decode, encode
-from grpo_server.routes._refusals import check_model
+from grpo_server.routes.dialects._infer_message import HEADER_LENGTH, INPUTS, NAMES_OF, decode, encode
+from grpo_server.routes.dialects._refusals import check_model
 from grpo_server.routes.health import readyz
 from grpo_server.schemas import OPEN_INFERENCE_ERRORS
-from grpo_server.service import Phase, Service
 
 # A model's name may hold slashes. The lowest decorator registers first: the route that takes a version goes before the one
 # whose {model} would swallow it.

@@ -14,11 +14,11 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from grpo_server import content_coding
-from grpo_server.byte_budget import ByteBudget
-from grpo_server.byte_store import ByteStore
 from grpo_server.errors import ErrorCode, ServiceError
-from grpo_server.middleware.pace import Pace
+from grpo_server.middleware.bodies import coding as content_coding
+from grpo_server.middleware.bodies.budget import ByteBudget
+from grpo_server.middleware.bodies.pace import Pace
+from grpo_server.middleware.bodies.store import ByteStore
 
 # Unpacked in a thread, then counted on the loop: so much may be unpacked and not counted.
 STEP_BYTES = 2**20

@@ -17,8 +17,9 @@ from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.middleware.head import refuse_head
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, identity_headers
-from grpo_server.routes._sequences import Names, Sequence, SequenceScores, score_sequences
-from grpo_server.simple_grpo import Shelf, read_upload, scored_frame
+from grpo_server.routes.dialects._sequences import Names, Sequence, SequenceScores, score_sequences
+from grpo_server.routes.dialects.simple_grpo.frames import read_upload, scored_frame
+from grpo_server.routes.dialects.simple_grpo.shelf import Shelf
 
 MEDIA_BYTES = "application/octet-stream"
 # Around the tensor's own bytes: the zip file that torch.save writes, and the frame.

@@ -13,8 +13,8 @@ from grpo_client.protocol import Group, IntArray, ScoreRequest
 from grpo_client.text import ChatMessage, TextScoreRequest
 
 from grpo_server.errors import ErrorCode, ServiceError
-from grpo_server.service import Service
-from grpo_server.text import Tokenizer, encode, render_chat
+from grpo_server.lifecycle import Service
+from grpo_server.text.requests import Tokenizer, encode, render_chat
 
 # No vocabulary has a longer token than this, in characters: the longest in use are runs of blanks, 128 or fewer.
 LONGEST_TOKEN = 256

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from grpo_server.text import Tokenizer
+from grpo_server.text.requests import Tokenizer
 
 # What a decoder writes for bytes that are no character: at most three of them may yet become one.
 _BROKEN = "\N{REPLACEMENT CHARACTER}"

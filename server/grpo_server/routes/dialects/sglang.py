@@ -16,16 +16,16 @@ from grpo_client.protocol import IntArray
 
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.lifecycle import Service
 from grpo_server.logs import request_id
-from grpo_server.routes._bodies import described, form_of, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
-from grpo_server.routes._prompt_logprobs import ids_shown
-from grpo_server.routes._refusals import check_new_tokens, scoring_temperature
-from grpo_server.routes._sequences import Names, SequenceScores, check_size, id_array, score_sequences
-from grpo_server.routes._sequences import Sequence as Scored
-from grpo_server.routes._sglang_request import SglangRequest, SglangSampling
-from grpo_server.routes._strings import encode_texts, texts_behind, token_strings
-from grpo_server.service import Service
+from grpo_server.routes.dialects._bodies import described, form_of, json_response, read_json
+from grpo_server.routes.dialects._prompt_logprobs import ids_shown
+from grpo_server.routes.dialects._refusals import check_new_tokens, scoring_temperature
+from grpo_server.routes.dialects._sequences import Names, SequenceScores, check_size, id_array, score_sequences
+from grpo_server.routes.dialects._sequences import Sequence as Scored
+from grpo_server.routes.dialects._sglang_request import SglangRequest, SglangSampling
+from grpo_server.routes.dialects._strings import encode_texts, texts_behind, token_strings
 
 router = APIRouter(tags=["SGLang"])
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from grpo_server.config import ServerConfig
 from grpo_server.errors import ErrorCode, ServiceError
-from grpo_server.routes._refusals import generation
+from grpo_server.routes.dialects._refusals import generation
 
 WHOLE_VOCABULARY = -1
 # SGLang's own default is 2**30: more than any vocabulary has is all of it.

@@ -8,10 +8,10 @@ from grpo_client.protocol import IntArray
 
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
-from grpo_server.service import Service
-from grpo_server.spelling import Speller
-from grpo_server.text import Tokenizer, no_tokenizer
-from grpo_server.tokenizing import Text, encode_all
+from grpo_server.lifecycle import Service
+from grpo_server.text.requests import Tokenizer, no_tokenizer
+from grpo_server.text.spelling import Speller
+from grpo_server.text.tokenizing import Text, encode_all
 
 
 async def encode_texts(

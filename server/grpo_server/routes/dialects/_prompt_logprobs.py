@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from grpo_server.routes._sequences import SequenceScores
+from grpo_server.routes.dialects._sequences import SequenceScores
 
 Position = dict[str, dict[str, Any]] | None
 

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 from pydantic_core import to_json
 
 from grpo_server.errors import ErrorCode, ServiceError
-from grpo_server.routes._bodies import parse
-from grpo_server.routes._sampling import null_means
+from grpo_server.routes.dialects._bodies import parse
+from grpo_server.routes.dialects._sampling import null_means
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 DATATYPES = {"INT32": "<i4", "INT64": "<i8", "FP32": "<f4", "UINT8": "u1"}

@@ -20,7 +20,7 @@ from starlette.websockets import WebSocketClose
 
 from grpo_server.config import ServerConfig
 from grpo_server.errors import ErrorCode, ServiceError
-from grpo_server.keys import bearer_of, read_keys
+from grpo_server.middleware.keys import bearer_of, read_keys
 
 # Probes, metrics and documentation: what tells nothing about prompts or weights and computes nothing.
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/health/", "/metrics", "/docs", "/redoc", "/openapi.json"})

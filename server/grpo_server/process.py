@@ -18,7 +18,7 @@ from grpo_server.app import create_app
 from grpo_server.config import ServerConfig
 from grpo_server.connections import allow_connections, server_settings
 from grpo_server.hosting import EngineLoader
-from grpo_server.service import Service
+from grpo_server.lifecycle import Service
 from grpo_server.stages import Stages
 
 logger = logging.getLogger(__name__)

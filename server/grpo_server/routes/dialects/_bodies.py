@@ -25,8 +25,8 @@ from pydantic_core import to_json
 
 from grpo_server.error_responses import malformed
 from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.lifecycle import Service
 from grpo_server.routes._common import identity_headers
-from grpo_server.service import Service
 
 Model = TypeVar("Model", bound=BaseModel)
 
