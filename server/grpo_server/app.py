@@ -11,7 +11,7 @@ from grpo_client.version import package_version
 
 from grpo_server import error_responses, routes
 from grpo_server.config import ServerConfig
-from grpo_server.hosting import EngineLoader
+from grpo_server.engine.contract import EngineLoader
 from grpo_server.lifecycle import Phase, Service
 from grpo_server.middleware.bodies.budget import ByteBudget
 from grpo_server.middleware.bodies.limit import BodyLimit

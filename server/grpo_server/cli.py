@@ -53,7 +53,7 @@ def _serve(config: ServerConfig) -> int:
 
     keep_freed_pages()
 
-    from grpo_server.hosting import HostedEngine
+    from grpo_server.engine.contract import HostedEngine
     from grpo_server.process import ModelRefused, serve
 
     def load() -> HostedEngine:

@@ -18,8 +18,8 @@ from typing import ParamSpec, Self, TypeVar
 from grpo_client.protocol import ReferenceInfo
 
 from grpo_server.config import ServerConfig
+from grpo_server.engine.contract import EngineLoader, HostedEngine
 from grpo_server.errors import ErrorCode, ServiceError
-from grpo_server.hosting import EngineLoader, HostedEngine
 from grpo_server.middleware.key_gate import Keys
 from grpo_server.observability import Metrics
 from grpo_server.scheduler import Scheduler

@@ -17,7 +17,7 @@ import uvicorn
 from grpo_server.app import create_app
 from grpo_server.config import ServerConfig
 from grpo_server.connections import allow_connections, server_settings
-from grpo_server.hosting import EngineLoader
+from grpo_server.engine.contract import EngineLoader
 from grpo_server.lifecycle import Service
 from grpo_server.stages import Stages
 

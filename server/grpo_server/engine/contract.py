@@ -1,4 +1,5 @@
-"""What passes between scheduler and engine: numpy only, so that the scheduler can be tested with a list and a clock.
+"""What an engine is to others: what passes between scheduler and engine, and what the service needs of it beside scoring. numpy
+only, so that the scheduler can be tested with a list and a clock.
 
 A request is cut into pieces; a piece is one prompt with some of its completions, all that the engine must know to
 score them. Pieces of many requests share a batch, in any mix of temperatures, normalizers and extras.
@@ -6,9 +7,9 @@ score them. Pieces of many requests share a batch, in any mix of temperatures, n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -82,3 +83,30 @@ class Engine(Protocol):
 
 class OutOfMemory(RuntimeError):
     """One piece alone does not fit into memory."""
+
+
+class HostedEngine(Engine, Protocol):
+    """An engine with a reference that can be replaced. `swap` and `mix` run on the compute thread, alone.
+
+    Both raise OSError or ValueError when the source cannot be loaded or does not fit, and leave the old reference as it
+    was.
+    """
+
+    @property
+    def hosted(self) -> Hosted:
+        """Who answers now; `info` is its identity."""
+        ...
+
+    def swap(self, source: str, revision: str | None) -> ReferenceInfo:
+        """Host another model; version + 1."""
+        ...
+
+    def mix(self, source: str, decay: float) -> ReferenceInfo:
+        """weights = decay * weights + (1 - decay) * those of source; version + 1."""
+        ...
+
+    def close(self) -> None: ...
+
+
+# Loads the model, in the thread in which it will compute. Whatever it raises is a failed start.
+EngineLoader: TypeAlias = Callable[[], HostedEngine]

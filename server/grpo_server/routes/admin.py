@@ -12,8 +12,8 @@ from fastapi import APIRouter, Request
 from grpo_client.protocol import ReferenceInfo
 from pydantic import BaseModel, ConfigDict, Field
 
+from grpo_server.engine.contract import HostedEngine
 from grpo_server.errors import ErrorCode, ServiceError
-from grpo_server.hosting import HostedEngine
 from grpo_server.lifecycle import Service
 from grpo_server.routes._common import ServiceDep
 from grpo_server.routes.dialects._bodies import described, read_json

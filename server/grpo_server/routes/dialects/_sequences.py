@@ -7,8 +7,7 @@ scored: s is at least 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -23,7 +22,7 @@ from grpo_server.scoring import Scoring
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
+class ScoredSequence:
     """ids: (n,) int32, n >= 1. start: the first position to score, 1 to n. token_ids: (n - start, k) int32 or None. next_ids:
     (k,) ids to score after the end, if the next token is asked for."""
 
@@ -89,7 +88,7 @@ class Names:
     token_ids: str = "token_ids"
 
 
-def id_array(ids: SequenceOf[int]) -> IntArray:
+def id_array(ids: Sequence[int]) -> IntArray:
     """Checked ids (see `_bodies.TokenId`) as a vector."""
     return np.asarray(ids, dtype=np.int32)
 
@@ -98,11 +97,11 @@ async def score_sequences(
     service: Service,
     scoring: Scoring,
     hosted: Hosted,
-    sequences: SequenceOf[Sequence],
+    sequences: Sequence[ScoredSequence],
     names: Names,
     *,
     top_k: int = 0,
-    extras: SequenceOf[Extra] = (),
+    extras: Sequence[Extra] = (),
     next_token: bool = False,
 ) -> list[SequenceScores]:
     """Score them all, in the order given. next_token: also find what would come after each, where the context has room.
@@ -137,7 +136,7 @@ async def score_sequences(
     return out
 
 
-def _with_room_for_next(sequence: Sequence) -> Sequence:
+def _with_room_for_next(sequence: ScoredSequence) -> ScoredSequence:
     """One more position, so that the distribution after the last token is computed. The id there does not matter: only
     the best tokens of that row are read. The last id of the sequence is sure to be in the vocabulary."""
     rows = sequence.rows
@@ -153,7 +152,7 @@ def _next(figures: Mapping[str, npt.NDArray[Any]]) -> NextToken:
     return NextToken(int(ids[0]), float(logprobs[0]), ids, logprobs, asked)
 
 
-def _grouped(sequences: SequenceOf[Sequence]) -> tuple[list[int], list[Group]]:
+def _grouped(sequences: Sequence[ScoredSequence]) -> tuple[list[int], list[Group]]:
     """Groups of one prompt each, and for every completion, in their order, the index of its sequence."""
     members: dict[tuple[bytes, float], list[int]] = {}
     for i, s in enumerate(sequences):
@@ -173,7 +172,9 @@ def _grouped(sequences: SequenceOf[Sequence]) -> tuple[list[int], list[Group]]:
     return [i for indices in members.values() for i in indices], groups
 
 
-def _check(service: Service, info: ReferenceInfo, sequences: SequenceOf[Sequence], names: Names, top_k: int) -> None:
+def _check(
+    service: Service, info: ReferenceInfo, sequences: Sequence[ScoredSequence], names: Names, top_k: int
+) -> None:
     """What `Scoring` would refuse as well, but in names that this dialect does not have."""
     every = names.sequences.partition("[")[0]
     if not sequences:

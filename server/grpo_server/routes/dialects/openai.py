@@ -24,8 +24,7 @@ from grpo_server.routes.dialects._echo import Show, Shown, new_ids
 from grpo_server.routes.dialects._prompt_logprobs import best_of, ids_shown, prompt_logprobs
 from grpo_server.routes.dialects._refusals import check_model, check_new_tokens, generation, scoring_temperature
 from grpo_server.routes.dialects._sampling import Best, Flag, Sampling, best_count, null_means
-from grpo_server.routes.dialects._sequences import Names, SequenceScores, id_array, score_sequences
-from grpo_server.routes.dialects._sequences import Sequence as Scored
+from grpo_server.routes.dialects._sequences import Names, ScoredSequence, SequenceScores, id_array, score_sequences
 from grpo_server.routes.dialects._strings import encode_texts, token_strings
 from grpo_server.text.requests import Tokenizer
 
@@ -93,7 +92,7 @@ async def completions(request: Request, scoring: ScoringDep, service: ServiceDep
             service,
             scoring,
             hosted,
-            [Scored(s, temperature=temperature, next_ids=next_ids) for s in ids],
+            [ScoredSequence(s, temperature=temperature, next_ids=next_ids) for s in ids],
             Names(token_ids="logprob_token_ids"),
             top_k=max(best, prompt_best),
             extras=["rank"] if asked.prompt_logprobs is not None else [],

@@ -22,8 +22,14 @@ from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
 from grpo_server.routes.dialects._bodies import described, form_of, json_response, read_json
 from grpo_server.routes.dialects._prompt_logprobs import ids_shown
 from grpo_server.routes.dialects._refusals import check_new_tokens, scoring_temperature
-from grpo_server.routes.dialects._sequences import Names, SequenceScores, check_size, id_array, score_sequences
-from grpo_server.routes.dialects._sequences import Sequence as Scored
+from grpo_server.routes.dialects._sequences import (
+    Names,
+    ScoredSequence,
+    SequenceScores,
+    check_size,
+    id_array,
+    score_sequences,
+)
 from grpo_server.routes.dialects._sglang_request import SglangRequest, SglangSampling
 from grpo_server.routes.dialects._strings import encode_texts, texts_behind, token_strings
 
@@ -104,7 +110,7 @@ class _Plan:
         asked = id_array(wanted) if self.wanted else None
         rows = None if asked is None else np.tile(asked, (n - first, 1))
         temperature = scoring_temperature(params.temperature, "sampling_params.temperature")
-        self.sequence = Scored(ids, first, temperature, rows, asked)
+        self.sequence = ScoredSequence(ids, first, temperature, rows, asked)
 
 
 def _plans(asked: SglangRequest, ids: Sequence[IntArray], check: Callable[[int, int, int], None]) -> list[_Plan]:

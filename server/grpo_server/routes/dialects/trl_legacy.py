@@ -20,8 +20,7 @@ from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
 from grpo_server.routes.dialects._bodies import Ids, Numbers, described, json_response, read_json
 from grpo_server.routes.dialects._sampling import null_means
-from grpo_server.routes.dialects._sequences import Names, SequenceScores, id_array, score_sequences
-from grpo_server.routes.dialects._sequences import Sequence as Scored
+from grpo_server.routes.dialects._sequences import Names, ScoredSequence, SequenceScores, id_array, score_sequences
 
 router = APIRouter(tags=["TRL"])
 
@@ -49,7 +48,7 @@ async def get_sequence_logprobs(request: Request, scoring: ScoringDep, service: 
     temperature = read_temperature(asked.temperature, "temperature")
     _check_lengths(asked)
     sequences = [
-        Scored(id_array(ids), max(1, length), temperature)
+        ScoredSequence(id_array(ids), max(1, length), temperature)
         for ids, length in zip(asked.sequences, asked.prompt_lengths, strict=True)
     ]
 

@@ -27,7 +27,7 @@ from grpo_server.routes.dialects._refusals import check_model, check_new_tokens,
 from grpo_server.routes.dialects._sampling import Best, Sampling, best_count, changes_nothing, null_means
 from grpo_server.routes.dialects._sequences import (
     Names,
-    Sequence,
+    ScoredSequence,
     SequenceScores,
     check_size,
     id_array,
@@ -122,7 +122,7 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
             service,
             scoring,
             hosted,
-            [Sequence(ids, 1, temperature, rows, next_ids)],
+            [ScoredSequence(ids, 1, temperature, rows, next_ids)],
             NAMES if next_ids is None else replace(NAMES, token_ids="sampling_params.logprob_token_ids"),
             top_k=max(best, prompt_best),
             extras=[] if params.prompt_logprobs is None else ["rank"],

@@ -17,7 +17,7 @@ from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.middleware.head import refuse_head
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, identity_headers
-from grpo_server.routes.dialects._sequences import Names, Sequence, SequenceScores, score_sequences
+from grpo_server.routes.dialects._sequences import Names, ScoredSequence, SequenceScores, score_sequences
 from grpo_server.routes.dialects.simple_grpo.frames import read_upload, scored_frame
 from grpo_server.routes.dialects.simple_grpo.shelf import Shelf
 
@@ -56,7 +56,7 @@ async def upload(request: Request, shelf: ShelfDep, scoring: ScoringDep, service
         await shelf.reserve(nbytes)
         kept = 0
         try:
-            sequences = [Sequence(row, given.plen, temperature) for row in given.inputs]
+            sequences = [ScoredSequence(row, given.plen, temperature) for row in given.inputs]
 
             async def score(hosted: Hosted) -> tuple[ReferenceInfo, list[SequenceScores]]:
                 return hosted.info, await score_sequences(service, scoring, hosted, sequences, Names("inputs[{}]"))
