@@ -156,14 +156,12 @@ class AsyncReferenceClient:
             return False
         return True
 
-    async def wait_ready(self, timeout: float = 600.0) -> ReferenceInfo:
+    async def wait_ready(self, timeout: float | None = None) -> ReferenceInfo:
         """See `ReferenceClient.wait_ready`."""
         core = self._core()
-        policy = core.settings.retry.within(timeout, "timeout")
-        began = policy.clock()
+        policy = core.until_ready(timeout)
         await self._retried(policy, raise_for_status, ready_call())
-        left = max(0.0, timeout - (policy.clock() - began))
-        return await self._retried(policy.within(left, "timeout"), core.info, info_call())
+        return await self._retried(policy, core.info, info_call())
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -18,6 +18,7 @@ from grpo_client.files.json_lines import is_regular
 from grpo_client.files.rollouts import ScoreDefaults
 from grpo_client.files.score_file import ScoreFile
 from grpo_client.http.exchange import Encoding
+from grpo_client.http.retry import RetryPolicy
 from grpo_client.pin import FIRST
 from grpo_client.protocol import EXTRAS, Normalizer
 from grpo_client.validation.request import read_extras, read_temperature, read_top_k
@@ -96,7 +97,7 @@ def score(
                 url,
                 encoding=encoding,
                 max_in_flight=in_flight,
-                max_wait=max_wait,
+                retry=RetryPolicy(max_wait=max_wait, limit="--max-wait"),
                 fingerprint=scores.fingerprint or FIRST,
             )
             with client, score_progress(console, lines_left, resumed=len(scores.done)) as progress:
@@ -136,8 +137,10 @@ def wait(
     Example: `grpo-client wait --url http://localhost:8000 --timeout 120 && python train.py`
     """
     console = Console(stderr=True)
-    with told(console), ReferenceClient(url) as client, console.status(f"waiting for {', '.join(url)}"):
-        reference = client.wait_ready(timeout)
+    with told(console):
+        retry = RetryPolicy(max_wait=timeout, limit="--timeout")
+        with ReferenceClient(url, retry=retry) as client, console.status(f"waiting for {', '.join(url)}"):
+            reference = client.wait_ready()
     console.print(f"ready: {reference.model} ({reference.fingerprint[:12]})", highlight=False)
 
 

@@ -179,14 +179,16 @@ class ReferenceClient:
             return False
         return True
 
-    def wait_ready(self, timeout: float = 600.0) -> ReferenceInfo:
-        """Wait until a server takes requests, at most `timeout` seconds; says who it is. Raises DeadlineExceeded."""
+    def wait_ready(self, timeout: float | None = None) -> ReferenceInfo:
+        """Wait until a server takes requests; says who it is. timeout: seconds; None: `max_wait`.
+
+        Raises DeadlineExceeded with the last answer, which names the stage that the server is in; 0 seconds try once and
+        raise what that try met.
+        """
         here = self._here()
-        policy = here.core.settings.retry.within(timeout, "timeout")
-        began = policy.clock()
+        policy = here.core.until_ready(timeout)
         here.retried(policy, raise_for_status, ready_call())
-        left = max(0.0, timeout - (policy.clock() - began))
-        return here.retried(policy.within(left, "timeout"), here.core.info, info_call())
+        return here.retried(policy, here.core.info, info_call())
 
     def close(self) -> None:
         """Give up what is waiting, let what is on the line finish, and close the connections. In a forked child, its own."""

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from grpo_client.arguments.types import WantedIds
 from grpo_client.http.exchange import Call, Reply, read_info, read_scores, score_call
+from grpo_client.http.retry import RetryPolicy
 from grpo_client.http.retry_log import RetryLog
 from grpo_client.pin import FingerprintPin
 from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreResult
@@ -52,6 +53,10 @@ class ClientCore:
     def told(self) -> ClientSettings:
         """The settings, with what is known by now of the reference: what a copy of this client is made from."""
         return self.settings.pinned(self._pin.fingerprint)
+
+    def until_ready(self, timeout: float | None) -> RetryPolicy:
+        """How long, from now on, a server is waited for. timeout: seconds; None: as long as for any request."""
+        return self.settings.retry.for_goal(f"{' or '.join(self.settings.urls)} to be ready", timeout, "timeout")
 
     def plan(self, request: AnyRequest) -> Sequence[AnyRequest]:
         """Check the request and cut it. Raises ProtocolError before anything is sent."""

@@ -166,6 +166,17 @@ def test_wait() -> None:
     assert "ready: fake" in result.output
 
 
+def test_wait_gives_up_by_the_option_that_it_has(reference, refusal) -> None:
+    reference.before = lambda request: refusal(503, "not ready yet (reading the weights)", Retry_After="9")
+    result = run("wait", "--url", "http://x", "--timeout", 5)
+    assert result.exit_code == 1
+    [failed] = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert failed.startswith("error: gave up waiting for http://x to be ready after 1 try")
+    assert "--timeout=5 s" in failed
+    assert "reading the weights" in failed
+    assert "max_wait" not in failed
+
+
 @pytest.mark.parametrize("command", ["score", "info", "wait"])
 def test_help_shows_an_example(command: str) -> None:
     assert f"grpo-client {command}" in run(command, "--help").output

@@ -54,7 +54,7 @@ def connect(request: pytest.FixtureRequest, reference, time):
     opened: list[ReferenceClient] = []
 
     def build(url: Any = "http://ref", *, to: Any = None, **options: Any) -> Any:
-        if "max_wait" not in options:
+        if not {"max_wait", "retry"} & options.keys():
             options["retry"] = RetryPolicy(max_wait=100.0, clock=time.clock)
         if request.param == "async":
             return Blocking(url, to or reference, time, **options)
@@ -221,10 +221,39 @@ def test_health_info_and_waiting(connect, reference, refusal, time) -> None:
     assert client.info().max_length == 64
 
 
-def test_waiting_has_an_end(connect, reference, refusal) -> None:
-    reference.before = lambda request: refusal(503, "loading", Retry_After="3")
-    with pytest.raises(DeadlineExceeded):
+def test_waiting_ends_with_what_was_waited_for_and_the_last_answer(connect, reference, refusal, time) -> None:
+    def loading(request: httpx.Request) -> httpx.Response:
+        return refusal(503, f"not ready yet (reading the weights, for {time.now:.0f} s so far)", Retry_After="3")
+
+    reference.before = loading
+    with pytest.raises(DeadlineExceeded) as caught:
         connect().wait_ready(10.0)
+    said = str(caught.value)
+    assert said.startswith("gave up waiting for http://ref to be ready after 4 tries in ")
+    assert "timeout=10 s" in said
+    assert "reading the weights, for 9 s so far" in said
+    assert "max_wait" not in said
+
+
+def test_waiting_without_a_time_takes_that_of_any_request(connect, reference, refusal, time) -> None:
+    reference.before = lambda request: refusal(503, "loading", Retry_After="3")
+    own = RetryPolicy(max_wait=30.0, clock=time.clock, limit="reference.max_wait")
+    with pytest.raises(DeadlineExceeded, match=r"past reference\.max_wait=30 s") as caught:
+        connect(retry=own).wait_ready()
+    assert "timeout" not in str(caught.value)
+    assert 20 < time.now < 30
+
+
+def test_a_description_that_stays_away_is_waited_for_as_long_as_was_said_not_what_was_left(
+    connect, reference, refusal, time
+) -> None:
+    def undescribed(request: httpx.Request) -> httpx.Response | None:
+        return None if request.url.path == "/readyz" and time.now > 8 else refusal(503, "loading", Retry_After="3")
+
+    reference.before = undescribed
+    with pytest.raises(DeadlineExceeded, match=r"past timeout=20 s\): HTTP 503: loading \(http://ref/v1/reference\)"):
+        connect().wait_ready(20.0)
+    assert time.now < 20.0
 
 
 def test_results_do_not_depend_on_which_part_is_done_first(connect, reference, scored) -> None:

@@ -70,7 +70,8 @@ def test_nobody_waits_in_silence(config_file: Path, tmp_path: Path) -> None:
     [waiting] = [line for line in lines if "trying again" in line]
     assert "http://127.0.0.1:9: ConnectError" in waiting
     assert re.search(r"trying again for up to [12] s", waiting)
-    assert lines[-1].startswith("the reference stayed away for reference.max_wait=1.5 s: gave up after")
+    assert lines[-1].startswith("the reference stayed away for reference.max_wait=1.5 s: gave up waiting for")
+    assert "past reference.max_wait=1.5 s" in lines[-1]
     assert lines[-1].endswith("Connection refused")
 
 

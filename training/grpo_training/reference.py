@@ -83,7 +83,7 @@ class Reference:
             fingerprint=(fingerprint or "first") if config.pin else None,
         )
         try:
-            self.info: ReferenceInfo = self._client.wait_ready(config.max_wait)
+            self.info: ReferenceInfo = self._client.wait_ready()
         except BaseException:
             self._client.close()
             raise

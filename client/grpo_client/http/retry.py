@@ -30,8 +30,9 @@ class RetryPolicy:
 
     first_delay, max_delay: seconds; the wait before try n + 1 is min(max_delay, first_delay * 2**(n-1)), plus up to
     first_delay of jitter. clock: monotonic seconds (tests bring their own). on_retry: called with a `Retry` before each
-    wait, in place of the log; from several threads at once where requests run in several. limit: what max_wait is
-    called where it was given, for the error.
+    wait, in place of the log; from several threads at once where requests run in several. For the error, limit: what
+    max_wait is called where it was given; goal: what is waited for. since: the clock's time from which max_wait counts;
+    None: each call's own first try.
     """
 
     max_wait: float = 900.0
@@ -40,6 +41,8 @@ class RetryPolicy:
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
     on_retry: Callable[[Retry], None] | None = field(default=None, repr=False)
     limit: str = field(default="max_wait", repr=False)
+    goal: str = field(default="", repr=False)
+    since: float | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("max_wait", "first_delay", "max_delay"):
@@ -50,9 +53,11 @@ class RetryPolicy:
                     f"{shown} must be 0 or more seconds (at most {_MOST[name]:g}), got {seconds!r:.40}"
                 )
 
-    def within(self, seconds: float, limit: str) -> RetryPolicy:
-        """The same for at most `seconds`, which the caller knows as `limit`."""
-        return replace(self, max_wait=seconds, limit=limit)
+    def for_goal(self, goal: str, seconds: float | None, limit: str) -> RetryPolicy:
+        """The same for all that `goal` takes together, from now on, for at most `seconds`, which the caller knows as
+        `limit`; None: for max_wait."""
+        own = self if seconds is None else replace(self, max_wait=seconds, limit=limit)
+        return replace(own, goal=goal, since=self.clock())
 
     def retrying(
         self,
@@ -81,7 +86,7 @@ class RetryPolicy:
         self, another_ready: Callable[[], bool], closed: Callable[[], bool], log: RetryLog | None
     ) -> dict[str, Any]:
         report = self.on_retry or (log or RetryLog(clock=self.clock)).failed
-        began = self.clock()
+        began = self.clock() if self.since is None else self.since
         backoff = tenacity.wait_exponential(self.first_delay, self.max_delay)
         jitter = tenacity.wait_random(0, self.first_delay)
 
@@ -101,8 +106,9 @@ class RetryPolicy:
             if self.max_wait == 0 or closed():
                 raise error
             tries = "1 try" if state.attempt_number == 1 else f"{state.attempt_number} tries"
+            what = f" waiting for {self.goal}" if self.goal else ""
             raise DeadlineExceeded(
-                f"gave up after {tries} in {self.clock() - began:.1f} s "
+                f"gave up{what} after {tries} in {self.clock() - began:.1f} s "
                 f"(the next one would have been past {self.limit}={self.max_wait:g} s): {error}"
             ) from error
 

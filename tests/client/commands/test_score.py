@@ -311,11 +311,12 @@ def test_a_dead_server_is_named_at_once_and_given_up_when_told(rollouts: Path, r
     assert result.exit_code == 1
     warned, failed = result.stderr.index("warning: http://x: ConnectError"), result.stderr.index("error: gave up after")
     assert warned < failed
+    assert "--max-wait=1.2 s" in result.stderr
     assert "trying again for up to 1 s" in result.stderr
     assert result.stderr.count("warning: ") == 1
     reference.before = lambda request: None
     score(rollouts, "--overwrite")
-    assert seen["max_wait"] == 60.0
+    assert seen["retry"].max_wait == 60.0
 
 
 @pytest.mark.parametrize("arguments", [("-i", "nowhere"), ("-i", "."), ("-o", "."), ("-o", "nowhere/scores")])

@@ -111,35 +111,3 @@ def test_nothing_is_said_where_nothing_is_waited_for(reference, caplog: pytest.L
         with pytest.raises(ConnectionFailed):
             client.info()
     assert lines_of(caplog) == []
-
-
-def test_waiting_gives_up_by_the_name_that_the_caller_knows(reference, time) -> None:
-    reference.before = refuse
-    retry = RetryPolicy(clock=time.clock)
-    with (
-        ReferenceClient(
-            "http://ref", transport=httpx.MockTransport(reference), retry=retry, sleep=time.sleep
-        ) as client,
-        pytest.raises(DeadlineExceeded, match="timeout=10 s") as caught,
-    ):
-        client.wait_ready(10.0)
-    assert "max_wait" not in str(caught.value)
-    assert time.now < 10.0
-
-
-def test_waiting_for_readiness_and_for_the_description_share_one_limit(reference, time, refusal) -> None:
-    def slow(request: httpx.Request) -> httpx.Response | None:
-        if request.url.path == "/readyz" and time.now > 8:
-            return None
-        return refusal(503, "loading", Retry_After="3")
-
-    reference.before = slow
-    retry = RetryPolicy(clock=time.clock)
-    with (
-        ReferenceClient(
-            "http://ref", transport=httpx.MockTransport(reference), retry=retry, sleep=time.sleep
-        ) as client,
-        pytest.raises(DeadlineExceeded),
-    ):
-        client.wait_ready(20.0)
-    assert time.now < 20.0
