@@ -15,7 +15,7 @@ import pytest
 import torch
 from grpo_training.config import LossConfig
 from grpo_training.losses import Totals, group_advantages, policy_loss, rollout_correction
-from grpo_training.regularizers import entropy_bonus, high_entropy_mask
+from grpo_training.losses.regularizers import entropy_bonus, high_entropy_mask
 from torch import Tensor
 
 trl = pytest.importorskip("trl", reason="the TRL losses are the oracle: needs the extra `trl`")

@@ -18,7 +18,7 @@ import torch
 from grpo_client import ReferenceInfo, ScoreRequest, ScoreResult, wire_tensors
 from grpo_client.protocol import MEDIA_JSON, MEDIA_TENSORS
 from grpo_training.config import TrainConfig
-from grpo_training.rollout import Rollout
+from grpo_training.rollouts.rollout import Rollout
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 

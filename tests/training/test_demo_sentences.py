@@ -6,7 +6,7 @@ import pytest
 import torch
 from grpo_training import demo
 from grpo_training.config import ModelConfig
-from grpo_training.models import load_model
+from grpo_training.models.loading import load_model
 
 
 @pytest.mark.demo_model

@@ -14,8 +14,8 @@ import torch
 from grpo_client import Status
 from grpo_training.config import ConfigError, TrainConfig
 from grpo_training.distributed import World
-from grpo_training.loop import train
-from grpo_training.metrics import read_records
+from grpo_training.report.metrics import read_records
+from grpo_training.run.loop import train
 from safetensors.torch import load_file
 
 MakeConfig = Callable[..., TrainConfig]

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from .test_server_killed import Server
+from .run.test_server_killed import Server
 
 KEYS = {
     "GRPO_SERVER_API_KEY": "planted-api-51aa",

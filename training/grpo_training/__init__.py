@@ -1,15 +1,13 @@
 """GRPO training against a reference that a server holds; the `grpo-train` command.
 
-Talks to the server through `grpo_client` and knows nothing else of it. The parts are plain modules:
+Talks to the server through `grpo_client` and knows nothing else of it. Its rooms:
 
-    config      what a run is told                  rollout     sample groups of completions
-    tasks       problems and verifiable rewards     policy      their log-probs, with gradient
-    models      load a policy                       reference   the same from the server, over HTTP
-    losses      the objective, as functions         orthograd   any optimizer, orthogonal gradients
-    objective   the same, as configured             evaluation  held-out questions
-    sampling    who samples: policy or server       watch       softmax collapse, at intervals
-    step, loop  one step, a whole run               checkpoint  stop and go on, bit for bit
-    metrics, progress, plots                        what one sees of it
+    config      what a run is told                  rollouts    completions and their log-probs
+    tasks       problems and verifiable rewards     losses      advantages, policy term, KL, the objective
+    models      load a policy, keep its weights     orthograd   any optimizer, orthogonal gradients
+    run         loop, step, checkpoints             report      metrics and plots
+    collapse    softmax collapse, seen early        patching    StableMax for every cross-entropy
+    hf, trl, axolotl                                doors for other trainers
 """
 
 from typing import TYPE_CHECKING

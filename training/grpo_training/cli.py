@@ -20,8 +20,8 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from grpo_training.config import TrainConfig, load_config
-from grpo_training.ending import explained
 from grpo_training.redaction import ScrubbingFilter
+from grpo_training.run.ending import explained
 
 # Figures of the summary that the terminal shows at the end.
 _SHOWN = ("reward_first", "reward_last", "reward_gain", "correct_last", "kl_last", "kl_max", "step_s_median")
@@ -70,7 +70,7 @@ def show_log(console: Console, *, verbose: bool) -> None:
     handler.addFilter(ScrubbingFilter())
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s", handlers=[handler])
-    for name in ("grpo_training.loop", "grpo_client"):
+    for name in ("grpo_training.run.loop", "grpo_client"):
         logging.getLogger(name).setLevel(logging.INFO)
 
 
@@ -83,9 +83,9 @@ def run_with_display(
     from transformers.utils.logging import disable_progress_bar
 
     from grpo_training.distributed import is_main_process
-    from grpo_training.loop import train
-    from grpo_training.plots import NOT_MEASURED
-    from grpo_training.progress import Display
+    from grpo_training.report.plots import NOT_MEASURED
+    from grpo_training.run.loop import train
+    from grpo_training.run.progress import Display
 
     keep_freed_pages()
     disable_progress_bar()  # two bars at once make a mess of each other

@@ -25,7 +25,7 @@ from rich.text import Text
 from grpo_training.cli import run_with_display, show_log
 from grpo_training.config import load_config
 from grpo_training.disk import check_writable
-from grpo_training.ending import explained
+from grpo_training.run.ending import explained
 
 _START_S = 600.0  # unpacking the demo model for the first time takes a while on a slow disk
 _STOP_S = 30.0

@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from grpo_training.config import ConfigError, TrainConfig
-from grpo_training.models import decoder_layers
+from grpo_training.models.loading import decoder_layers
 
 T = TypeVar("T")
 Strategy = Literal["single", "ddp", "fsdp2"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from grpo_training.config import TrainConfig
-from grpo_training.loop import train
+from grpo_training.run.loop import train
 
 
 def main() -> None:

@@ -1,0 +1,5 @@
+"""What is left of a run to look at.
+
+metrics     JSON lines and TensorBoard, step by step
+plots       the report: pictures, a page, a summary
+"""

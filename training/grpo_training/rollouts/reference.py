@@ -1,0 +1,110 @@
+"""The frozen reference, seen from a training step: scoring is sent off first and collected when it is needed.
+
+    pending = reference.submit(portions)     returns at once; the server works
+    ... rewards, the policy's own forward ...
+    logprobs = pending[0].collect()          waits for what is still missing
+
+Which reference answered is part of the result of a run: its fingerprint is pinned at the start, so that a server that
+comes back from a restart with another model ends the run instead of bending it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+import torch
+from grpo_client import ReferenceClient, ReferenceInfo, RetryPolicy, ScoreResult, Status
+from grpo_client.protocol import Normalizer
+from torch import Tensor
+
+from grpo_training.config import ReferenceConfig
+from grpo_training.rollouts.rollout import Rollout
+
+
+@dataclass(slots=True)
+class Pending:
+    """Scores of one portion, under way."""
+
+    rollout: Rollout
+    future: Future[ScoreResult]
+    submitted: float = field(default_factory=time.perf_counter)
+    latency_s: float = 0.0
+    wait_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.future.add_done_callback(self._arrived)
+
+    def _arrived(self, _: Future[ScoreResult]) -> None:
+        self.latency_s = time.perf_counter() - self.submitted
+
+    def collect(self) -> tuple[Tensor, Tensor]:
+        """Log-probs (S, C) fp32, 0 where masked, and (S,) bool: which completions may be used.
+
+        A completion that the reference could not score (a NaN or infinite log-prob) may not.
+        """
+        started = time.perf_counter()
+        result = self.future.result()
+        self.wait_s = time.perf_counter() - started
+        mask = self.rollout.mask
+        logprobs, _ = result.padded(length=mask.shape[1])
+        usable = torch.from_numpy(result.status == Status.OK).to(mask.device)
+        scores = torch.from_numpy(np.nan_to_num(logprobs, nan=0.0, posinf=0.0, neginf=0.0)).to(mask.device)
+        return scores, usable
+
+
+class Reference:
+    """Scores rollouts against the reference over HTTP. Made once the server is ready; `info` says who answers."""
+
+    def __init__(
+        self,
+        config: ReferenceConfig,
+        *,
+        temperature: float,
+        normalizer: Normalizer,
+        fingerprint: str | None = None,
+    ) -> None:
+        """fingerprint: of the reference that a resumed run began with; with config.pin another one is refused.
+
+        Waits for the server up to config.max_wait seconds. Raises the client's errors: FingerprintMismatch,
+        NotAuthorized, DeadlineExceeded.
+        """
+        self._temperature = temperature
+        self._normalizer: Normalizer = normalizer
+        self._client = ReferenceClient(
+            config.urls,
+            api_key=config.api_key.get_secret_value() if config.api_key else None,
+            timeout=config.timeout,
+            retry=RetryPolicy(max_wait=config.max_wait, limit="reference.max_wait"),
+            fingerprint=(fingerprint or "first") if config.pin else None,
+        )
+        try:
+            self.info: ReferenceInfo = self._client.wait_ready()
+        except BaseException:
+            self._client.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def submit(self, portions: Sequence[Rollout]) -> list[Pending]:
+        """Send every portion off as a request of its own, all in flight at once."""
+        return [
+            Pending(
+                portion,
+                self._client.submit(
+                    portion.prompts,
+                    portion.completions(),
+                    temperature=self._temperature,
+                    normalizer=self._normalizer,
+                ),
+            )
+            for portion in portions
+        ]

@@ -1,0 +1,60 @@
+"""What a step's completions earned and looked like: one line each, and the figures over all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from grpo_training.rollouts.rollout import Rollout
+from grpo_training.tasks.task import Judged
+
+
+def rows_of(rollout: Rollout, earned: Tensor, rewards: Tensor, judged: list[Judged]) -> Tensor:
+    """(S, 6), a line for each completion: what it earned (less the KL, where that is a cost), reward (both NaN where they
+    are not known), correct, length, ended, summed entropy (NaN where the sampler does not tell)."""
+    correct = torch.tensor([float(j.correct) for j in judged])
+    entropy = rollout.entropy.sum(-1) if rollout.entropy is not None else torch.full_like(correct, math.nan)
+    columns = (earned, rewards, correct, rollout.lengths, rollout.ended, entropy)
+    return torch.stack([column.double().cpu() for column in columns], dim=1)
+
+
+def describe(rows: Tensor, rollout: Rollout) -> dict[str, float]:
+    """rows: as in `rows_of`, of all processes. rollout: this one's; it only says how the rows are grouped and what is known.
+
+    Means are over the rewards that are known, NaN where none is; `reward/unmeasured` counts the others.
+    """
+    earned, rewards, correct, lengths, ended, entropy = rows.unbind(1)
+    known = rewards.isfinite()
+    figures = {
+        "reward/mean": mean_of_known(rewards.tolist()),
+        "reward/std": float(rewards[known].std()) if known.sum() > 1 else 0.0 if known.any() else math.nan,
+        "reward/correct": float(correct.mean()),
+        "reward/flat_groups": _flat_groups(rewards.view(-1, rollout.group_size)),
+        "reward/unmeasured": float((~known).sum()),
+        "completion/length": float(lengths.mean()),
+        "completion/length_max": float(lengths.max()),
+        "completion/ended": float(ended.mean()),
+        "completion/tokens": float(lengths.sum()),
+    }
+    if rollout.entropy is not None:
+        figures["policy/entropy"] = float(entropy.sum() / lengths.sum())
+    if not torch.equal(earned.nan_to_num(), rewards.nan_to_num()):
+        figures["reward/less_kl"] = mean_of_known(earned.tolist())
+    return figures
+
+
+def mean_of_known(values: Sequence[float]) -> float:
+    """The mean of the finite ones; NaN where there is none."""
+    known = [value for value in values if math.isfinite(value)]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+def _flat_groups(grouped: Tensor) -> float:
+    """(K, G) rewards -> the share of groups whose known rewards are all equal, which teach nothing; of those with any."""
+    known = grouped.isfinite()
+    low, high = grouped.masked_fill(~known, math.inf).amin(1), grouped.masked_fill(~known, -math.inf).amax(1)
+    flat = (low == high)[known.any(1)]
+    return float(flat.double().mean()) if len(flat) else math.nan

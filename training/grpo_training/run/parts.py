@@ -1,0 +1,59 @@
+"""What a step works with, and the clock that says where its time goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpo_training.config import TrainConfig
+from grpo_training.distributed import World
+from grpo_training.models.loading import LoadedModel
+from grpo_training.rollouts.policy import Policy
+from grpo_training.rollouts.reference import Reference
+from grpo_training.rollouts.sampling import Sampler
+from grpo_training.run.watch import CollapseWatch
+from grpo_training.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a step works with. reference is None when beta is 0: then nothing is asked of the server."""
+
+    config: TrainConfig
+    loaded: LoadedModel
+    policy: Policy
+    task: Task
+    sampler: Sampler
+    watch: CollapseWatch
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    reference: Reference | None
+    world: World
+
+
+# (S, C) log-probs and (S,) which of them may be used; None while they have not been collected.
+Scores = tuple[Tensor, Tensor] | None
+
+
+class Clock:
+    """Seconds spent in each named part of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def step_seed(seed: int, step: int) -> int:
+    """A seed for this step alone, unrelated to its neighbours'."""
+    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
