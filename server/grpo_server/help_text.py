@@ -13,15 +13,15 @@ examples:
   grpo-server --model demo
       SmolLM2-135M-Instruct on this machine, port 8000, no download from a hub.
   grpo-server --model ./checkpoints/sft --mode fast --device cuda --host 0.0.0.0 --api-key-file keys.txt
-      a local directory in bfloat16 on a GPU, open to the network, for those who hold a key.
+      a local directory in bfloat16 on a GPU, open to the network for whoever holds a key.
   grpo-server --model org/large-model --revision 4f2c9ab --device-map auto --max-batch-tokens 4096
       a hub model over several devices, in smaller batches.
   torchrun --nproc-per-node 4 -m grpo_server --model org/large-model --tensor-parallel --device cuda
-      every layer cut over four GPUs.
+      every layer split over four GPUs.
   GRPO_SERVER_MODEL=demo GRPO_SERVER_PORT=9000 grpo-server
       every flag is also an environment variable: GRPO_SERVER_, upper case, _ for -.
   grpo-server --config server.yaml
-      and a key of the same name with _ for - in a YAML or TOML file.
+      and a key in a YAML or TOML file, with _ for -.
 
 then:
   curl localhost:8000/v1/logprobs -H 'content-type: application/json' \\
