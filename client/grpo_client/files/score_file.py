@@ -27,7 +27,7 @@ from grpo_client.files.rollouts import Rollout
 from grpo_client.protocol import EXTRAS, ScoreResult
 from grpo_client.validation.request import as_object
 from grpo_client.wire_json.request import encode_request
-from grpo_client.wire_json.result import result_object
+from grpo_client.wire_json.result_writer import result_object
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""`ScoreResult` to JSON and back."""
+"""JSON to `ScoreResult`. The other way: `result_writer`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
 from grpo_client.errors import InvalidResponse
 from grpo_client.protocol import EXTRA_ARRAYS, IntArray, ReferenceInfo, ScoreResult, Status, Usage
@@ -16,58 +16,6 @@ from grpo_client.validation.request import as_list
 
 _STATUS_NAMES: Final = {status.name.lower(): status for status in Status}
 _PER_ID: Final = ("top_ids", "top_logprobs", "token_logprobs")
-
-
-def encode_result(result: ScoreResult) -> bytes:
-    """An answer as JSON bytes."""
-    return to_json(result_object(result), inf_nan_mode="null")
-
-
-def result_object(result: ScoreResult) -> dict[str, Any]:
-    """An answer as the JSON object that it travels as; non-finite figures are still floats."""
-    temperatures = short_floats(result.temperature).tolist()
-    arrays = {"logprobs": result.logprobs, **result.extras}
-    columns = {name: _nested(values, result.completion_lengths) for name, values in arrays.items()}
-    names = {int(status): name for name, status in _STATUS_NAMES.items()}
-    status = [names[s] for s in result.status.tolist()]
-    groups: list[dict[str, Any]] = []
-    start = 0
-    for k, size in enumerate(result.group_sizes.tolist()):
-        part = slice(start, start + size)
-        group: dict[str, Any] = {name: column[part] for name, column in columns.items()}
-        group["status"] = status[part]
-        if result.prompt_ids is not None:
-            group["prompt"] = result.prompt_ids[k].tolist()
-        if result.completion_ids is not None:
-            group["completions"] = [ids.tolist() for ids in result.completion_ids[part]]
-        groups.append(group)
-        start += size
-    return {
-        "reference": {**result.reference.model_dump(), "normalizer": result.normalizer},
-        "temperature": temperatures[0] if len(set(temperatures)) == 1 else temperatures,
-        "groups": groups,
-        "usage": result.usage.model_dump(),
-    }
-
-
-def _nested(values: npt.NDArray[np.generic], lengths: IntArray) -> list[list[Any]]:
-    """(N, ...) figures as one list per completion."""
-    flat = cast("list[Any]", (short_floats(values) if values.dtype == np.float32 else values).tolist())
-    ends = np.cumsum(lengths, dtype=np.int64).tolist()
-    return [flat[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
-
-
-def short_floats(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """fp32 figures as doubles of at most nine digits that round to the same fp32: 0.100000001, not 0.10000000149011612.
-
-    Nine significant digits tell any two fp32 numbers apart; where rounding to them does not read back to the same bits
-    (it does, but for subnormals and the like, where the power of ten is inexact) the widened value itself is kept.
-    """
-    wide = values.astype(np.float64)
-    with np.errstate(all="ignore"):  # log10(0), infinities and NaN take the widened value below
-        scale = 10.0 ** (8 - np.floor(np.log10(np.abs(wide))))
-        short = np.rint(wide * scale) / scale
-        return np.where((short.astype(np.float32) == values) & (values != 0), short, wide)
 
 
 def decode_result(body: bytes) -> ScoreResult:
