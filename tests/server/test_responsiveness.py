@@ -55,7 +55,7 @@ async def test_small_bodies_are_answered_while_a_large_one_is_decoded(
     decode = native.WIRES["application/json"].decode_request
 
     class Held:
-        encode_result = staticmethod(native.WIRES["application/json"].encode_result)
+        result_pieces = staticmethod(native.WIRES["application/json"].result_pieces)
 
         @staticmethod
         def decode_request(body: bytes, limits: Any) -> Any:

@@ -9,6 +9,7 @@ from grpo_client import wire_json, wire_tensors
 from grpo_client.protocol import MEDIA_JSON, MEDIA_TENSORS, ROUTE_LOGPROBS, ScoreResult
 from grpo_client.validation.request import Limits
 
+from grpo_server.routes._answers import gathered, response_of
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, identity_headers
 from grpo_server.routes._negotiation import media_of, preferred
 from grpo_server.schemas import LogprobsRequest, LogprobsResponse
@@ -70,7 +71,7 @@ async def logprobs(request: Request, scoring: ScoringDep, service: ServiceDep) -
         decode = WIRES[media_in].decode_request
         message = decode(body, limits) if len(body) <= SMALL_BODY else await service.in_codec(decode, body, limits)
         result: ScoreResult = await scoring.score(message)
-        content = await service.in_codec(WIRES[media_out].encode_result, result)
-        return Response(content, media_type=media_out, headers=identity_headers(result.reference))
+        pieces = await service.in_codec(lambda: gathered(WIRES[media_out].result_pieces(result)))
+        return response_of(request, pieces, media_out, identity_headers(result.reference))
 
     return await answer_to(request, answer())

@@ -113,7 +113,7 @@ async def tokenize(request: Request, service: ServiceDep, scoring: ScoringDep) -
         if asked.return_token_strs:
             strings = await service.in_tokenizer(tokenizer.convert_ids_to_tokens, tokens)
         body = {"count": len(tokens), "max_model_len": info.max_length, "tokens": tokens, "token_strs": strings}
-        return await json_response(service, info, lambda: body)
+        return await json_response(request, service, info, lambda: body)
 
     return await answer_to(request, answer())
 
@@ -140,7 +140,7 @@ async def detokenize(request: Request, service: ServiceDep, scoring: ScoringDep)
 
     async def answer() -> Response:
         text = await service.in_tokenizer(tokenizer.decode, tokens.tolist(), skip_special_tokens=False)
-        return await json_response(service, info, lambda: {"prompt": text})
+        return await json_response(request, service, info, lambda: {"prompt": text})
 
     return await answer_to(request, answer())
 

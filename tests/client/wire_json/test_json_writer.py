@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from grpo_client import ReferenceInfo, ScoreResult, wire_json
+from grpo_client import ReferenceInfo, ScoreResult, wire_json, wire_tensors
 from grpo_client.wire_json.result_writer import result_object
 from grpo_client.wire_json.writer import STEP, entries, in_steps, json_bytes, json_pieces, runs
+from grpo_client.wire_tensors.container import PIECE
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_core import from_json, to_json
+from safetensors.numpy import load, save
 
 WHO = ReferenceInfo(model="m", fingerprint="f", version=1, dtype="float32", mode="exact", max_length=9, vocab_size=9)
 # An entry of these figures, separators included, is no longer than that: "-1.234567891e-38, ".
@@ -104,3 +106,25 @@ def test_runs_cover_all_and_weigh_no_more_than_a_step() -> None:
     assert [i for run in found for i in run] == list(range(len(weights)))
     assert all(len(run) == 1 or sum(weights[run.start : run.stop]) <= 6 for run in found)
     assert list(runs([])) == []
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tensors_in_pieces_are_what_the_library_writes(shape: str) -> None:
+    groups, top_k = SHAPES[shape]
+    answer = result(groups, top_k, with_ids=True)
+    body = wire_tensors.encode_result(answer)
+    written = save(load(body), header_of(body)["__metadata__"])
+    assert header_of(body) == header_of(written)
+    assert body[-data_bytes(body) :] == written[-data_bytes(written) :]
+    assert int.from_bytes(body[:8], "little") % 8 == 0
+    pieces = list(wire_tensors.result_pieces(answer))
+    assert b"".join(pieces) == body
+    assert max(map(len, pieces)) <= PIECE
+
+
+def header_of(body: bytes) -> dict[str, Any]:
+    return from_json(body[8 : 8 + int.from_bytes(body[:8], "little")])
+
+
+def data_bytes(body: bytes) -> int:
+    return len(body) - 8 - int.from_bytes(body[:8], "little")

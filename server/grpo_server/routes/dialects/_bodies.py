@@ -21,11 +21,11 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     WrapValidator,
 )
-from pydantic_core import to_json
 
 from grpo_server.error_responses import malformed
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.lifecycle import Service
+from grpo_server.routes._answers import gathered, response_of
 from grpo_server.routes._common import identity_headers
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -106,10 +106,10 @@ def parse(model: type[Model], body: bytes) -> Model:
         raise malformed(error.errors(include_url=False, include_context=False, include_input=False)) from None
 
 
-async def json_response(service: Service, who: ReferenceInfo, build: Callable[[], Any]) -> Response:
-    """What `build` returns, as JSON. A figure that is not finite is null: JSON has no other word for it. who: computed it."""
-    body = await service.in_codec(lambda: to_json(build(), inf_nan_mode="null"))
-    return Response(body, media_type=MEDIA_JSON, headers=identity_headers(who))
+async def json_response(request: Request, service: Service, who: ReferenceInfo, build: Callable[[], Any]) -> Response:
+    """What `build` returns, as JSON: see `wire_json.json_pieces`, which takes large lists as iterators. who: computed it."""
+    pieces = await service.in_codec(lambda: gathered(wire_json.json_pieces(build())))
+    return response_of(request, pieces, MEDIA_JSON, identity_headers(who))
 
 
 def described(model: type[BaseModel]) -> dict[str, Any]:

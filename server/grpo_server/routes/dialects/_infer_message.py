@@ -9,11 +9,12 @@ import numpy.typing as npt
 from grpo_client import wire_tensors
 from grpo_client.protocol import ScoreRequest, ScoreResult
 from grpo_client.validation.request import Limits
+from grpo_client.wire_json import json_pieces
 from grpo_client.wire_tensors.container import write_container
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
-from pydantic_core import to_json
 
 from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.routes._answers import PIECE, gathered
 from grpo_server.routes.dialects._bodies import parse
 from grpo_server.routes.dialects._sampling import null_means
 
@@ -132,12 +133,12 @@ def _array(tensor: InputTensor, raw: memoryview | None, param: str) -> npt.NDArr
     return narrow
 
 
-def encode(asked: InferRequest, result: ScoreResult) -> tuple[bytes, int | None]:
-    """The body, and the length of its JSON part when tensors follow it."""
+def encode(asked: InferRequest, result: ScoreResult) -> tuple[list[bytes], int | None]:
+    """The body in pieces, and the length of its JSON part when tensors follow it."""
     arrays: dict[str, npt.NDArray[Any]] = {"logprobs": result.logprobs, "status": result.status, **result.extras}
     as_binary = bool(asked.parameters.get("binary_data_output", False))
     wanted = asked.outputs or [WantedTensor(name=name) for name in arrays]
-    buffers: list[bytes] = []
+    binary: list[npt.NDArray[np.uint8]] = []
     outputs: list[dict[str, Any]] = []
     for i, tensor in enumerate(wanted):
         if tensor.name not in arrays:
@@ -151,10 +152,11 @@ def encode(asked: InferRequest, result: ScoreResult) -> tuple[bytes, int | None]
             "shape": list(values.shape),
         }
         if tensor.parameters.binary_data if tensor.parameters.binary_data is not None else as_binary:
-            buffers.append(values.astype(DATATYPES[output["datatype"]], copy=False).tobytes())
-            output["parameters"] = {"binary_data_size": len(buffers[-1])}
+            data = np.ascontiguousarray(values, DATATYPES[output["datatype"]]).reshape(-1).view(np.uint8)
+            binary.append(data)
+            output["parameters"] = {"binary_data_size": len(data)}
         else:
-            output["data"] = values.ravel().tolist()
+            output["data"] = values.ravel().astype(np.float64 if values.dtype == np.float32 else values.dtype)
         outputs.append(output)
     info = result.reference
     answer = {
@@ -162,10 +164,11 @@ def encode(asked: InferRequest, result: ScoreResult) -> tuple[bytes, int | None]
         "model_version": str(info.version),
         "id": asked.id,
         "parameters": {"fingerprint": info.fingerprint, "normalizer": result.normalizer},
-        "outputs": outputs,
+        "outputs": iter(outputs),
     }
-    header = to_json({k: v for k, v in answer.items() if v is not None}, inf_nan_mode="null")
-    return b"".join([header, *buffers]), len(header) if buffers else None
+    header = gathered(json_pieces({k: v for k, v in answer.items() if v is not None}))
+    buffers = [bytes(data[start : start + PIECE]) for data in binary for start in range(0, len(data), PIECE)]
+    return gathered([*header, *buffers]), sum(map(len, header)) if binary else None
 
 
 def wrong(param: str, what: str, code: ErrorCode = ErrorCode.MALFORMED) -> ServiceError:

@@ -20,6 +20,7 @@ from grpo_client.version import package_version
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.lifecycle import Phase, Service
+from grpo_server.routes._answers import response_of
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, identity_headers
 from grpo_server.routes.dialects._infer_message import HEADER_LENGTH, INPUTS, NAMES_OF, decode, encode
 from grpo_server.routes.dialects._refusals import check_model
@@ -105,9 +106,9 @@ async def infer(
         content, json_length = await service.in_codec(encode, asked, result)
         headers = identity_headers(result.reference)
         if json_length is None:
-            return Response(content, media_type="application/json", headers=headers)
+            return response_of(request, content, "application/json", headers)
         headers[HEADER_LENGTH] = str(json_length)
-        return Response(content, media_type="application/octet-stream", headers=headers)
+        return response_of(request, content, "application/octet-stream", headers)
 
     return await answer_to(request, answer())
 

@@ -111,7 +111,7 @@ async def completions(request: Request, scoring: ScoringDep, service: ServiceDep
                 choice["prompt_logprobs"] = prompt_logprobs(s, strings)
             return _body(name, info, choices, scores)
 
-        return await json_response(service, info, body)
+        return await json_response(request, service, info, body)
 
     return await answer_to(request, scoring.by_one_reference(answer))
 

@@ -73,7 +73,7 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
             ]
             return objects[0] if asked.single else objects
 
-        return await json_response(service, info, body)
+        return await json_response(request, service, info, body)
 
     return await answer_to(request, scoring.by_one_reference(answer))
 

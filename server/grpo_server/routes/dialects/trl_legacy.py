@@ -57,7 +57,7 @@ async def get_sequence_logprobs(request: Request, scoring: ScoringDep, service: 
             service, scoring, hosted, sequences, NAMES, top_k=asked.top_logprobs, extras=["rank"]
         )
         build = _as_lists if asked.response_format == "json" else _as_arrays
-        return await json_response(service, hosted.info, lambda: build(asked, scores))
+        return await json_response(request, service, hosted.info, lambda: build(asked, scores))
 
     return await answer_to(request, scoring.by_one_reference(answer))
 

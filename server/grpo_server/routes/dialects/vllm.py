@@ -154,7 +154,7 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
                 },
             }
 
-        return await json_response(service, info, body)
+        return await json_response(request, service, info, body)
 
     return await answer_to(request, scoring.by_one_reference(answer))
 
