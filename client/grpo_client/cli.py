@@ -14,12 +14,12 @@ from grpo_client.commands.probe import PROBE_HELP, probe
 from grpo_client.commands.progress import score_progress
 from grpo_client.commands.score import SCORE_HELP, check_paths, count_lines_left, score_rest
 from grpo_client.commands.terminal import told
+from grpo_client.core import FIRST
 from grpo_client.files.json_lines import is_regular
 from grpo_client.files.rollouts import ScoreDefaults
 from grpo_client.files.score_file import ScoreFile
 from grpo_client.http.exchange import Encoding
 from grpo_client.http.retry import RetryPolicy
-from grpo_client.pin import FIRST
 from grpo_client.protocol import EXTRAS, Normalizer
 from grpo_client.validation.request import read_extras, read_temperature, read_top_k
 from grpo_client.version import package_version

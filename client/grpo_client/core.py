@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypedDict
 
 from grpo_client.arguments.types import WantedIds
+from grpo_client.errors import FingerprintMismatch
 from grpo_client.http.exchange import Call, Reply, read_info, read_scores, score_call
 from grpo_client.http.retry import RetryPolicy
 from grpo_client.http.retry_log import RetryLog
-from grpo_client.pin import FingerprintPin
 from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreResult
 from grpo_client.settings import ClientSettings
 from grpo_client.splitting import merge, split
 from grpo_client.text import AnyRequest
 from grpo_client.validation.request import check_structure
 from grpo_client.validation.request_values import check_values
+
+FIRST = "first"  # the pin that is set by whoever answers first
 
 
 class TextScoreOptions(TypedDict, total=False):
@@ -36,6 +39,35 @@ class ScoreOptions(TextScoreOptions, total=False):
     """The same for `score` and `submit`, and token_ids: [group][completion][position][k] ids to score as well."""
 
     token_ids: WantedIds | None
+
+
+class FingerprintPin:
+    """That all the numbers a run uses come from one reference.
+
+    None: no pin. "first": whoever answers first is the one. Anything else: that fingerprint. Thread-safe.
+    """
+
+    def __init__(self, pin: str | None) -> None:
+        self._take_first = pin == FIRST
+        self._fingerprint = None if self._take_first else pin
+        self._lock = threading.Lock()
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What a request must ask for, as far as it is known."""
+        return self._fingerprint
+
+    def check(self, reference: ReferenceInfo) -> None:
+        """Raises FingerprintMismatch when another reference answered than the pinned one."""
+        with self._lock:
+            if self._take_first and self._fingerprint is None:
+                self._fingerprint = reference.fingerprint
+            pinned = self._fingerprint
+        if pinned is not None and reference.fingerprint != pinned:
+            raise FingerprintMismatch(
+                f"reference {reference.fingerprint} ({reference.model}) answered, but {pinned} is pinned; "
+                "point the client at the right server, or build a new client if the change is meant"
+            )
 
 
 class ClientCore:

@@ -29,9 +29,9 @@ class ClientOptions(TypedDict, total=False):
 
     api_key: sent as a bearer token; else the environment variable GRPO_API_KEY; never shown.
     timeout: seconds without a byte before a try counts as lost (300).
-    max_wait: seconds over which a failing request is tried again (900); 0 tries once. See `policy`.
+    max_wait: seconds over which a failing request is tried again (900); 0 tries once. See `http.retry`.
     encoding: "tensors" (the default; 4 bytes a figure) or "json" (for proxies and eyes that want it).
-    fingerprint: None, "first" (whoever answers first is the one) or the reference's fingerprint. See `pin`.
+    fingerprint: None, "first" (whoever answers first is the one) or the reference's fingerprint. See `core`.
     max_request_tokens: bigger requests are cut into several (32768).
     max_in_flight: requests sent at once (4).
     retry: a whole `RetryPolicy` instead of max_wait.

@@ -1,4 +1,4 @@
-"""The types of what callers hand over, for editors and type checkers; `arguments` and `id_lists` read it."""
+"""The types of what callers hand over, for editors and type checkers; `readers` and `id_lists` read it."""
 
 from __future__ import annotations
 
