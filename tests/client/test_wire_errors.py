@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from grpo_client import InvalidResponse, Limits, ProtocolError, wire_json, wire_tensors
+from grpo_client.wire_tensors import container
 from safetensors.numpy import save
 
 GROUP: dict[str, Any] = {"prompt": [1, 2], "completions": [[3, 4], [5]]}
@@ -224,3 +225,23 @@ def test_limits(wire: Any, data: bytes) -> None:
 def test_what_is_no_answer(wire: Any, data: bytes) -> None:
     with pytest.raises(InvalidResponse):
         wire.decode_result(data)
+
+
+def test_a_header_that_is_dear_to_read_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(body: bytes) -> Any:
+        raise AssertionError("the header was parsed")
+
+    monkeypatch.setattr(container, "from_json", read)
+    million = b",".join(b'"%06d":{"dtype":"I32","shape":[0],"data_offsets":[0,0]}' % i for i in range(1_000_000))
+    for header in (b"{" + million + b"}", b'{"__metadata__":{"a":"' + b"x" * 60_000_000 + b'"}}', b"[" * 2**17):
+        body = len(header).to_bytes(8, "little") + header
+        with pytest.raises(ProtocolError) as refused:
+            wire_tensors.decode_request(body, Limits(max_body_bytes=2**27))
+        assert (refused.value.status, refused.value.code) == (413, "header_too_large")
+
+
+def test_a_header_within_its_limit_may_name_known_tensors_alone() -> None:
+    names = ",".join(f'"{i}":{{"dtype":"I32","shape":[0],"data_offsets":[0,0]}}' for i in range(1000)).encode()
+    with pytest.raises(ProtocolError) as refused:
+        wire_tensors.decode_request((len(names) + 2).to_bytes(8, "little") + b"{" + names + b"}")
+    assert (refused.value.status, refused.value.code) == (400, "unknown_field")

@@ -105,3 +105,29 @@ def test_a_message_of_several_lines_is_indented() -> None:
     except ValueError:
         record.exc_info = sys.exc_info()
     assert all(line.startswith("    ") for line in logs.TextFormatter("%(message)s").format(record).split("\n")[1:])
+
+
+@pytest.mark.anyio
+async def test_a_probe_is_a_line_only_when_its_answer_changes(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "grpo_server.access")
+    app = create_app(make_config(), lambda: engine)
+    async with running(app) as client:
+        door = app.state.service.scheduler.door
+        for path in ("/livez", "/livez", "/readyz", "/readyz", "/metrics"):
+            await client.get(path)
+        door.swapping = True
+        for path in ("/readyz", "/readyz", "/livez", "/nowhere", "/nowhere"):
+            await client.get(path)
+        door.swapping = False
+        for path in ("/readyz", "/readyz"):
+            await client.get(path)
+    lines = [(r.getMessage().split()[1:3], r.levelname) for r in caplog.records if r.name == "grpo_server.access"]
+    assert [" ".join(words) for words, level in lines if level == "INFO"] == [
+        "/readyz 503",
+        "/nowhere 404",
+        "/nowhere 404",
+        "/readyz 200",
+    ]
+    assert len(lines) == 12

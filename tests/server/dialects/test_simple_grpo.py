@@ -184,3 +184,41 @@ async def test_the_shelf_waits_for_room_and_then_refuses() -> None:
     with pytest.raises(ServiceError) as refused:
         await impatient.reserve(11)
     assert refused.value.status == 413
+
+
+def archive(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return buffer.getvalue()
+
+
+BOMBS = {
+    "long JSON": (json.dumps({"plen": 2, "note": "x" * 2**20}).encode(), saved(INPUTS), 413, "part 1"),
+    "deep JSON": (b"[" * 100_000, saved(INPUTS), 400, "part 1"),
+    "long number": (b'{"plen": ' + b"9" * 100_000 + b"}", saved(INPUTS), 400, "part 1"),
+    "not JSON": (b'{"plen": 2', saved(INPUTS), 400, "part 1"),
+    "many members": (b'{"plen": 2}', archive({f"a/data/{i}": b"" for i in range(65)}), 400, "inputs"),
+    "a long pickle": (b'{"plen": 2}', archive({"a/data.pkl": b"N0" * 2**16, "a/data/0": b""}), 400, "inputs"),
+    "a long pickle beside data": (b'{"plen": 2}', archive({"data/data.pkl": b"N0" * 2**16}), 400, "inputs"),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+async def test_what_is_dear_to_read_is_refused_unread(
+    engine: BigramEngine, bomb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, inputs, status, param = BOMBS[bomb]
+    opened: list[object] = []
+    load, infolist = torch.load, zipfile.ZipFile.infolist
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: opened.append(args) or load(*args, **kwargs))
+    if bomb == "many members":
+        monkeypatch.setattr(zipfile.ZipFile, "infolist", lambda self: opened.append(self) or infolist(self))
+    async with serving(engine, simple_grpo=True) as client:
+        refused = await client.post("/upload", content=frame(base, inputs, saved(REWARDS)))
+        error = refused.json()["error"]
+        assert (refused.status_code, error["param"]) == (status, param)
+        assert len(error["message"]) < 300
+        assert opened == []
+        assert (await client.post("/upload", content=upload())).status_code == 200

@@ -9,7 +9,6 @@ that their own bytes account for.
 from __future__ import annotations
 
 import io
-import json
 import struct
 import zipfile
 from collections.abc import Sequence
@@ -19,11 +18,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from grpo_client.errors import ProtocolError
+from grpo_client.wire_json import read_json
 
 from grpo_server.errors import ErrorCode, ServiceError
 
 _U32 = struct.Struct(">I")
 PARTS = (3, 4)
+# What the JSON of part 1 may be. It is read to its end and kept for the trainer.
+MAX_JSON_BYTES = 2**20
+# Of a torch.save file: one tensor takes seven members, and all but its data are short.
+MAX_MEMBERS = 64
+MAX_MEMBER_BYTES = 2**16
+_MEMBER = b"PK\x01\x02"  # each begins so in the list at the end of a zip file
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +46,18 @@ class Upload:
 def read_upload(body: bytes) -> Upload:
     """Raises ServiceError (400) naming the part at fault."""
     parts = _unframe(body)
+    if len(parts[0]) > MAX_JSON_BYTES:
+        raise ServiceError(
+            ErrorCode.REQUEST_TOO_LARGE,
+            f"part 1 has {len(parts[0])} bytes of JSON and the limit is {MAX_JSON_BYTES}; send plen alone",
+            param="part 1",
+        )
     try:
-        base = json.loads(parts[0])
-    except ValueError as error:
-        raise _broken("part 1", f"is not JSON ({error})") from error
+        base = read_json(parts[0])
+    except ProtocolError as error:
+        if error.code != "malformed_json":
+            raise
+        raise _broken("part 1", f"is not JSON ({error.message})") from error
     plen = base.get("plen") if isinstance(base, dict) else None
     if not isinstance(plen, int) or isinstance(plen, bool):
         raise _broken("plen", "must be a whole number in the JSON object of part 1")
@@ -112,6 +127,10 @@ def _tensor(blob: bytes, name: str, dtype: str | None, dimensions: int) -> npt.N
 def _check_archive(blob: bytes, name: str) -> None:
     """torch.save writes a zip file whose members are stored as they are. One that unpacks to more than it is long is
     refused before anything is unpacked."""
+    if blob.count(_MEMBER) > MAX_MEMBERS:
+        raise _broken(
+            name, f"is an archive of more than {MAX_MEMBERS} files; send what torch.save writes for one tensor"
+        )
     try:
         with zipfile.ZipFile(io.BytesIO(blob)) as archive:
             members = archive.infolist()
@@ -119,6 +138,9 @@ def _check_archive(blob: bytes, name: str) -> None:
         raise _broken(name, f"is not a file written by torch.save ({error})") from error
     if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > len(blob):
         raise _broken(name, "is a compressed archive; send what torch.save writes")
+    # data lies under a number; the pickle that says what it is does not
+    if any(m.file_size > MAX_MEMBER_BYTES and not m.filename.rpartition("/")[2].isdigit() for m in members):
+        raise _broken(name, f"has more than {MAX_MEMBER_BYTES} bytes beside its data; send what torch.save writes")
 
 
 def _broken(param: str, what: str) -> ServiceError:
