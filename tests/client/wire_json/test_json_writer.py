@@ -10,7 +10,7 @@ from grpo_client import ReferenceInfo, ScoreResult, wire_json, wire_tensors
 from grpo_client.wire_json.result_writer import result_object
 from grpo_client.wire_json.writer import STEP, entries, in_steps, json_bytes, json_pieces, runs
 from grpo_client.wire_tensors.container import PIECE
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic_core import from_json, to_json
 from safetensors.numpy import load, save
@@ -81,6 +81,7 @@ def lazy(value: Any) -> Any:
     return {k: lazy(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
+@settings(deadline=None)
 @given(JSON)
 def test_what_is_made_when_it_is_written_is_written_alike(value: Any) -> None:
     assert json_bytes(lazy(value)) == json_bytes(value) == to_json(value, inf_nan_mode="null")

@@ -10,7 +10,7 @@ import pytest
 from grpo_client import Limits, ProtocolError, wire_json, wire_tensors
 from grpo_client.wire_json import reader
 from grpo_client.wire_json.reader import read_json
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic_core import from_json
 from safetensors.numpy import save
@@ -34,12 +34,14 @@ def plain(value: Any) -> Any:
     return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
+@settings(deadline=None)
 @given(VALUES, st.integers(1, 40), st.booleans(), st.sampled_from([None, 1]))
 def test_a_document_in_pieces_is_the_document(value: Any, step: int, ascii_only: bool, indent: int | None) -> None:
     body = json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode()
     assert plain(read_json(body, step)) == from_json(body)
 
 
+@settings(deadline=None)
 @given(VALUES, st.integers(1, 12), st.data())
 def test_what_is_no_json_whole_is_none_in_pieces(value: Any, step: int, data: st.DataObject) -> None:
     body = bytearray(json.dumps(value).encode())

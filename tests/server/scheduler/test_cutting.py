@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grpo_client.protocol import Group, ScoreRequest
 from grpo_server.scheduler.cutting import cut
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from server_fakes import ask, ids, tokens
 
@@ -53,6 +53,7 @@ def test_a_cut_carries_all_that_its_completions_were_asked_with() -> None:
 shapes = st.lists(st.tuples(st.integers(1, 20), st.lists(st.integers(0, 20), max_size=6)), min_size=1, max_size=5)
 
 
+@settings(deadline=None)
 @given(shapes, st.integers(40, 90))
 def test_every_completion_is_in_exactly_one_cut_and_no_cut_is_too_large(
     shapes: list[tuple[int, list[int]]], max_tokens: int
