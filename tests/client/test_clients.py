@@ -223,7 +223,7 @@ def test_health_info_and_waiting(connect, reference, refusal, time) -> None:
 
 def test_waiting_ends_with_what_was_waited_for_and_the_last_answer(connect, reference, refusal, time) -> None:
     def loading(request: httpx.Request) -> httpx.Response:
-        return refusal(503, f"not ready yet (reading the weights, for {time.now:.0f} s so far)", Retry_After="3")
+        return refusal(503, f"not ready yet (reading the weights, for {int(time.now)} s so far)", Retry_After="3")
 
     reference.before = loading
     with pytest.raises(DeadlineExceeded) as caught:
