@@ -81,8 +81,8 @@ class ServerConfig(BaseSettings):
     )
     share_cores: bool = Field(
         False,
-        description="Yield the CPU cores to another process, such as a trainer, whenever a worker thread is idle. Chosen "
-        "automatically where the cores are busy at the start. On idle cores it costs up to a fifth of the speed.",
+        description="Yield the CPU cores to another process, such as a trainer, as soon as a worker thread is idle; without it "
+        "one spins for some tens of microseconds first.",
     )
     max_length: Size | None = Field(
         None, ge=2, description="Longest prompt + completion accepted, in tokens; by default the model's context."

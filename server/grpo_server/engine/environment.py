@@ -9,8 +9,11 @@ from pathlib import Path
 
 from .config import Mode
 
-# With so much of the cores taken by others at the start, worker threads do not spin.
-BUSY = 0.5
+# Rounds that an idle worker thread spins before it sleeps, tens of microseconds: as long as it is from one operation of a
+# forward to the next. Each wait that is longer takes the core from whoever could use it, a competitor or the very thread that
+# is waited for, and the scheduler then lets the spinner wait when there is work: beside other processes a request took ten
+# times as long at fifty times as many rounds.
+SPIN_ROUNDS = 1000
 
 
 def prepare(
@@ -20,12 +23,10 @@ def prepare(
     *,
     share_cores: bool = False,
     root: Path = Path("/"),
-    load: float | None = None,
 ) -> None:
     """Set the process environment for `mode`; what the operator has set already stays.
 
-    share_cores: other processes compute on these cores; noticed here where they do already at the start. root: where proc and
-    sys are. load: runnable processes of the last minute, the machine's own figure unless given.
+    share_cores: other processes compute on these cores all the time. root: where proc and sys are.
 
     exact: MKL is asked for conditional numerical reproducibility in strict form, so that a row of a product has the same
     bits whatever the number of rows and threads. The widest instructions that the CPU has are named, because MKL accepts
@@ -40,12 +41,9 @@ def prepare(
         )  # more threads than that are stopped in the middle of their work, and the others wait
     if threads is not None:
         env.setdefault("OMP_NUM_THREADS", str(threads))
-    busy = (os.getloadavg()[0] if load is None else load) > BUSY * _cores()
-    # A worker thread that spins for long takes the core from the threads of this very process that answer HTTP. One that
-    # sleeps between any two operations is woken thousands of times a forward. So it spins for about a millisecond (GNU's
-    # OpenMP, which torch brings on Linux), then sleeps; at once where another process wants the core.
+    # of GNU's OpenMP, which torch brings on Linux and which reads it once: no value that is right for idle cores alone will do
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    env.setdefault("GOMP_SPINCOUNT", "0" if share_cores or busy else "50000")
+    env.setdefault("GOMP_SPINCOUNT", "0" if share_cores else str(SPIN_ROUNDS))
     # the service encodes in threads of its own; the tokenizer's fork guard would only warn
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
 
