@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from grpo_client.protocol import FloatArray
 from grpo_numerics import default_tile
 from torch import Tensor
 
@@ -29,13 +30,16 @@ _STREAM_HEIGHTS = (32, 64, 96, 160, 192, 320, 768, 1056, 2048, 4096, 6144)
 _HEAD_HEIGHTS = (16, 48, 208, 1024)
 
 
-def keeps_bits(config: EngineConfig, parts: Anatomy, score: Score, pieces: Sequence[Piece]) -> bool:
-    """Whether `bitwise` may be claimed for what `score` computes."""
+def keeps_bits(
+    config: EngineConfig, parts: Anatomy, score: Score, pieces: Sequence[Piece], together: Sequence[FloatArray]
+) -> bool:
+    """Whether `bitwise` may be claimed for what `score` computes. together: log-probs that it gave for the pieces as one
+    batch."""
     constant = config.batch_rows is not None  # every product has one height, whatever is in the batch
     if config.mode != "exact" and not constant:
         return False
     kept = constant or _strict_mkl(parts.device) or _products_keep_bits(parts)
-    if kept and _same_bits(score, pieces):
+    if kept and _same_bits(score, pieces, together):
         return True
     log.warning(
         "scores of this model depend on the batch here: `bitwise` is not claimed%s",
@@ -68,9 +72,8 @@ def _rows_keep_bits(weight: Tensor, heights: Iterable[int]) -> bool:
     return all(torch.equal(torch.nn.functional.linear(x[:height], weight), whole[:height]) for height in heights)
 
 
-def _same_bits(score: Score, pieces: Sequence[Piece]) -> bool:
+def _same_bits(score: Score, pieces: Sequence[Piece], together: Sequence[FloatArray]) -> bool:
     """Whether scores keep their bits: the whole batch, its reverse, each group's last completion alone."""
-    together = [s.logprobs for s in score(pieces)]
     backwards = [s.logprobs for s in score(list(reversed(pieces)))]
     if not all(np.array_equal(a, b) for a, b in zip(together, reversed(backwards), strict=True)):
         return False

@@ -26,12 +26,14 @@ Score = Callable[[Sequence[Piece]], list[PieceScores]]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """right: within tolerance. largest, mean: |difference| in nats. note: why not, when not."""
+    """right: within tolerance. largest, mean: |difference| in nats. note: why not, when not. logprobs: what was found to be
+    right, piece by piece."""
 
     right: bool
     largest: float
     mean: float
     note: str = ""
+    logprobs: Sequence[FloatArray] = ()
 
 
 def probe_pieces(parts: Anatomy, max_length: int) -> list[Piece]:
@@ -42,13 +44,15 @@ def probe_pieces(parts: Anatomy, max_length: int) -> list[Piece]:
 
 def check_scores(score: Score, model: PreTrainedModel, parts: Anatomy, pieces: Sequence[Piece], eager: str) -> Finding:
     """Compare `score` with `model` itself, one unpadded sequence at a time, attention implementation `eager`."""
-    ours = np.concatenate([scores.logprobs for scores in score(pieces)])
+    logprobs = [scores.logprobs for scores in score(pieces)]
+    ours = np.concatenate(logprobs)
     model.set_attn_implementation(eager)
     truth = np.concatenate([_own_logprobs(model, parts, piece) for piece in pieces])
     differences = np.abs(ours - truth)
     largest, mean = float(differences.max()), float(differences.mean())
     right = same_scores(ours, truth, parts.weight.dtype)
-    return Finding(right, largest, mean, "" if right else f"off by up to {largest:.2g} nats (mean {mean:.2g})")
+    note = "" if right else f"off by up to {largest:.2g} nats (mean {mean:.2g})"
+    return Finding(right, largest, mean, note, logprobs)
 
 
 @torch.inference_mode()

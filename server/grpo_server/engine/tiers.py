@@ -36,7 +36,7 @@ def choose(
         finding = _try(forward, model, parts, pieces, own, head)
         if finding.right:
             log.info("scores by the %s path: within %.1e nats of the model itself", forward.tier, finding.largest)
-            return forward, keeps_bits(config, parts, _scorer(forward, parts, head), pieces)
+            return forward, keeps_bits(config, parts, _scorer(forward, parts, head), pieces, finding.logprobs)
         log.warning("the %s path is not right for %s: %s", forward.tier, type(model).__name__, finding.note)
         why.append(f"{forward.tier}: {finding.note}")
     raise refusal(model, parts, pieces, own, why)
