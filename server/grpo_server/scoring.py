@@ -18,13 +18,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from grpo_client.protocol import ScoreRequest, ScoreResult
+from grpo_client.protocol import ReferenceInfo, ScoreRequest, ScoreResult
 from grpo_client.text import TextScoreRequest
-from grpo_client.validation.request import check_request, check_structure
+from grpo_client.validation.request import check_request, check_shape
 
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ReferenceReplaced, ServiceError
 from grpo_server.lifecycle import Service
+from grpo_server.scheduler.weight import is_large
 from grpo_server.text.requests import no_tokenizer
 from grpo_server.text.tokenizing import tokenize_request
 
@@ -75,7 +76,7 @@ class Scoring:
     async def _tokenize(self, request: TextScoreRequest, by: Hosted) -> ScoreRequest:
         if by.tokenizer is None:
             raise no_tokenizer()
-        check_structure(request)
+        check_shape(request)
         return await tokenize_request(self._service, by.tokenizer, request, by.info.max_length)
 
     async def _score_ids(self, request: ScoreRequest, by: Hosted) -> ScoreResult:
@@ -89,14 +90,21 @@ class Scoring:
                 "here; ask the right server, or pin what GET /v1/reference shows",
                 param="fingerprint",
             )
-        check_structure(request)
+        if is_large(request):
+            await self._service.in_codec(self._check, request, info)
+        else:
+            self._check(request, info)
+        result = await self._service.scheduler.submit(request)
+        if result.reference != info:
+            raise ReferenceReplaced
+        return result
+
+    def _check(self, request: ScoreRequest, info: ReferenceInfo) -> None:
+        """Every id is looked at once, against the vocabulary; what read it from a body has looked at its type."""
+        check_shape(request)
         check_request(
             request,
             vocab_size=info.vocab_size,
             max_length=info.max_length,
             max_top_k=self._service.config.max_top_k,
         )
-        result = await self._service.scheduler.submit(request)
-        if result.reference != info:
-            raise ReferenceReplaced
-        return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pkgutil
 import threading
 from typing import Any
 
@@ -182,3 +183,49 @@ async def test_every_route_that_takes_json_refuses_a_bomb_in_a_few_words(engine:
             refused: httpx.Response = await client.post(path, content=BOMBS[bomb], headers=headers)
             assert refused.status_code in (400, 413), path
             assert len(refused.content) < 1000, path
+
+
+MANY = 600
+LARGE: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "native": ("/v1/logprobs", {"groups": [{"prompt": [1], "completions": [[2]] * MANY}]}, []),
+    "OpenAI": (
+        "/v1/completions",
+        {"prompt": [[1, 2]] * MANY, "max_tokens": 0, "prompt_logprobs": 1},
+        ["_sequences._grouped", "_sequences._answers", "_strings.ids_shown"],
+    ),
+    "SGLang": (
+        "/generate",
+        {"input_ids": [[1, 2]] * MANY, "return_logprob": True, "sampling_params": {"max_new_tokens": 0}},
+        ["sglang._plans", "_sequences._grouped", "_sequences._answers"],
+    ),
+    "TRL": (
+        "/get_sequence_logprobs/",
+        {"sequences": [[1, 2]] * MANY, "prompt_lengths": [1] * MANY, "top_logprobs": 1},
+        ["_sequences._grouped", "_sequences._answers"],
+    ),
+}
+
+
+@pytest.mark.parametrize("dialect", LARGE)
+async def test_a_large_request_is_looked_over_beside_the_event_loop(
+    engine: FakeEngine, dialect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, body, places = LARGE[dialect]
+    seen: dict[str, bool] = {}
+
+    def note(place: str) -> None:
+        work = pkgutil.resolve_name(place)
+
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            seen[place] = threading.current_thread() is threading.main_thread()
+            return work(*args, **kwargs)
+
+        monkeypatch.setattr(place, noting)
+
+    every = ["grpo_server.scoring.check_request", *(f"grpo_server.routes.dialects.{place}" for place in places)]
+    for place in every:
+        note(place)
+    async with serving(engine, max_queue_tokens=10**6) as client:
+        answer = await client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    assert seen == dict.fromkeys(every, False)

@@ -8,7 +8,7 @@ and is the server's. Shape errors are 400, values that no model can answer 422, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -149,8 +149,11 @@ def check_shape(req: ScoreRequest | TextScoreRequest) -> None:
     read_normalizer(req.normalizer)
     read_extras(sorted(req.extras))
     read_top_k(req.top_k)
+    seen: set[tuple[type, float]] = set()  # most requests have one temperature for all their groups
     for k, group in enumerate(req.groups):
-        read_temperature(group.temperature, f"groups[{k}].temperature")
+        if (kind := (type(group.temperature), group.temperature)) not in seen:
+            read_temperature(group.temperature, f"groups[{k}].temperature")
+            seen.add(kind)
         if not group.completions:
             raise ProtocolError(
                 f"groups[{k}].completions is empty; give at least one completion (itself possibly empty)",
@@ -189,6 +192,9 @@ def check_request(req: ScoreRequest, *, vocab_size: int, max_length: int, max_to
             f"top_k is {req.top_k} and the vocabulary has {vocab_size} ids", "top_k", code="top_k_too_large", status=422
         )
     for k, group in enumerate(req.groups):
+        room = max_length - len(group.prompt)
+        if room >= 0 and max(map(len, group.completions), default=0) <= room:
+            continue
         for g, completion in enumerate(group.completions):
             if (total := len(group.prompt) + len(completion)) > max_length:
                 raise ProtocolError(
@@ -203,23 +209,29 @@ def check_request(req: ScoreRequest, *, vocab_size: int, max_length: int, max_to
 
 def _check_ids(req: ScoreRequest, end: int, remedy: str) -> None:
     """All ids in [0, end)."""
-    named: list[tuple[str, IntArray]] = []
-    for k, group in enumerate(req.groups):
-        named.append((f"groups[{k}].prompt", group.prompt))
-        named += [(f"groups[{k}].completions[{g}]", ids) for g, ids in enumerate(group.completions)]
-        named += [(f"token_ids[{k}][{g}]", ids) for g, ids in enumerate(group.token_ids or ())]
-    everything = np.concatenate([ids.ravel() for _, ids in named])  # one pass; names matter only to the error
+    vectors = [ids for group in req.groups for ids in (group.prompt, *group.completions)]
+    tables = [ids.ravel() for group in req.groups for ids in group.token_ids or ()]
+    everything = np.concatenate(vectors + tables)  # one pass; names matter only to the error
     if everything.min() >= 0 and everything.max() < end:
         return
-    for param, ids in named:
-        if (wrong := np.flatnonzero((ids.ravel() < 0) | (ids.ravel() >= end))).size:
+    for param, ids in _named_ids(req):
+        if (wrong := np.flatnonzero((ids < 0) | (ids >= end))).size:
             where = int(wrong[0])
             raise ProtocolError(
-                f"{param} holds the id {int(ids.ravel()[where])} at position {where}; {remedy}",
+                f"{param} holds the id {int(ids[where])} at position {where}; {remedy}",
                 param,
                 code="id_out_of_range",
                 status=422,
             )
+
+
+def _named_ids(req: ScoreRequest) -> Iterator[tuple[str, IntArray]]:
+    for k, group in enumerate(req.groups):
+        yield f"groups[{k}].prompt", group.prompt
+        for g, ids in enumerate(group.completions):
+            yield f"groups[{k}].completions[{g}]", ids
+        for g, ids in enumerate(group.token_ids or ()):
+            yield f"token_ids[{k}][{g}]", ids.ravel()
 
 
 def _check_token_ids(groups: Sequence[Group]) -> None:

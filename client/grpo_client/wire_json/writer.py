@@ -67,6 +67,13 @@ def in_steps(rows: Iterable[Any], figures: int = 1) -> Iterator[bytes]:
         yield entries(batch)
 
 
+def rows_of(*columns: npt.NDArray[Any]) -> Iterator[tuple[Any, ...]]:
+    """Rows of arrays of one length as Python has them, some thousand figures at a time."""
+    rows = max(1, STEP // max(1, *(values[:1].size for values in columns)))
+    for start in range(0, len(columns[0]), rows):
+        yield from zip(*(values[start : start + rows].tolist() for values in columns), strict=True)
+
+
 def runs(weights: Iterable[int], step: int = STEP) -> Iterator[range]:
     """Neighbours that together weigh no more than a step, and each by itself that weighs more."""
     start = stop = total = 0

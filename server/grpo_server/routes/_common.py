@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
@@ -43,3 +43,8 @@ def identity_headers(info: ReferenceInfo) -> dict[str, str]:
 async def answer_to(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """What work returns, cancelled if this request's client leaves. The body must have been read."""
     return await while_connected(request.receive, work)
+
+
+async def aside(service: Service, large: bool, work: Callable[[], T]) -> T:
+    """What work returns; when there is much of it, done beside the event loop."""
+    return await service.in_codec(work) if large else work()

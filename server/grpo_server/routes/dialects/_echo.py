@@ -7,10 +7,12 @@ offsets count from its first character: special tokens that the tokenizer put be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
+
+from grpo_client.wire_json.writer import in_steps, rows_of
 
 from grpo_server.routes.dialects._sequences import SequenceScores
 from grpo_server.text.requests import Tokenizer
@@ -83,33 +85,30 @@ class Shown:
     def logprobs(self, scores: SequenceScores) -> dict[str, Any]:
         """One entry for each token shown; null for the first of a prompt, which nothing predicts."""
         k = self.best
-        token_logprobs: list[float | None] = []
-        tops: list[dict[str, float] | None] = []
+        token_logprobs: list[float | None] = [None, *scores.logprobs.tolist()] if self.echo else []
+        if (new := scores.next_token) is not None:
+            token_logprobs.append(new.logprob)
+        return {
+            "tokens": in_steps(self.names),
+            "token_logprobs": in_steps(token_logprobs),
+            "top_logprobs": in_steps(self._tops(scores), figures=2 * (1 + k)),
+            "text_offset": in_steps(self.spelled.offsets),
+        }
+
+    def _tops(self, scores: SequenceScores) -> Iterator[dict[str, float] | None]:
+        k = self.best
         names = iter(self.names)
         if self.echo:
             next(names)
-            token_logprobs += [None, *scores.logprobs.tolist()]
-            rows = zip(
-                scores.ids[1:].tolist(),
-                scores.logprobs.tolist(),
-                scores.top_ids[:, :k].tolist(),
-                scores.top_logprobs[:, :k].tolist(),
-                strict=True,
-            )
-            tops += [None, *(self._top(next(names), *row) for row in rows)]
+            yield None
+            rows = rows_of(scores.ids[1:], scores.logprobs, scores.top_ids[:, :k], scores.top_logprobs[:, :k])
+            yield from (self._top(name, *row) for name, row in zip(names, rows, strict=False))
         if (new := scores.next_token) is not None:
-            token_logprobs.append(new.logprob)
             beside = new.top_ids[:k].tolist(), new.top_logprobs[:k].tolist()
             if self.next_ids:
                 asked = sorted(zip(new.token_logprobs.tolist(), self.next_ids, strict=True), reverse=True)
                 beside = [token for _, token in asked], [logprob for logprob, _ in asked]
-            tops.append(self._top(next(names), new.token_id, new.logprob, *beside))
-        return {
-            "tokens": self.names,
-            "token_logprobs": token_logprobs,
-            "top_logprobs": tops,
-            "text_offset": self.spelled.offsets,
-        }
+            yield self._top(self.names[-1], new.token_id, new.logprob, *beside)
 
     def _top(
         self, name: str, token: int, logprob: float, ids: Sequence[int], logprobs: Sequence[float]

@@ -13,12 +13,17 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from grpo_client.protocol import Extra, FloatArray, Group, IntArray, ReferenceInfo, ScoreRequest
+from grpo_client.protocol import Extra, FloatArray, Group, IntArray, ReferenceInfo, ScoreRequest, ScoreResult
 
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.lifecycle import Service
+from grpo_server.routes._common import aside
 from grpo_server.scoring import Scoring
+
+# Sequences, and ids of them, that are gone through in a few milliseconds.
+FEW = 128
+FEW_IDS = 2**17
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,9 @@ class ScoredSequence:
     temperature: float = 1.0
     token_ids: IntArray | None = None
     next_ids: IntArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     @property
     def width(self) -> int:
@@ -108,12 +116,29 @@ async def score_sequences(
 
     hosted: who shall answer. Raises ServiceError in the dialect's own words, and what `Scoring.score` raises.
     """
-    _check(service, hosted.info, sequences, names, top_k)
-    longest = hosted.info.max_length
-    asked = [_with_room_for_next(s) if next_token and len(s.ids) < longest else s for s in sequences]
+    much = are_many(sequences)
     width = max(top_k, 1) if next_token else top_k
-    order, groups = _grouped(asked)
-    result = await scoring.score(ScoreRequest(tuple(groups), extras=frozenset(extras), top_k=width), hosted)
+
+    def question() -> tuple[list[int], ScoreRequest]:
+        _check(service, hosted.info, sequences, names, top_k)
+        longest = hosted.info.max_length
+        asked = [_with_room_for_next(s) if next_token and len(s.ids) < longest else s for s in sequences]
+        order, groups = _grouped(asked)
+        return order, ScoreRequest(tuple(groups), extras=frozenset(extras), top_k=width)
+
+    order, request = await aside(service, much, question)
+    result = await scoring.score(request, hosted)
+    return await aside(service, much, lambda: _answers(sequences, order, result, top_k))
+
+
+def are_many(sequences: Sequence[Any]) -> bool:
+    """Whether going through them takes longer than an event loop should be held. Cheap itself."""
+    return len(sequences) > FEW or sum(map(len, sequences)) > FEW_IDS
+
+
+def _answers(
+    sequences: Sequence[ScoredSequence], order: Sequence[int], result: ScoreResult, top_k: int
+) -> list[SequenceScores]:
     answers = dict(zip(order, result.completions(), strict=True))
     out: list[SequenceScores] = []
     for i, sequence in enumerate(sequences):

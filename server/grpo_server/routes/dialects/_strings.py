@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from grpo_client.protocol import IntArray
 
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.lifecycle import Service
+from grpo_server.routes._common import aside
+from grpo_server.routes.dialects._prompt_logprobs import ids_shown
+from grpo_server.routes.dialects._sequences import SequenceScores, are_many
 from grpo_server.text.requests import Tokenizer, no_tokenizer
 from grpo_server.text.spelling import Speller
 from grpo_server.text.tokenizing import Text, encode_all
@@ -32,9 +35,11 @@ async def encode_texts(
     return await encode_all(service, hosted.tokenizer, named, hosted.info.max_length)
 
 
-async def token_strings(service: Service, tokenizer: Tokenizer | None, ids: Iterable[int]) -> dict[int, str | None]:
-    """The text of each id by itself; None for all of them where there is no tokenizer."""
-    distinct = set(ids)
+async def token_strings(
+    service: Service, tokenizer: Tokenizer | None, scores: Sequence[SequenceScores]
+) -> dict[int, str | None]:
+    """The text by itself of each id that an answer about these scores may name; None for all where there is no tokenizer."""
+    distinct = await aside(service, are_many(scores), lambda: ids_shown(scores))
     if tokenizer is None:
         return dict.fromkeys(distinct)
     return await service.in_tokenizer(lambda: {i: tokenizer.decode([i], skip_special_tokens=False) for i in distinct})

@@ -7,7 +7,7 @@ asked. max_tokens=1 is answered with the likeliest next token, which a scoring p
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
@@ -18,13 +18,20 @@ from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.lifecycle import Service
 from grpo_server.logs import request_id
-from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
+from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, aside
 from grpo_server.routes.dialects._bodies import Ids, Prompt, described, form_of, json_response, read_json
 from grpo_server.routes.dialects._echo import Show, Shown, new_ids
-from grpo_server.routes.dialects._prompt_logprobs import best_of, ids_shown, prompt_logprobs
+from grpo_server.routes.dialects._prompt_logprobs import best_of, prompt_logprobs
 from grpo_server.routes.dialects._refusals import check_model, check_new_tokens, generation, scoring_temperature
 from grpo_server.routes.dialects._sampling import Best, Flag, Sampling, best_count, null_means
-from grpo_server.routes.dialects._sequences import Names, ScoredSequence, SequenceScores, id_array, score_sequences
+from grpo_server.routes.dialects._sequences import (
+    Names,
+    ScoredSequence,
+    SequenceScores,
+    are_many,
+    id_array,
+    score_sequences,
+)
 from grpo_server.routes.dialects._strings import encode_texts, token_strings
 from grpo_server.text.requests import Tokenizer
 
@@ -88,11 +95,15 @@ async def completions(request: Request, scoring: ScoringDep, service: ServiceDep
         prompt_best = best_count(asked.prompt_logprobs, "prompt_logprobs", info, service.config)
         next_ids = None if asked.logprob_token_ids is None else id_array(asked.logprob_token_ids)
         ids = await _ids(service, hosted, asked)
+        much = are_many(ids)
+        sequences = await aside(
+            service, much, lambda: [ScoredSequence(s, temperature=temperature, next_ids=next_ids) for s in ids]
+        )
         scores = await score_sequences(
             service,
             scoring,
             hosted,
-            [ScoredSequence(s, temperature=temperature, next_ids=next_ids) for s in ids],
+            sequences,
             Names(token_ids="logprob_token_ids"),
             top_k=max(best, prompt_best),
             extras=["rank"] if asked.prompt_logprobs is not None else [],
@@ -100,16 +111,22 @@ async def completions(request: Request, scoring: ScoringDep, service: ServiceDep
         )
         if wants_next and (asked.echo or next_ids is not None):
             _check_room(scores, info.max_length)
-        by_id = [best_of(s, prompt_best) for s in scores] if asked.prompt_logprobs is not None else []
-        strings = await token_strings(service, tokenizer, (i for s in by_id for i in ids_shown(s)))
+        by_id: list[SequenceScores] = []
+        if asked.prompt_logprobs is not None:
+            by_id = await aside(service, much, lambda: [best_of(s, prompt_best) for s in scores])
+        strings = await token_strings(service, tokenizer, by_id)
         shown = await service.in_tokenizer(_shown, tokenizer, asked, best, scores)
         name = f"cmpl-{request_id.get()}"
 
         def body() -> dict[str, Any]:
-            choices = [_choice(asked, *each) for each in zip(scores, shown, strict=True)]
-            for choice, s in zip(choices, by_id, strict=False):
-                choice["prompt_logprobs"] = prompt_logprobs(s, strings)
-            return _body(name, info, choices, scores)
+            def choices() -> Iterator[dict[str, Any]]:
+                for i, each in enumerate(zip(scores, shown, strict=True)):
+                    choice = {"index": i, **_choice(asked, *each)}
+                    if by_id:
+                        choice["prompt_logprobs"] = prompt_logprobs(by_id[i], strings)
+                    yield choice
+
+            return _body(name, info, choices(), scores)
 
         return await json_response(request, service, info, body)
 
@@ -159,7 +176,7 @@ def _check_room(scores: Sequence[SequenceScores], max_length: int) -> None:
 
 
 def _body(
-    name: str, info: ReferenceInfo, choices: Sequence[dict[str, Any]], scores: Sequence[SequenceScores]
+    name: str, info: ReferenceInfo, choices: Iterator[dict[str, Any]], scores: Sequence[SequenceScores]
 ) -> dict[str, Any]:
     prompt_tokens = sum(map(len, scores))
     new_tokens = sum(len(new_ids(s)) for s in scores)
@@ -169,7 +186,7 @@ def _body(
         "created": int(time.time()),
         "model": info.model,
         "system_fingerprint": info.fingerprint,
-        "choices": [{"index": i, **choice} for i, choice in enumerate(choices)],
+        "choices": choices,
         "usage": {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": new_tokens,

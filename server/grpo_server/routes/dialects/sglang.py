@@ -13,19 +13,20 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from grpo_client.protocol import IntArray
+from grpo_client.wire_json.writer import in_steps, rows_of
 
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.lifecycle import Service
 from grpo_server.logs import request_id
-from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
+from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, aside
 from grpo_server.routes.dialects._bodies import described, form_of, json_response, read_json
-from grpo_server.routes.dialects._prompt_logprobs import ids_shown
 from grpo_server.routes.dialects._refusals import check_new_tokens, scoring_temperature
 from grpo_server.routes.dialects._sequences import (
     Names,
     ScoredSequence,
     SequenceScores,
+    are_many,
     check_size,
     id_array,
     score_sequences,
@@ -50,7 +51,10 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
     async def answer(hosted: Hosted) -> Response:
         info, tokenizer = hosted.info, hosted.tokenizer
         ids = await _ids(service, hosted, asked)
-        plans = _plans(asked, ids, lambda i, n, width: check_size(service, info, n, width, NAMES, i))
+        much = are_many(ids)
+        plans = await aside(
+            service, much, lambda: _plans(asked, ids, lambda i, n, width: check_size(service, info, n, width, NAMES, i))
+        )
         scores = await score_sequences(
             service,
             scoring,
@@ -60,18 +64,17 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
             top_k=max((plan.top for plan in plans), default=0),
             next_token=any(plan.wants_next for plan in plans),
         )
-        shown = chain.from_iterable(map(ids_shown, scores)) if asked.return_text_in_logprobs else ()
-        strings = await token_strings(service, tokenizer, shown)
+        strings = await token_strings(service, tokenizer, scores if asked.return_text_in_logprobs else ())
         new = [_new(plan, s) for plan, s in zip(plans, scores, strict=True)]
         texts = await texts_behind(service, tokenizer, new)
         name = request_id.get()
 
         def body() -> Any:
-            objects = [
+            objects = (
                 {"text": text, "output_ids": out, "meta_info": _meta(f"{name}-{i}", plan, s, strings, info.version)}
                 for i, (plan, s, out, text) in enumerate(zip(plans, scores, new, texts, strict=True))
-            ]
-            return objects[0] if asked.single else objects
+            )
+            return next(objects) if asked.single else objects
 
         return await json_response(request, service, info, body)
 
@@ -162,17 +165,18 @@ def _meta(
         "prompt_tokens": len(scores),
         "completion_tokens": 0 if new is None else 1,
         "weight_version": str(version),
-        "input_token_logprobs": entries(reported, [*lead, *scores.logprobs.tolist()]),
+        "input_token_logprobs": in_steps(entries(reported, [*lead, *scores.logprobs.tolist()]), figures=3),
         "output_token_logprobs": [] if new is None else entries([new.token_id], [new.logprob]),
     }
     if plan.top:
-        rows = zip(scores.top_ids[:, : plan.top].tolist(), scores.top_logprobs[:, : plan.top].tolist(), strict=True)
-        meta["input_top_logprobs"] = [*lead, *(entries(ids, logprobs) for ids, logprobs in rows)]
+        rows = rows_of(scores.top_ids[:, : plan.top], scores.top_logprobs[:, : plan.top])
+        tops = (entries(ids, logprobs) for ids, logprobs in rows)
+        meta["input_top_logprobs"] = in_steps(chain(lead, tops), figures=3 * plan.top)
         best = [] if new is None else [entries(new.top_ids[: plan.top].tolist(), new.top_logprobs[: plan.top].tolist())]
         meta["output_top_logprobs"] = best
     if plan.wanted:
-        rows = (entries(plan.wanted, row) for row in scores.token_logprobs.tolist())
-        meta["input_token_ids_logprobs"] = [*lead, *rows]
+        wanted = (entries(plan.wanted, row) for (row,) in rows_of(scores.token_logprobs))
+        meta["input_token_ids_logprobs"] = in_steps(chain(lead, wanted), figures=3 * len(plan.wanted))
         asked = [] if new is None else [entries(plan.wanted, new.token_logprobs.tolist())]
         meta["output_token_ids_logprobs"] = asked
     return meta

@@ -22,7 +22,7 @@ from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.logs import request_id
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
 from grpo_server.routes.dialects._bodies import Ids, PaddedIds, described, form_of, json_response, read_json
-from grpo_server.routes.dialects._prompt_logprobs import best_of, ids_shown, prompt_logprobs
+from grpo_server.routes.dialects._prompt_logprobs import best_of, prompt_logprobs
 from grpo_server.routes.dialects._refusals import check_model, check_new_tokens, generation, scoring_temperature
 from grpo_server.routes.dialects._sampling import Best, Sampling, best_count, changes_nothing, null_means
 from grpo_server.routes.dialects._sequences import (
@@ -131,8 +131,7 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
         if params.logprobs is not None and scores.next_token is None:
             raise _wrong("logprobs", f"is of a next token; {len(ids)} tokens fill the context, so there is none")
         by_id = best_of(scores, prompt_best)
-        shown = ids_shown(by_id) if params.prompt_logprobs is not None else ()
-        strings = await token_strings(service, tokenizer, shown)
+        strings = await token_strings(service, tokenizer, [by_id] if params.prompt_logprobs is not None else ())
         name = asked.request_id or request_id.get()
 
         def body() -> dict[str, Any]:
