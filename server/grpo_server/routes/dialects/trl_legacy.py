@@ -6,13 +6,14 @@ Newer ones (`trl.generation.vllm_client.VLLMClient`) ask /v1/completions; see `o
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request, Response
 from grpo_client.validation.request import read_temperature
+from grpo_client.wire_json.writer import in_steps, rows_of
 from pydantic import BaseModel, ConfigDict, Field
 
 from grpo_server.engine.contract import Hosted
@@ -79,19 +80,20 @@ def _as_lists(asked: SequenceLogprobsRequest, scores: Sequence[SequenceScores]) 
 
     A position that nothing predicts (the very first, under prompt_length 0) is an empty list.
     """
-    logprobs: list[list[list[float]]] = []
-    ids: list[list[list[int]]] = []
-    for length, s in zip(asked.prompt_lengths, scores, strict=True):
-        lead: list[list[Any]] = [[]] * min(s.start - length, len(s))
-        values, tokens = s.top_logprobs.tolist(), s.top_ids.tolist()
-        actual = zip(s.ids[s.start :].tolist(), s.logprobs.tolist(), values, tokens, strict=True)
-        for token, logprob, row_values, row_tokens in actual:
-            if token not in row_tokens:
-                row_values.append(logprob)
-                row_tokens.append(token)
-        logprobs.append([*lead, *values])
-        ids.append([*lead, *tokens])
-    return {"logprobs": logprobs, "logprob_token_ids": ids}
+
+    def rows(length: int, s: SequenceScores, which: int) -> Iterator[list[Any]]:
+        yield from ([] for _ in range(min(s.start - length, len(s))))
+        for token, logprob, ids, logprobs in rows_of(s.ids[s.start :], s.logprobs, s.top_ids, s.top_logprobs):
+            if token not in ids:
+                ids.append(token)
+                logprobs.append(logprob)
+            yield (logprobs, ids)[which]
+
+    def every(which: int) -> Iterator[Any]:
+        for length, s in zip(asked.prompt_lengths, scores, strict=True):
+            yield in_steps(rows(length, s, which), figures=1 + s.top_ids.shape[1])
+
+    return {"logprobs": every(0), "logprob_token_ids": every(1)}
 
 
 def _as_arrays(asked: SequenceLogprobsRequest, scores: Sequence[SequenceScores]) -> dict[str, Any]:
