@@ -42,14 +42,14 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """What goes before the command's name."""
 
 
 COMMAND_MAX_WAIT = 60.0  # seconds: somebody sits before it, or a script that wants to know
-MaxWait = Annotated[float, typer.Option(min=0, help="Seconds to keep trying while no server answers; 0 tries once.")]
+MaxWait = Annotated[float, typer.Option(min=0, help="Seconds to keep retrying while no server answers; 0 tries once.")]
 Urls = Annotated[
     list[str],
     typer.Option(
@@ -61,19 +61,24 @@ Urls = Annotated[
 @app.command(help=SCORE_HELP)
 def score(
     url: Urls,
-    input: Annotated[Path, typer.Option("--input", "-i", help="Rollouts, JSON lines; - is standard input.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Scores, JSON lines; - is standard output.")],
-    temperature: Annotated[float, typer.Option(help="Logits are divided by it; the one you sampled with.")] = 1.0,
+    input: Annotated[Path, typer.Option("--input", "-i", help="Rollouts, as JSON Lines; - is standard input.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Scores, as JSON Lines; - is standard output.")],
+    temperature: Annotated[
+        float, typer.Option(help="The temperature you sampled with; logits are divided by it.")
+    ] = 1.0,
     normalizer: Annotated[Normalizer, typer.Option(help="What turns logits into probabilities.")] = "softmax",
     extras: Annotated[
-        list[str] | None, typer.Option("--return", help=f"More figures a token: {', '.join(EXTRAS)}; commas between.")
+        list[str] | None,
+        typer.Option("--return", help=f"More figures per token: {', '.join(EXTRAS)}; comma-separated."),
     ] = None,
-    top_k: Annotated[int, typer.Option(help="Ids and log-probs of so many best tokens a position.")] = 0,
-    encoding: Annotated[Encoding, typer.Option(help="How figures travel: tensors is small and fast.")] = "tensors",
+    top_k: Annotated[int, typer.Option(help="Also return ids and log-probs of the k best tokens per position.")] = 0,
+    encoding: Annotated[
+        Encoding, typer.Option(help="Encoding on the wire; tensors is smaller and faster.")
+    ] = "tensors",
     in_flight: Annotated[int, typer.Option(min=1, help="Requests sent at once.")] = 8,
     max_wait: MaxWait = COMMAND_MAX_WAIT,
     resume: Annotated[
-        bool | None, typer.Option("--resume/--overwrite", help="What to do with an output file that is there.")
+        bool | None, typer.Option("--resume/--overwrite", help="What to do with an existing output file.")
     ] = None,
 ) -> None:
     console = Console(stderr=True)
@@ -109,7 +114,7 @@ def score(
 
 @app.command()
 def info(
-    url: Urls, json: Annotated[bool, typer.Option("--json", help="As one JSON object, for programs.")] = False
+    url: Urls, json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False
 ) -> None:
     """Show who answers: model, fingerprint, version, dtype, mode, limits.
 
@@ -130,7 +135,8 @@ def info(
 
 @app.command()
 def wait(
-    url: Urls, timeout: Annotated[float, typer.Option(min=0, help="Seconds after which to give up, status 1.")] = 600.0
+    url: Urls,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds after which to give up, with status 1.")] = 600.0,
 ) -> None:
     """Wait until a server has loaded its model and takes requests.
 

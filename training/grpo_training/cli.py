@@ -40,17 +40,17 @@ def _show_version(wanted: bool) -> None:
 def run(
     config: Annotated[Path, typer.Option("--config", "-c", help="YAML; docs/training.md explains every field.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory of the run.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint, if there is one.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Start anew in a directory that holds a run.")] = False,
-    steps: Annotated[int | None, typer.Option(help="Steps in all.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Another seed, another run.")] = None,
-    reference_url: Annotated[list[str] | None, typer.Option(help="Reference server; may be given again.")] = None,
+    resume: Annotated[bool, typer.Option(help="Continue from the newest checkpoint, if there is one.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Start again in a directory that already holds a run.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Total number of steps.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    reference_url: Annotated[list[str] | None, typer.Option(help="URL of a reference server; may be repeated.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Any field; may be given again.")
+        list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Set any field; may be repeated.")
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is decided on the way.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log decisions made along the way.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Train a policy with GRPO against a frozen reference that a grpo-server holds."""

@@ -37,10 +37,12 @@ def probe(
         str, typer.Option(help="The oracle: a model as grpo-server takes it, or the URL of an exact grpo-server.")
     ],
     dialect: Annotated[str, typer.Option(help=f"One of {', '.join(DIALECTS)}.")] = "native",
-    model: Annotated[str | None, typer.Option(help="The model's name there; else the first of /v1/models.")] = None,
-    tolerance: Annotated[float, typer.Option(min=0, help="Largest error that passes, nats.")] = 1e-3,
+    model: Annotated[
+        str | None, typer.Option(help="Name of the model there; by default the first of /v1/models.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="Largest error that passes, in nats.")] = 1e-3,
     long: Annotated[int, typer.Option(min=2, help="Tokens of the long input.")] = 1024,
-    as_object: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+    as_object: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
     console = Console(stderr=True)
     findings: list[Finding] = []

@@ -31,7 +31,7 @@ The output holds one JSON object for each line, in order: "line" (from 1), "logp
 "status", the extras asked for, the reference's "fingerprint", and a digest of the "request". For text it holds the scored
 ids as well. A name that ends in .gz is written as gzip.
 
-Stopped half way? The same command with --resume goes on where it was; with another input, other settings or another
+Interrupted? The same command with --resume continues where it stopped; with another input, other settings or another
 reference it is refused. A line that cannot be scored is reported with its number, the rest goes on, and the exit status
 is 1. Status 2: the command line is wrong.
 
