@@ -80,11 +80,13 @@ def _serve(config: ServerConfig) -> int:
 @contextmanager
 def _collector_off() -> Generator[None]:
     """Until all is imported: that makes half a million objects, hardly one of them garbage, and the collector would look
-    through them again and again, for a sixth of the time."""
+    through them again and again, for a sixth of the time. What was frozen meanwhile is let go at the end: the interpreter
+    takes itself down by collecting, and libraries complain of what is left."""
     gc.disable()
     try:
         yield
     finally:
+        gc.unfreeze()
         gc.enable()
 
 

@@ -38,6 +38,14 @@ CODEC_THREADS = 2
 SECONDS_TO_CLOSE = 2.0
 
 
+def _keep_what_is_loaded() -> None:
+    """Take out of the collector's rounds what stays, a third of a second each in which no other thread runs; and collect what
+    was taken out before and has been replaced."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
 def _nothing() -> None:
     """Closes no engine."""
 
@@ -101,6 +109,7 @@ class Service:
         self.abandoned = not closed.done()
         for thread in (self._codec_threads, self._tokenizer_thread, self._prepare_thread, self._compute_thread):
             thread.shutdown(wait=False, cancel_futures=True)
+        gc.unfreeze()
 
     async def _load(self) -> None:
         """In the compute thread, as the whole life of the model; the event loop stays free for the probes."""
@@ -117,10 +126,7 @@ class Service:
             self.loaded.set()
             return
         self.stages.leave()
-        # What is loaded stays: the collector would look at these objects again each time, a third of a second in which
-        # no other thread runs.
-        gc.collect()
-        gc.freeze()
+        _keep_what_is_loaded()
         self._engine = engine = future.result()
         if self._draining:  # told to end meanwhile: no door is opened
             self.loaded.set()
@@ -235,6 +241,7 @@ class Service:
             info = await self.scheduler.run_exclusive(lambda: change(engine))
         finally:
             self.stages.leave()
+        _keep_what_is_loaded()
         self._announce(info)
         return info
 

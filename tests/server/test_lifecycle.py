@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import threading
+import weakref
 
 import httpx
 import numpy as np
 import pytest
 from grpo_client import wire_json
+from grpo_client.protocol import ReferenceInfo
 from grpo_server.app import create_app
 from grpo_server.lifecycle import Phase, Service
 from grpo_server.stages import Stages
@@ -315,3 +318,26 @@ def _until(client: httpx.Client, requests: int) -> None:
         if f"grpo_server_queue_requests {float(requests)}" in client.get("/metrics").text:
             return
     raise AssertionError(f"there were never {requests} requests in the queue")
+
+
+async def test_a_reference_that_was_replaced_is_collected(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model holds itself in circles (modules, hooks): what was loaded leaves the collector's rounds, and comes back to them."""
+    monkeypatch.setenv("GRPO_SERVER_ADMIN_KEY", "root")
+
+    class Model:
+        def __init__(self) -> None:
+            self.itself = self
+
+    held = {"model": Model()}
+    gone = weakref.ref(held["model"])
+    swap = engine.swap
+
+    def swapped(source: str, revision: str | None) -> ReferenceInfo:
+        held.clear()
+        return swap(source, revision)
+
+    monkeypatch.setattr(engine, "swap", swapped)
+    async with serving(engine) as client:
+        assert (await client.post("/admin/reference", json={"model": "other"}, headers=ADMIN)).status_code == 200
+        assert gone() is None
+    assert not gc.get_freeze_count()

@@ -22,7 +22,8 @@ MakeConfig = Callable[..., TrainConfig]
 # The process kills itself ahead of (or right after) the n-th rename onto a name, or with half a line of metrics written.
 _DRIVER = """
 import os, signal, sys
-from grpo_training import cli, metrics
+from grpo_training import cli
+from grpo_training.report import metrics
 name, count, after = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "after"
 replace, write = os.replace, metrics.JsonLines.write
 
