@@ -321,7 +321,7 @@ def _until(client: httpx.Client, requests: int) -> None:
 
 
 async def test_a_reference_that_was_replaced_is_collected(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model holds itself in circles (modules, hooks): what was loaded leaves the collector's rounds, and comes back to them."""
+    """A model holds itself in circles (modules, hooks): what was frozen at the start must come back to the collector."""
     monkeypatch.setenv("GRPO_SERVER_ADMIN_KEY", "root")
 
     class Model:
