@@ -39,9 +39,7 @@ SECONDS_TO_CLOSE = 2.0
 
 
 def _keep_what_is_loaded() -> None:
-    """Take out of the collector's rounds what stays, a third of a second each in which no other thread runs; and collect what
-    was taken out before and has been replaced."""
-    gc.unfreeze()
+    """Take out of the collector's rounds what stays: they cost a third of a second each, in which no other thread runs."""
     gc.collect()
     gc.freeze()
 
@@ -241,6 +239,7 @@ class Service:
             info = await self.scheduler.run_exclusive(lambda: change(engine))
         finally:
             self.stages.leave()
+        gc.unfreeze()  # what was replaced among it
         _keep_what_is_loaded()
         self._announce(info)
         return info
