@@ -63,6 +63,8 @@ def test_every_width_of_vectors_keeps_every_bit(capability):
 @pytest.mark.parametrize("mkl", MKL_MODES)
 def test_a_claim_is_kept_in_every_mode_of_mkl(mkl):
     """Under the modes that `grpo-server` sets the claim is made; under an operator's own only where it holds."""
+    if mkl.startswith("AVX512") and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        pytest.skip("MKL takes no mode for instructions that this CPU lacks")
     seen = run(2, 30, MKL_CBWR=mkl)
     assert seen["bitwise"] or not mkl.endswith("STRICT")
     assert seen["differing"] == 0 or not seen["bitwise"]
