@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..alignment import row_block
+from ..torch_ops import cpu_has_amx
 from ..transforms import Normalizer, check_normalizer, check_targets, check_temperature
 from .spec import GATHER_FLOATS, ROW_MULTIPLE, VOCAB_MULTIPLE, HeadSpec, Tile, default_tile
 
@@ -214,7 +215,7 @@ def exact_half_products(hidden: Tensor, weight: Tensor) -> Generator[None]:
     the process while it is on: score on one thread.
     """
     exact = hidden.dtype == weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
-    if not exact or not torch.cpu._is_amx_tile_supported():  # pyright: ignore[reportPrivateUsage]
+    if not exact or not cpu_has_amx():
         yield
         return
     matmul = cast(Any, torch.backends.mkldnn).matmul

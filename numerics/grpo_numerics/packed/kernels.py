@@ -19,8 +19,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+from ..torch_ops import flash_backward, flash_forward, flash_on_cpu
+
 # fp32 scores held at a time by Plain
 _PLAIN_SCORES = 8 << 20
 
@@ -44,31 +44,29 @@ class Flash:
 
     @staticmethod
     def takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
-        """Whether the kernel has these: on the CPU, one head size for keys and values, a floating type it knows."""
+        """Whether the kernel has these: on the CPU, one head size for keys and values, a floating type it knows, and a torch in
+        which it is what it was."""
         known = q.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-        return q.device.type == "cpu" and known and q.shape[-1] == v.shape[-1] and q.dtype == k.dtype == v.dtype
+        alike = known and q.shape[-1] == v.shape[-1] and q.dtype == k.dtype == v.dtype
+        return q.device.type == "cpu" and alike and flash_on_cpu()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         bias = _additive(mask, q.dtype)
         repeats = q.shape[1] // k.shape[1]
         if repeats == 1:
-            out, lse = _FLASH(q, k, v, 0.0, causal and mask is None, attn_mask=bias, scale=self.scale)
+            out, lse = flash_forward(q, k, v, causal and mask is None, bias, self.scale)
         elif q.shape[0] == 1:
             # query heads that read one key head become the batch; the keys are viewed, not copied
             folded = q[0].unflatten(0, (k.shape[1], repeats)).transpose(0, 1)
             shared = (repeats, *k.shape[1:])
-            out, lse = _FLASH(
-                folded, k.expand(shared), v.expand(repeats, *v.shape[1:]), 0.0, causal and mask is None,
-                attn_mask=bias, scale=self.scale,
-            )  # fmt: skip
+            values = v.expand(repeats, *v.shape[1:])
+            out, lse = flash_forward(folded, k.expand(shared), values, causal and mask is None, bias, self.scale)
             out = out.transpose(0, 1).flatten(0, 1)[None]
             lse = lse.transpose(0, 1).flatten(0, 1)[None]
         else:
             # one call for all heads: copies of the keys cost less than a call for each query head that shares them
-            out, lse = _FLASH(
-                q, _for_each(k, repeats), _for_each(v, repeats), 0.0, causal and mask is None,
-                attn_mask=bias, scale=self.scale,
-            )  # fmt: skip
+            keys, values = _for_each(k, repeats), _for_each(v, repeats)
+            out, lse = flash_forward(q, keys, values, causal and mask is None, bias, self.scale)
         if mask is not None:
             # a row that sees no key of this call: weight zero, and no NaN that would survive the zero
             blind = ~mask.any(-1)
@@ -89,17 +87,8 @@ class Flash:
         dk, dv = torch.zeros_like(k), torch.zeros_like(v)
         for r in range(repeats):
             d_o, q_r, o_r, lse_r = (t[:, :, r] for t in per_head)
-            dq[:, :, r], dk_r, dv_r = _FLASH_BACKWARD(
-                d_o,
-                q_r,
-                k,
-                v,
-                o_r,
-                lse_r.contiguous(),
-                0.0,
-                causal and mask is None,
-                attn_mask=bias,
-                scale=self.scale,
+            dq[:, :, r], dk_r, dv_r = flash_backward(
+                d_o, q_r, k, v, o_r, lse_r.contiguous(), causal and mask is None, bias, self.scale
             )
             dk += dk_r
             dv += dv_r

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from grpo_client.models.demo import COMPLETE_MARKER, DEMO, ModelSource, demo_copy, locate
 from grpo_numerics.model_parts import layer_configs
+from grpo_numerics.torch_ops import cpu_has_avx512_bf16
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.distributed.configuration_utils import DistributedConfig
 
@@ -58,7 +59,7 @@ def _bfloat16_is_fast(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     cpu = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
-    return cpu.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported()
+    return cpu.startswith("AVX512") and cpu_has_avx512_bf16()
 
 
 def load(config: EngineConfig, ranks: int = 1) -> Loaded:
