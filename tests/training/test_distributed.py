@@ -204,7 +204,7 @@ def test_what_is_left_out_and_what_is_uncertain_is_the_same_on_two_ranks(
 def test_what_processes_cannot_share_is_refused(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World("ddp", 0, 3, None)
     with pytest.raises(ConfigError, match="make it a multiple of 6"):
-        world.share(make_config(trainer={"gradient_accumulation": 2}))
+        world.groups(make_config(trainer={"gradient_accumulation": 2}))
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match="fsdp_version 2"):
@@ -219,6 +219,6 @@ def test_what_processes_cannot_share_is_refused(make_config: MakeConfig, monkeyp
 
 def test_shares_are_whole_groups_of_each_portion(make_config: MakeConfig) -> None:
     config = make_config(rollout={"prompts_per_step": 8, "group_size": 2}, trainer={"gradient_accumulation": 2})
-    shares = [World("ddp", rank, 2, None).share(config) for rank in range(2)]
+    shares = [World("ddp", rank, 2, None).groups(config) for rank in range(2)]
     assert [share.prompts for share in shares] == [[0, 1, 4, 5], [2, 3, 6, 7]]
     assert shares[1].rows.tolist() == [4, 5, 6, 7, 12, 13, 14, 15]

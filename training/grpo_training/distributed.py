@@ -36,8 +36,8 @@ Strategy = Literal["single", "ddp", "fsdp2"]
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """What a rank takes of a step. prompts: their places among the step's. rows: (S,) places of their completions."""
+class RankGroups:
+    """What a rank takes of a step. prompts: places of its groups among the step's. rows: (S,) places of their completions."""
 
     prompts: list[int]
     rows: Tensor
@@ -69,14 +69,14 @@ class World:
         state = PartialState(cpu=config.model.device == "cpu", timeout=patience)
         world = cls(strategy, state.process_index, state.num_processes, state.device)
         world._ends_group = not theirs
-        world.share(config, 0)  # refuses a batch that cannot be cut
+        world.groups(config, 0)  # refuses a batch that cannot be cut
         return world
 
     @property
     def main(self) -> bool:
         return self.rank == 0
 
-    def share(self, config: TrainConfig, rank: int | None = None) -> Share:
+    def groups(self, config: TrainConfig, rank: int | None = None) -> RankGroups:
         """What `rank` (this one) takes: of every portion the same number of whole groups."""
         prompts, portions = config.rollout.prompts_per_step, config.trainer.gradient_accumulation
         each, rest = divmod(prompts, portions * self.size)
@@ -88,10 +88,10 @@ class World:
         rank = self.rank if rank is None else rank
         mine = [(i * self.size + rank) * each + j for i in range(portions) for j in range(each)]
         rows = torch.tensor(mine)[:, None] * config.rollout.group_size + torch.arange(config.rollout.group_size)
-        return Share(mine, rows.flatten())
+        return RankGroups(mine, rows.flatten())
 
     def wrap(self, model: PreTrainedModel) -> None:
-        """Share the model's weights. Its parameters are others afterwards under FSDP2: make the optimizer from them."""
+        """Give the model to DDP or FSDP2. Its parameters are others afterwards under FSDP2: make the optimizer from them."""
         if self.strategy == "single":
             return
         root = _Root(model)
@@ -152,9 +152,9 @@ class World:
         return dict(zip(figures, self._gathered(values).amax(0).tolist(), strict=True))
 
     def rows(self, mine: Tensor, config: TrainConfig) -> Tensor:
-        """(S, K) fp64 on CPU: one line a completion of the whole step, from this rank's (S / size, K)."""
+        """(S, K) fp64 on CPU: one row a completion of the whole step, from this rank's (S / size, K)."""
         gathered = self._gathered(mine).flatten(0, 1)
-        order = torch.cat([self.share(config, rank).rows for rank in range(self.size)])
+        order = torch.cat([self.groups(config, rank).rows for rank in range(self.size)])
         return torch.empty_like(gathered).index_copy_(0, order, gathered)
 
     def agree(self, facts: Sequence[object], complaint: str) -> None:

@@ -87,7 +87,7 @@ def test_what_was_sampled_comes_through(server: CompletionsServer, tiny: LlamaFo
     assert not rollout.ids[~rollout.mask].any()
     assert again.completions() == rollout.completions() != other.completions()
     assert len({r["seed"] for r in server.requests[:4]}) == 4
-    assert rollout.split(2)[1].completions() == rollout.completions()[2:]
+    assert rollout.portions(2)[1].completions() == rollout.completions()[2:]
 
 
 def test_the_request_leaves_nothing_to_the_servers_taste(server: CompletionsServer) -> None:

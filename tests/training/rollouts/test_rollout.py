@@ -102,6 +102,6 @@ def test_stablemax_is_sampled_as_stablemax(tiny: LlamaForCausalLM) -> None:
 
 def test_split_keeps_groups_whole(tiny: LlamaForCausalLM) -> None:
     rollout = draw(tiny)
-    parts = rollout.split(3)
+    parts = rollout.portions(3)
     assert [p.prompts for p in parts] == [[p] for p in PROMPTS]
     assert [g for p in parts for g in p.completions()] == rollout.completions()

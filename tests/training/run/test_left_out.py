@@ -162,7 +162,8 @@ def test_what_was_missing_is_found_out_without_a_trace(
 
     def patient(self: Any, *args: Any) -> None:
         honest(self, *args)
-        self._scores = [under_way.collect() for under_way in self._pending]
+        for portion in self._portions:
+            portion.collect()
 
     monkeypatch.setattr(update.Update, "__init__", patient)
     train(config("known"))

@@ -81,7 +81,7 @@ class OpenAISampler:
     def keep_below(self, vocab_size: int) -> None:
         self._border = replace(self._border, vocab_size=vocab_size)
 
-    def prepare(self, step: int) -> None:
+    def update_weights(self, step: int) -> None:
         if self._bring_weights:
             self._bring_weights(step)
 
@@ -109,7 +109,7 @@ class OpenAISampler:
         plain.temperature = 1.0
         with torch.no_grad():
             asked, unscaled = (
-                float((p.logprobs(rollout) - rollout.logprobs).abs().sum() / rollout.mask.sum())
+                float((p.logprobs(rollout) - rollout.logprobs).abs().sum() / rollout.loss_mask.sum())
                 for p in (policy, plain)
             )
         if unscaled < asked:

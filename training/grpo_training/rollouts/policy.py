@@ -72,31 +72,36 @@ class Policy:
         self._half = precision == "bf16"
 
     def logprobs(self, rollout: Rollout) -> Tensor:
-        """(S, C) fp32 log-probs of the completion tokens under temperature and normalizer; 0 where masked."""
+        """(S, C) fp32 log-probs of the tokens in `loss_mask` under temperature and normalizer; 0 elsewhere."""
         return self.scores(rollout)[0]
 
     def scores(self, rollout: Rollout, *, entropies: bool = False) -> tuple[Tensor, Tensor | None]:
-        """The log-probs, and where asked for the entropies of the distributions: (S, C) fp32, nats, 0 where masked.
+        """The log-probs, and where asked for the entropies of the distributions: (S, C) fp32, nats, 0 outside `loss_mask`.
 
-        Both carry gradient, and both come from one pass over the head.
+        Both carry gradient, and both come from one pass over the head. Tokens that the policy did not write are context:
+        they never reach the head.
         """
-        rows = self._rows(rollout.prompts, rollout.completions())
-        targets = rollout.ids[rollout.mask]  # (N,)
-        scores, uncertainty = self._scored(rows, targets, entropies)
-        return _spread(scores, rollout.mask), None if uncertainty is None else _spread(uncertainty, rollout.mask)
+        mask = rollout.loss_mask
+        scores, uncertainty = self._scored(self._loss_rows(rollout), rollout.ids[mask], entropies)
+        return _spread(scores, mask), None if uncertainty is None else _spread(uncertainty, mask)
 
     @torch.no_grad()
     def max_logit(self, rollout: Rollout) -> float:
-        """The largest logit over all completion tokens, before temperature and normalizer. A forward of its own."""
-        rows = self._rows(rollout.prompts, rollout.completions())
+        """The largest logit over the tokens in `loss_mask`, before temperature and normalizer. A forward of its own."""
+        rows = self._loss_rows(rollout)
         if not self.fused:
             return float(rows[:, : self.vocab_size].max())
         rows, head, spec = self._head(rows)
         # Under softmax at temperature 1 a logit is its log-prob plus the log-sum-exp: so no row of logits is formed.
-        best = score_rows(rows, head, rollout.ids[rollout.mask], spec=spec, top_k=1, want={"logsumexp"})
+        best = score_rows(rows, head, rollout.ids[rollout.loss_mask], spec=spec, top_k=1, want={"logsumexp"})
         assert best.top_logprobs is not None
         assert best.logsumexp is not None
         return float((best.top_logprobs[:, 0] + best.logsumexp).max())
+
+    def _loss_rows(self, rollout: Rollout) -> Tensor:
+        """(N, D) as `_rows`, of the N tokens in `loss_mask`."""
+        rows = self._rows(rollout.prompts, rollout.completions())
+        return rows if rollout.by_policy is None else rows[rollout.by_policy[rollout.mask]]
 
     def _scored(self, rows: Tensor, targets: Tensor, entropies: bool = False) -> tuple[Tensor, Tensor | None]:
         """(N,) log-probs of targets (N,), and entropies, of what `_rows` gives."""

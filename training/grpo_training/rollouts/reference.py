@@ -34,7 +34,6 @@ class Pending:
     future: Future[ScoreResult]
     submitted: float = field(default_factory=time.perf_counter)
     latency_s: float = 0.0
-    wait_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.future.add_done_callback(self._arrived)
@@ -43,18 +42,16 @@ class Pending:
         self.latency_s = time.perf_counter() - self.submitted
 
     def collect(self) -> tuple[Tensor, Tensor]:
-        """Log-probs (S, C) fp32, 0 where masked, and (S,) bool: which completions may be used.
+        """Log-probs (S, C) fp32, 0 outside `loss_mask`, and (S,) bool: which completions may be used.
 
         A completion that the reference could not score (a NaN or infinite log-prob) may not.
         """
-        started = time.perf_counter()
         result = self.future.result()
-        self.wait_s = time.perf_counter() - started
-        mask = self.rollout.mask
+        mask = self.rollout.loss_mask
         logprobs, _ = result.padded(length=mask.shape[1])
         usable = torch.from_numpy(result.status == Status.OK).to(mask.device)
         scores = torch.from_numpy(np.nan_to_num(logprobs, nan=0.0, posinf=0.0, neginf=0.0)).to(mask.device)
-        return scores, usable
+        return scores.where(mask, 0.0), usable
 
 
 class Reference:

@@ -25,9 +25,10 @@ from transformers import DynamicCache, PreTrainedModel
 class Rollout:
     """K prompts with G completions each, S = K*G rows in the prompts' order, padded on the right to C.
 
-    prompts: K lists of ids. ids: (S, C) int64, 0 where mask is False. mask: (S, C) bool, True up to and including the
-    first end-of-sequence id. logprobs, entropy: (S, C) fp32, what the sampler saw, 0 where masked; entropy is None where it
-    does not tell. ended: (S,) bool, False for a completion that was cut at the length limit.
+    prompts: K lists of ids. ids: (S, C) int64, 0 where mask is False. mask: (S, C) bool, the tokens that exist: True up to
+    and including the first end-of-sequence id. logprobs, entropy: (S, C) fp32, what the sampler saw, 0 outside loss_mask;
+    entropy is None where it does not tell. ended: (S,) bool, False for a completion that was cut at the length limit.
+    by_policy: (S, C) bool, the tokens that the policy wrote, where others stand among them (a tool's answer); None: all.
     """
 
     prompts: list[list[int]]
@@ -37,10 +38,16 @@ class Rollout:
     logprobs: Tensor
     entropy: Tensor | None
     ended: Tensor
+    by_policy: Tensor | None = None
+
+    @property
+    def loss_mask(self) -> Tensor:
+        """(S, C) bool: the tokens that are scored and trained on, those that exist and that the policy wrote."""
+        return self.mask if self.by_policy is None else self.mask & self.by_policy
 
     @property
     def lengths(self) -> Tensor:
-        """(S,) tokens per completion, the end-of-sequence id included."""
+        """(S,) tokens per completion, whoever wrote them, the end-of-sequence id included."""
         return self.mask.sum(-1)
 
     def completions(self) -> list[list[list[int]]]:
@@ -48,10 +55,10 @@ class Rollout:
         rows = [row[: int(n)].tolist() for row, n in zip(self.ids, self.lengths, strict=True)]
         return [rows[k : k + self.group_size] for k in range(0, len(rows), self.group_size)]
 
-    def split(self, portions: int) -> list[Rollout]:
-        """Cut into `portions` rollouts of whole groups; `portions` divides K."""
-        prompts = len(self.prompts) // portions
-        return [self._part(i * prompts, (i + 1) * prompts) for i in range(portions)]
+    def portions(self, count: int) -> list[Rollout]:
+        """Cut into `count` rollouts of whole groups; `count` divides K."""
+        prompts = len(self.prompts) // count
+        return [self._part(i * prompts, (i + 1) * prompts) for i in range(count)]
 
     def _part(self, first: int, last: int) -> Rollout:
         rows = slice(first * self.group_size, last * self.group_size)
@@ -63,6 +70,7 @@ class Rollout:
             self.logprobs[rows],
             None if self.entropy is None else self.entropy[rows],
             self.ended[rows],
+            None if self.by_policy is None else self.by_policy[rows],
         )
 
 

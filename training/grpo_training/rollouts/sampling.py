@@ -31,7 +31,7 @@ class Sampler(Protocol):
         """From here on ids lie below this: the reference knows no others."""
         ...
 
-    def prepare(self, step: int) -> None:
+    def update_weights(self, step: int) -> None:
         """Step `step` (from 0) is about to sample: see to it that the weights are those that should."""
         ...
 
@@ -59,7 +59,7 @@ class PolicySampler:
     def keep_below(self, vocab_size: int) -> None:
         """The distribution that is sampled from is the policy's own."""
 
-    def prepare(self, step: int) -> None:
+    def update_weights(self, step: int) -> None:
         """The weights are the policy's own."""
 
     def sample(self, prompts: Sequence[Sequence[int]], *, seed: int, rows: Tensor | None = None) -> Rollout:

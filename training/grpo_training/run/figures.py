@@ -1,4 +1,4 @@
-"""What a step's completions earned and looked like: one line each, and the figures over all of them."""
+"""What a step's completions earned and looked like: one row each, and the figures over all of them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from grpo_training.tasks.task import Judged
 
 
 def rows_of(rollout: Rollout, earned: Tensor, rewards: Tensor, judged: list[Judged]) -> Tensor:
-    """(S, 6), a line for each completion: what it earned (less the KL, where that is a cost), reward (both NaN where they
-    are not known), correct, length, ended, summed entropy (NaN where the sampler does not tell)."""
+    """(S, 7), a row for each completion: what it earned (less the KL, where that is a cost), reward (both NaN where they
+    are not known), correct, length, ended, tokens that the policy wrote, and their summed entropy (NaN where the sampler
+    does not tell)."""
     correct = torch.tensor([float(j.correct) for j in judged])
     entropy = rollout.entropy.sum(-1) if rollout.entropy is not None else torch.full_like(correct, math.nan)
-    columns = (earned, rewards, correct, rollout.lengths, rollout.ended, entropy)
+    columns = (earned, rewards, correct, rollout.lengths, rollout.ended, rollout.loss_mask.sum(-1), entropy)
     return torch.stack([column.double().cpu() for column in columns], dim=1)
 
 
@@ -26,7 +27,7 @@ def describe(rows: Tensor, rollout: Rollout) -> dict[str, float]:
 
     Means are over the rewards that are known, NaN where none is; `reward/unmeasured` counts the others.
     """
-    earned, rewards, correct, lengths, ended, entropy = rows.unbind(1)
+    earned, rewards, correct, lengths, ended, written, entropy = rows.unbind(1)
     known = rewards.isfinite()
     figures = {
         "reward/mean": mean_of_known(rewards.tolist()),
@@ -40,7 +41,7 @@ def describe(rows: Tensor, rollout: Rollout) -> dict[str, float]:
         "completion/tokens": float(lengths.sum()),
     }
     if rollout.entropy is not None:
-        figures["policy/entropy"] = float(entropy.sum() / lengths.sum())
+        figures["policy/entropy"] = float(entropy.sum() / written.sum())
     if not torch.equal(earned.nan_to_num(), rewards.nan_to_num()):
         figures["reward/less_kl"] = mean_of_known(earned.tolist())
     return figures

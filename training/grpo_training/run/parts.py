@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from grpo_training.config import TrainConfig
 from grpo_training.distributed import World
@@ -35,10 +34,6 @@ class Parts:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     reference: Reference | None
     world: World
-
-
-# (S, C) log-probs and (S,) which of them may be used; None while they have not been collected.
-Scores = tuple[Tensor, Tensor] | None
 
 
 class Clock:

@@ -17,14 +17,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from grpo_training.distributed import RankGroups
 from grpo_training.losses.grpo import group_advantages
 from grpo_training.losses.objective import penalised
-from grpo_training.rollouts.reference import Pending
 from grpo_training.rollouts.rollout import Rollout
 from grpo_training.run.figures import describe, rows_of
-from grpo_training.run.parts import Clock, Parts, Scores, step_seed
+from grpo_training.run.parts import Clock, Parts, step_seed
+from grpo_training.run.portion import Portion
 from grpo_training.run.update import Update
 from grpo_training.tasks.rewards import tell_unmeasured
+from grpo_training.tasks.task import Judged, Problem
 
 __all__ = ["Parts", "Sample", "StepReport", "grpo_step", "step_seed"]
 
@@ -49,71 +51,74 @@ class StepReport:
 def grpo_step(parts: Parts, step: int) -> StepReport:
     """Do step number `step` (from 0) and say what happened."""
     config, world, clock, started = parts.config, parts.world, Clock(), time.perf_counter()
-    share = world.share(config)
-    with clock("rollout"):
-        everyones = parts.task.problems(step, config.rollout.prompts_per_step, config.trainer.seed)
-        problems = [everyones[i] for i in share.prompts]
-        parts.sampler.prepare(step)
-        prompts = [p.prompt_ids for p in problems]
-        rollout = parts.sampler.sample(prompts, seed=step_seed(config.trainer.seed, step), rows=share.rows)
-    portions = rollout.split(config.trainer.gradient_accumulation)
-    pending = parts.reference.submit(portions) if parts.reference else None
+    mine = world.groups(config)
+    problems, rollout = _sample(parts, step, mine, clock)
+    rollouts = rollout.portions(config.trainer.gradient_accumulation)
+    pending = parts.reference.submit(rollouts) if parts.reference else [None] * len(rollouts)
+    portions = [Portion(*both) for both in zip(rollouts, pending, strict=True)]
     with clock("reward"):
-        texts = _texts(parts, rollout)
-        of = [problems[i // rollout.group_size] for i in range(len(texts))]
-        judged = [parts.task.judge(problem, text) for problem, text in zip(of, texts, strict=True)]
-        tell_unmeasured(judged, [p.where for p in of], name=parts.task.reward_name, when=f"step {step + 1}")
+        texts, judged = _judge(parts, step, problems, rollout)
         rewards = torch.tensor([j.reward for j in judged], dtype=torch.float64)
-    scores: list[Scores] = [None] * len(portions)
-    figures: dict[str, float] = {}
-    earned = rewards
-    if pending and config.loss.kl_in == "reward":
-        scores, earned, figures = _penalise(parts, portions, pending, rewards, clock)
-    rows = world.rows(rows_of(rollout, earned, rewards, judged), config)  # (S, 6) of all processes
-    advantages = group_advantages(rows[:, 0], rollout.group_size, scale=config.loss.scale_advantages)[share.rows]
-    kept = rows[share.rows, 0].isfinite()
-    parts.watch.begin(step, parts.policy, portions)
-    device = rollout.ids.device
-    figures |= Update(parts, step, portions, advantages.to(device), kept.to(device), pending, scores, clock).run()
+    earned, figures = rewards, {}
+    if parts.reference and config.loss.kl_in == "reward":
+        earned, figures = _penalise(parts, portions, rewards, clock)
+    rows = world.rows(rows_of(rollout, earned, rewards, judged), config)  # (S, 7) of all processes
+    advantages = group_advantages(rows[:, 0], rollout.group_size, scale=config.loss.scale_advantages)[mine.rows]
+    known = rows[mine.rows, 0].isfinite()
+    for portion, *row in zip(portions, advantages.chunk(len(portions)), known.chunk(len(portions)), strict=True):
+        portion.rewarded(*row)
+    parts.watch.begin(step, parts.policy, rollouts)
+    figures |= Update(parts, step, portions, clock).run()
     figures |= world.maxima(parts.watch.figures(world.sum)) | describe(rows, rollout)
     slowest = {f"time/{name}_s": seconds for name, seconds in clock.seconds.items()}
     slowest["time/step_s"] = time.perf_counter() - started
-    if pending:
-        slowest["reference/latency_s"] = max(p.latency_s for p in pending)
+    if parts.reference:
+        slowest["reference/latency_s"] = max(portion.latency_s for portion in portions)
     figures |= world.maxima(slowest)
     group = slice(0, rollout.group_size)
     return StepReport(figures, Sample(problems[0].prompt_text, texts[group], rewards[group].tolist()))
 
 
-def _texts(parts: Parts, rollout: Rollout) -> list[str]:
+def _sample(parts: Parts, step: int, mine: RankGroups, clock: Clock) -> tuple[list[Problem], Rollout]:
+    """This rank's problems of the step, and its groups."""
+    config = parts.config
+    with clock("rollout"):
+        everyones = parts.task.problems(step, config.rollout.prompts_per_step, config.trainer.seed)
+        problems = [everyones[i] for i in mine.prompts]
+        parts.sampler.update_weights(step)
+        prompts = [p.prompt_ids for p in problems]
+        return problems, parts.sampler.sample(prompts, seed=step_seed(config.trainer.seed, step), rows=mine.rows)
+
+
+def _judge(parts: Parts, step: int, problems: list[Problem], rollout: Rollout) -> tuple[list[str], list[Judged]]:
+    """The text of each completion, and what it earned."""
     rows = [ids for group in rollout.completions() for ids in group]
-    return list(parts.loaded.tokenizer.batch_decode(rows, skip_special_tokens=True))
+    texts = list(parts.loaded.tokenizer.batch_decode(rows, skip_special_tokens=True))
+    of = [problems[i // rollout.group_size] for i in range(len(texts))]
+    judged = [parts.task.judge(problem, text) for problem, text in zip(of, texts, strict=True)]
+    tell_unmeasured(judged, [p.where for p in of], name=parts.task.reward_name, when=f"step {step + 1}")
+    return texts, judged
 
 
-def _penalise(
-    parts: Parts, portions: list[Rollout], pending: list[Pending], rewards: Tensor, clock: Clock
-) -> tuple[list[Scores], Tensor, dict[str, float]]:
-    """The reference's scores, the rewards less the KL, and its figures. The reference is waited for before the update.
+def _penalise(parts: Parts, portions: list[Portion], rewards: Tensor, clock: Clock) -> tuple[Tensor, dict[str, float]]:
+    """The rewards less the KL, and its figures. The reference is waited for before the update.
 
     What the policy itself sampled has its log-probs already; what another engine sampled is scored by the policy first. A
     completion that the reference could not score has no such reward: it is NaN.
     """
-    options = parts.config.loss
-    scores: list[Scores] = []
     earned: list[Tensor] = []
     total, tokens = 0.0, 0.0
-    for portion, mine, under_way in zip(portions, rewards.chunk(len(portions)), pending, strict=True):
-        policy = portion.logprobs
+    for portion, mine in zip(portions, rewards.chunk(len(portions)), strict=True):
+        policy = portion.rollout.logprobs
         if parts.sampler.foreign:
             with clock("forward"), torch.no_grad():
-                policy = parts.policy.logprobs(portion)
+                policy = parts.policy.logprobs(portion.rollout)
         with clock("reference_wait"):
-            reference, usable = under_way.collect()
-        mask = portion.mask & usable[:, None]
-        shaped, kl = penalised(mine.to(policy.device), policy, reference, mask, options)
-        scores.append((reference, usable))
-        earned.append(shaped.masked_fill(~usable, math.nan).cpu())
-        here = float(mask.sum())
+            portion.collect()
+        assert portion.reference is not None
+        shaped, kl = penalised(mine.to(policy.device), policy, portion.reference, portion.mask, parts.config.loss)
+        earned.append(shaped.masked_fill(~portion.usable, math.nan).cpu())
+        here = float(portion.mask.sum())
         total, tokens = total + kl * here, tokens + here
     total, tokens = parts.world.sum(torch.tensor([total, tokens], dtype=torch.float64)).tolist()
-    return scores, torch.cat(earned), {"kl": total / tokens} if tokens else {}
+    return torch.cat(earned), {"kl": total / tokens} if tokens else {}

@@ -10,13 +10,12 @@ from __future__ import annotations
 import logging
 
 import torch
-from torch import Tensor
 
+from grpo_training.config import Correction
 from grpo_training.losses.grpo import LossTerms, Totals, mean_metrics
-from grpo_training.losses.objective import PortionData, correction_in_use, needs_entropies, portion_loss
-from grpo_training.rollouts.reference import Pending
-from grpo_training.rollouts.rollout import Rollout
-from grpo_training.run.parts import Clock, Parts, Scores, step_seed
+from grpo_training.losses.objective import correction_in_use, needs_entropies, portion_loss
+from grpo_training.run.parts import Clock, Parts, step_seed
+from grpo_training.run.portion import Portion
 from grpo_training.sharding import whole
 
 logger = logging.getLogger(__name__)
@@ -25,36 +24,23 @@ logger = logging.getLogger(__name__)
 class Update:
     """Optimizer steps on one batch of rollouts."""
 
-    def __init__(
-        self,
-        parts: Parts,
-        step: int,
-        portions: list[Rollout],
-        advantages: Tensor,
-        kept: Tensor,
-        pending: list[Pending] | None,
-        scores: list[Scores],
-        clock: Clock,
-    ) -> None:
-        """advantages: (S,). kept: (S,) bool, where the reward was measured. scores: those that have been collected."""
+    def __init__(self, parts: Parts, step: int, portions: list[Portion], clock: Clock) -> None:
+        """portions: rewarded; their scores may still be under way."""
         self._parts, self._step, self._clock = parts, step, clock
-        self._portions, self._pending, self._scores = portions, pending, scores
-        self._advantages = advantages.chunk(len(portions))
-        self._kept = kept.chunk(len(portions))
-        self._old: list[Tensor | None] = [None] * len(portions)
-        self._gap = torch.zeros(())
+        self._portions = portions
+        self._correction: Correction = correction_in_use(parts.config.loss, foreign=parts.sampler.foreign)
 
     def run(self) -> dict[str, float]:
-        """Every iteration; returns the figures of the last one."""
+        """Every iteration; returns the figures of the last one, and what the first has shown of policy and reference."""
         parts, world = self._parts, self._parts.world
         figures: dict[str, float] = {}
         for iteration in range(parts.config.trainer.iterations):
             totals = self._totals()
-            terms = self._pass(iteration, totals)
+            terms = self._pass(totals, first=iteration == 0)
             if (counted := self._totals()) != totals:
                 parts.optimizer.zero_grad(set_to_none=True)
                 totals = counted
-                terms = self._pass(iteration, totals)
+                terms = self._pass(totals, first=iteration == 0)
             if iteration == 0:
                 figures |= self._seen()
             with self._clock("optimizer"):
@@ -62,81 +48,61 @@ class Update:
         parts.scheduler.step()
         return figures
 
-    def _pass(self, iteration: int, totals: list[Totals]) -> list[LossTerms]:
+    def _pass(self, totals: list[Totals], *, first: bool) -> list[LossTerms]:
         """Forward and backward of every portion; the gradients are in place afterwards."""
-        config, world, clock = self._parts.config, self._parts.world, self._clock
+        config, world = self._parts.config, self._parts.world
         # The one thing that draws from torch's own generator; a pass that is done again draws the same.
-        if iteration == 0 and config.lora is not None and config.lora.dropout > 0:
+        if first and config.lora is not None and config.lora.dropout > 0:
             torch.manual_seed(step_seed(config.trainer.seed, self._step) + world.rank)
-        correction = correction_in_use(config.loss, foreign=self._parts.sampler.foreign)
+        everyones = world.values if world.size > 1 else None
         terms: list[LossTerms] = []
-        for i, portion in enumerate(self._portions):
-            with clock("forward"):
-                entropies_too = needs_entropies(config.loss) or portion.entropy is None
+        for i, (portion, total) in enumerate(zip(self._portions, totals, strict=True)):
+            with self._clock("forward"):
+                entropies_too = needs_entropies(config.loss) or portion.rollout.entropy is None
                 logprobs, entropies = world.forward(
-                    lambda of=portion, too=entropies_too: self._parts.policy.scores(of, entropies=too),
+                    lambda of=portion.rollout, too=entropies_too: self._parts.policy.scores(of, entropies=too),
                     last=i + 1 == len(self._portions),
                 )
-            if self._pending and self._scores[i] is None:
-                with clock("reference_wait"):
-                    self._scores[i] = self._pending[i].collect()
-            if iteration == 0:
-                # With the policy as its own sampler the weights are the same: a gap is the error of one of the two.
-                self._gap = torch.maximum(self._gap, (logprobs.detach() - portion.logprobs).abs().max().cpu())
-                self._old[i] = logprobs.detach()
-            reference, _ = self._scores[i] or (None, None)
-            before = self._old[i]
-            assert before is not None
-            data = PortionData(
-                logprobs=logprobs,
-                entropies=entropies,
-                old=before,
-                sampler=portion.logprobs,
-                reference=reference,
-                mask=self._mask(i),
-                advantages=self._advantages[i],
-            )
-            with clock("backward"):
-                everyones = world.values if world.size > 1 else None
-                terms.append(portion_loss(data, config.loss, totals[i], correction=correction, everyones=everyones))
+            if portion.awaited:
+                with self._clock("reference_wait"):
+                    portion.collect()
+            if portion.old is None:
+                portion.old = logprobs.detach()
+            with self._clock("backward"):
+                data = portion.data(logprobs, entropies)
+                terms.append(portion_loss(data, config.loss, total, correction=self._correction, everyones=everyones))
                 world.backward(terms[-1].loss)
         return terms
 
-    def _used(self, i: int) -> Tensor:
-        """(S,) bool: which completions of a portion are trained on, as far as is known."""
-        scores = self._scores[i]
-        return self._kept[i] if scores is None else self._kept[i] & scores[1]
-
-    def _mask(self, i: int) -> Tensor:
-        return self._portions[i].mask & self._used(i)[:, None]
-
     def _totals(self) -> list[Totals]:
         """What contributes to the step, over all processes, for each portion."""
-        places = range(len(self._portions))
-        counts = [self._mask(i).sum() for i in places] + [self._used(i).sum() for i in places]
-        counted = [int(n) for n in self._parts.world.sum(torch.stack(counts))]
-        tokens, sequences = counted[: len(places)], counted[len(places) :]
+        mine = [p.mask.sum() for p in self._portions] + [p.usable.sum() for p in self._portions]
+        counted = [int(n) for n in self._parts.world.sum(torch.stack(mine))]
+        tokens, sequences = counted[: len(self._portions)], counted[len(self._portions) :]
         return [
             Totals(
                 sequences=sum(sequences),
                 tokens=sum(tokens),
                 portions=sum(n > 0 for n in tokens),
                 max_tokens=self._parts.config.rollout.max_new_tokens,
-                portion_tokens=tokens[i],
+                portion_tokens=here,
             )
-            for i in places
+            for here in tokens
         ]
 
     def _seen(self) -> dict[str, float]:
         """What the first iteration has shown of sampler, policy and reference."""
-        world = self._parts.world
-        for i, logprobs in enumerate(self._old):
-            assert logprobs is not None
-            self._parts.watch.saw_terms(logprobs, self._mask(i))
-        figures = world.maxima({"policy/sampler_gap": float(self._gap)})
-        if self._pending:
-            missing = sum(int((~scores[1]).sum()) for scores in self._scores if scores is not None)
-            figures["reference/unscored"] = float(world.sum(torch.tensor([missing]))[0])
+        parts, world = self._parts, self._parts.world
+        gap = 0.0
+        for portion in self._portions:
+            assert portion.old is not None
+            parts.watch.saw_terms(portion.old, portion.mask)
+            # With the policy as its own sampler the weights are the same: a gap is the error of one of the two.
+            gap = max(gap, float((portion.old - portion.rollout.logprobs).abs().max()))
+        figures = world.maxima({"policy/sampler_gap": gap})
+        if parts.reference:
+            missing = torch.tensor([sum(portion.unscored for portion in self._portions)])
+            figures["reference/unscored"] = float(world.sum(missing)[0])
         return figures
 
     def _optimize(self, *, anything: bool) -> dict[str, float]:

@@ -1,0 +1,70 @@
+"""One portion of a step: some of its groups, and what becomes known of them on the way from sampling to the loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from grpo_training.losses.objective import PortionData
+from grpo_training.rollouts.reference import Pending
+from grpo_training.rollouts.rollout import Rollout
+
+
+class Portion:
+    """S completions of up to C tokens.
+
+    rollout: as sampled. advantages: (S,), 0 until `rewarded`. old: (S, C) log-probs of the policy before the step's first
+    update, None until they are known. reference: (S, C), None until `collect`, or where nobody is asked. usable: (S,) bool,
+    False for what is left out: its reward is not known, or the reference could not score it.
+    """
+
+    def __init__(self, rollout: Rollout, pending: Pending | None = None) -> None:
+        """pending: the reference's scores, under way; None where nobody is asked."""
+        self.rollout = rollout
+        self.advantages = torch.zeros(len(rollout.ids), device=rollout.ids.device)
+        self.usable = torch.ones(len(rollout.ids), dtype=torch.bool, device=rollout.ids.device)
+        self.old: Tensor | None = None
+        self.reference: Tensor | None = None
+        self.unscored = 0
+        self._pending = pending
+
+    @property
+    def awaited(self) -> bool:
+        """Whether the reference's scores are still to be collected."""
+        return self._pending is not None and self.reference is None
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds from request to answer; 0 where nobody was asked."""
+        return self._pending.latency_s if self._pending else 0.0
+
+    def collect(self) -> None:
+        """Wait for the reference's scores; what it could not score is not usable. Once is enough."""
+        if self._pending is None or self.reference is not None:
+            return
+        self.reference, scored = self._pending.collect()
+        self.usable = self.usable & scored
+        self.unscored = int((~scored).sum())
+
+    def rewarded(self, advantages: Tensor, known: Tensor) -> None:
+        """advantages: (S,). known: (S,) bool, where there is a reward."""
+        self.advantages = advantages.to(self.advantages.device)
+        self.usable = self.usable & known.to(self.usable.device)
+
+    @property
+    def mask(self) -> Tensor:
+        """(S, C) bool: the tokens that are trained on, as far as is known."""
+        return self.rollout.loss_mask & self.usable[:, None]
+
+    def data(self, logprobs: Tensor, entropies: Tensor | None) -> PortionData:
+        """All of it as the loss takes it, with the policy's (S, C) log-probs and entropies of now."""
+        assert self.old is not None
+        return PortionData(
+            logprobs=logprobs,
+            entropies=entropies,
+            old=self.old,
+            sampler=self.rollout.logprobs,
+            reference=self.reference,
+            mask=self.mask,
+            advantages=self.advantages,
+        )
