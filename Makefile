@@ -25,7 +25,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-clients test-doors serve bench lint format slim clean
+.PHONY: help install demo test test-clients test-doors serve bench docs generate lint format slim clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,14 @@ serve: $(STAMP) ## Serve the demo model on port 8000, or another: make serve MOD
 bench: $(STAMP) ## Run the benchmarks
 	$(RUN) -m benchmarks.run $(BENCH_FLAGS)
 
+docs: $(STAMP) ## Build the documentation site into site/; fails on a dead link, and where a page is not what the code says
+	$(RUN) -m tools.write_docs --check
+	$(VENV)/bin/zensical build --clean --strict
+	$(RUN) -m tools.check_site site
+
+generate: $(STAMP) ## Write what the documentation takes from the code: docs/openapi.json and the tables of settings
+	$(RUN) -m tools.write_docs
+
 lint: $(STAMP) ## Check formatting, style, types and the arrows between the packages
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
@@ -66,7 +74,7 @@ slim: $(STAMP) ## Install the base package alone in a throw-away environment and
 	.ci/slim-install $(RUN)
 
 clean: ## Remove .venv, caches and builds; runs/ stays
-	rm -rf $(VENV) $(CLIENTS) $(DOORS) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS) $(DOORS) build dist site .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so that an interrupted set-up is taken up again. A .venv that does not run (its interpreter

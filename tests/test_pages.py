@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-PAGES = sorted([README, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 
 
 def names(pages: list[Path]) -> list[str]:
@@ -42,7 +45,17 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 def test_the_readme_links_every_page() -> None:
     linked = {(README.parent / link.partition("#")[0]).resolve() for link in links(README)}
-    assert not set(PAGES) - {README} - linked
+    assert not {*ROOT.glob("*.md"), *DOCS.glob("*.md")} - {README} - linked
+
+
+def test_the_site_shows_every_page_once() -> None:
+    def pages(entry: str | dict[str, Any] | list[Any]) -> list[str]:
+        if isinstance(entry, str):
+            return [entry]
+        return [page for one in (entry.values() if isinstance(entry, dict) else entry) for page in pages(one)]
+
+    nav = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
+    assert sorted(pages(nav)) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))

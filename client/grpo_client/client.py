@@ -93,11 +93,11 @@ class ReferenceClient:
         top_k: int = 0,
         token_ids: WantedIds | None = None,
     ) -> ScoreResult:
-        """Per-token log-probs of completions[k][g] after prompts[k], all token ids.
+        """Per-token log-probs of `completions[k][g]` after `prompts[k]`, all token ids.
 
-        One completion a prompt may be given as completions[k]. temperature: one, or one per prompt; what the completions
+        One completion a prompt may be given as `completions[k]`. temperature: one, or one per prompt; what the completions
         were sampled with. extras: any of "entropy", "logsumexp", "rank". top_k: so many best tokens a position.
-        token_ids: [k][g][position][...] ids to score beside the ones that are there.
+        token_ids: `[k][g][position][...]` ids to score beside the ones that are there.
 
         Raises ProtocolError for a request that no server could answer, RequestRefused for one that this server cannot,
         FingerprintMismatch, NotAuthorized, DeadlineExceeded when `max_wait` runs out: all are GrpoClientError.

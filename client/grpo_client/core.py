@@ -36,7 +36,7 @@ class TextScoreOptions(TypedDict, total=False):
 
 
 class ScoreOptions(TextScoreOptions, total=False):
-    """The same for `score` and `submit`, and token_ids: [group][completion][position][k] ids to score as well."""
+    """The same for `score` and `submit`, and token_ids: `[group][completion][position][k]` ids to score as well."""
 
     token_ids: WantedIds | None
 

@@ -89,9 +89,9 @@ class ScoreRequest:
         token_ids: WantedIds | None = None,
         fingerprint: str | None = None,
     ) -> ScoreRequest:
-        """Build a request from lists, tuples, arrays or tensors: prompts[k] with completions[k][g].
+        """Build a request from lists, tuples, arrays or tensors: `prompts[k]` with `completions[k][g]`.
 
-        One completion a prompt may come without a list around it: prompts[k] with completions[k]; token_ids[k] then too.
+        One completion a prompt may come without a list around it: `prompts[k]` with `completions[k]`; `token_ids[k]` then too.
         temperature: one, or one per group. Raises ProtocolError, which names the entry, for what is no list of ids.
         """
         asked = readers.rows(prompts, "prompts", "prompts, each a list of token ids")

@@ -60,9 +60,9 @@ class TextScoreRequest:
         top_k: int = 0,
         fingerprint: str | None = None,
     ) -> TextScoreRequest:
-        """Build a request from lists: prompts[k] with completions[k][g].
+        """Build a request from lists: `prompts[k]` with `completions[k][g]`.
 
-        One completion a prompt may come without a list around it: prompts[k] with completions[k].
+        One completion a prompt may come without a list around it: `prompts[k]` with `completions[k]`.
         temperature: one, or one per group. Raises ProtocolError, which names the entry, for what is no list of text.
         """
         asked = readers.rows(prompts, "prompts", "prompts, each a string or a list of chat messages")

@@ -36,22 +36,26 @@ TWO_DIMENSIONS = frozenset({"token_ids", "top_ids", "top_logprobs", "token_logpr
 
 @router.get("")
 async def server_metadata() -> dict[str, Any]:
+    """Which program this is, its release, and the extensions of the protocol that it speaks."""
     return {"name": "grpo-refserver", "version": package_version(), "extensions": ["binary_tensor_data"]}
 
 
 @router.get("/health/live")
 async def live() -> dict[str, bool]:
+    """True while the process lives, as `/livez`."""
     return {"live": True}
 
 
 @router.get("/health/ready")
 async def ready(service: ServiceDep) -> JSONResponse:
+    """True when requests are taken, as `/readyz`."""
     return await readyz(service)
 
 
 @router.get("/models/{model:path}/ready")
 @router.get("/models/{model:path}/versions/{version}/ready", include_in_schema=False)
 async def model_ready(model: str, scoring: ScoringDep, service: ServiceDep, version: str | None = None) -> JSONResponse:
+    """True when this model takes requests; 404 for another model's name."""
     _check(model, version, scoring.hosted.info)
     ok = service.phase is Phase.READY
     return JSONResponse({"name": model, "ready": ok}, HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE)
