@@ -70,7 +70,7 @@ def show_log(console: Console, *, verbose: bool) -> None:
     handler.addFilter(ScrubbingFilter())
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s", handlers=[handler])
-    for name in ("grpo_training.run.loop", "grpo_client"):
+    for name in ("grpo_training.run.setup", "grpo_client"):
         logging.getLogger(name).setLevel(logging.INFO)
 
 

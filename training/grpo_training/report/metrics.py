@@ -16,7 +16,7 @@ from typing import Any, Protocol
 Record = Mapping[str, float]
 
 
-class Sink(Protocol):
+class Tracker(Protocol):
     """Takes the figures of each step."""
 
     def write(self, step: int, record: Record) -> None: ...

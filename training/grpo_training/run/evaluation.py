@@ -17,7 +17,7 @@ from typing import Protocol, Self
 from grpo_training.config import ConfigError, TaskConfig, TrainConfig
 from grpo_training.distributed import World
 from grpo_training.models.loading import LoadedModel
-from grpo_training.report.metrics import JsonLines, TensorBoard, read_records
+from grpo_training.report.metrics import JsonLines, TensorBoard, Tracker, read_records
 from grpo_training.report.plots import EVALUATIONS
 from grpo_training.rollouts.policy import Policy
 from grpo_training.rollouts.rollout import Rollout, sample
@@ -149,7 +149,7 @@ class EvaluationLog:
         a process that only computes along."""
         self._every = config.eval.every
         self._last = config.trainer.steps
-        self._sinks: list[JsonLines | TensorBoard] = []
+        self._trackers: list[Tracker] = []
         self._done: set[int] = set()
         if not self._every:
             return
@@ -159,16 +159,16 @@ class EvaluationLog:
             self._done = {step for record in read_records(path) if (step := int(record["step"])) < keep}
         if not writes:
             return
-        self._sinks.append(JsonLines(path, first_step=keep))
+        self._trackers.append(JsonLines(path, first_step=keep))
         if config.trainer.tensorboard:
-            self._sinks.append(TensorBoard(config.trainer.output / "tensorboard" / "eval", first_step=keep))
+            self._trackers.append(TensorBoard(config.trainer.output / "tensorboard" / "eval", first_step=keep))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for sink in self._sinks:
-            sink.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     @property
     def done(self) -> list[int]:
@@ -181,8 +181,8 @@ class EvaluationLog:
             return
         figures = evaluator.figures()
         self._done.add(done)
-        for sink in self._sinks:
-            sink.write(done, figures)
+        for tracker in self._trackers:
+            tracker.write(done, figures)
         if observer:
             observer.evaluated(done, figures)
 

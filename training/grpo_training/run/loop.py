@@ -1,4 +1,4 @@
-"""A whole GRPO run: build the parts, do the steps, keep checkpoints and metrics, write the report.
+"""A whole GRPO run: check, build and load (`setup`), do the steps, keep checkpoints and metrics, write the report.
 
     summary = train(load_config("examples/arithmetic.yaml"))
 
@@ -7,38 +7,26 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
-from grpo_training.config import ConfigError, NothingTrained, TrainConfig
+from grpo_training.config import NothingTrained, TrainConfig
 from grpo_training.disk import disk_faults
 from grpo_training.distributed import World
-from grpo_training.models import adapters, lora, weights
-from grpo_training.models.loading import load_model
-from grpo_training.models.recompute import recompute_layers
-from grpo_training.report.metrics import JsonLines, TensorBoard
+from grpo_training.models import weights
 from grpo_training.report.plots import write_report
-from grpo_training.rollouts.policy import Policy
 from grpo_training.rollouts.reference import Reference
 from grpo_training.rollouts.sampling import open_sampler
-from grpo_training.run.beginning import check_output, shared_vocabulary
-from grpo_training.run.checkpoint import Checkpoints, TrainerState, load_checkpoint
-from grpo_training.run.evaluation import EvaluationLog, Evaluator, held_out_tasks
-from grpo_training.run.optimizing import make_optimizer, make_scheduler, set_rate
-from grpo_training.run.same_run import check_same_data, check_same_run
+from grpo_training.run.beginning import shared_vocabulary
+from grpo_training.run.checkpoint import Checkpoints, TrainerState
+from grpo_training.run.evaluation import EvaluationLog, Evaluator
+from grpo_training.run.outputs import open_outputs
+from grpo_training.run.setup import Built, build, check, load
 from grpo_training.run.step import Parts, StepReport, grpo_step
 from grpo_training.run.watch import CollapseWatch
-from grpo_training.tasks.task import Task
-
-logger = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
@@ -76,117 +64,76 @@ def train(
 def _train(
     config: TrainConfig, world: World, *, resume: bool, overwrite: bool, observer: Observer | None
 ) -> dict[str, Any]:
-    config = adapters.resolved(config)
-    if world.main:
-        check_output(config)
-    # Also the moment from which on no process of this run has touched the disk and none of an earlier one still does.
-    world.agree([config.model_dump(mode="json")], "the processes have different settings: start all with one command")
-    output = config.trainer.output
-    checkpoints = Checkpoints(output / "checkpoints", keep=config.trainer.keep_checkpoints, writes=world.main)
-    newest = checkpoints.latest() if resume else None
-    # A run that was killed before its first checkpoint is begun again; one that came to its end is nobody's to lose.
-    killed_early = resume and not (output / "summary.json").exists()
-    if newest is None and not (overwrite or killed_early) and (output / "metrics.jsonl").exists():
-        raise ConfigError(f"{output} holds a run already: resume it, overwrite it, or choose another trainer.output")
-    if newest is None and world.main:
-        checkpoints.forget()
-        (output / "summary.json").unlink(missing_ok=True)  # says that a run came to its end
-    held_out = held_out_tasks(config)
-    if config.model.threads is not None:
-        torch.set_num_threads(config.model.threads)
-
-    world.agree(
-        [newest and newest.name], "the processes see different checkpoints: put trainer.output where all can read"
-    )
-
-    began = time.perf_counter()
-    if world.main:
-        logger.info("loading %s", config.model.name)
-    adapter = "leave" if config.lora is not None else "merge"
-    loaded = load_model(config.model, stop=config.rollout.stop, device=world.device, adapter=adapter)
-    if config.lora is not None:
-        lora.add_adapter(loaded.model, config.lora, seed=config.trainer.seed, start=config.model.name)
-    frozen = weights.frozen_fingerprint(loaded.model)
-    policy = Policy(
-        loaded.model,
-        temperature=config.rollout.temperature,
-        normalizer=config.loss.normalizer,
-        precision=config.model.precision,
-    )
-    if config.model.gradient_checkpointing:
-        recompute_layers(loaded.model)
-    world.wrap(loaded.model)
-    optimizer = make_optimizer(config, loaded)
-    scheduler = make_scheduler(config, optimizer)
-    state = TrainerState(0, None, config.model_dump(mode="json"))
-    if newest is not None:
-        state = load_checkpoint(newest, loaded.model, optimizer, scheduler)
-        check_same_run(state.config, config)
-        set_rate(optimizer, scheduler)
+    begun = check(config, world, resume=resume, overwrite=overwrite)
+    config, began = begun.config, time.perf_counter()
+    built = build(begun, world)
+    state = load(begun, built)
     observer = observer if world.main else None
-    task = Task(
-        config.task, loaded.tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens, seed=config.trainer.seed
+    with _parts(config, built, state, world) as parts:
+        reference = parts.reference.info if parts.reference else None
+        if observer:
+            observer.started(config, state.step, reference.model if reference else None)
+        updates = _steps(parts, built.evaluator, state, begun.checkpoints, observer)
+    trained = weights.gathered(built.loaded.model) if config.trainer.save_model else None
+    if not world.main:
+        return {}
+    if config.trainer.save_model:
+        weights.write_final(config, built.loaded, trained)
+    summary = write_report(
+        config.trainer.output,
+        config,
+        reference=reference.model_dump() if reference else None,
+        seconds=time.perf_counter() - began,
+        first_step=state.step,
     )
-    evaluator = Evaluator(config, held_out, loaded, policy, world)
-    data = frozen | {"task": task.fingerprint} | evaluator.fingerprints
-    world.agree([data], "the processes read different data, or different base models: give all of them the same")
-    if newest is not None:
-        check_same_data(state.data, data)
-    state = replace(state, data=data)
-    first = [p.prompt_ids for p in task.problems(0, 1, config.trainer.seed)]
+    if state.step < config.trainer.steps and not updates:
+        raise NothingTrained(
+            f"no step changed a weight; of all completions {summary['rewards_unmeasured']} had a reward that is None or "
+            f"not finite, {summary['unscored'] or 0} could not be scored by the reference: "
+            f"{config.trainer.output / 'metrics.jsonl'}"
+        )
+    return summary
+
+
+@contextmanager
+def _parts(config: TrainConfig, built: Built, state: TrainerState, world: World) -> Iterator[Parts]:
+    """What a step works with, connections included, for as long as the block lasts."""
+    first = [p.prompt_ids for p in built.task.problems(0, 1, config.trainer.seed)]
     with (
-        open_sampler(config, loaded, policy, world, first) as sampler,
+        open_sampler(config, built.loaded, built.policy, world, first) as sampler,
         _reference(config, state.fingerprint) as reference,
     ):
         world.agree(
             [reference and reference.info.fingerprint],
             "the processes are answered by different references: give all of them the same reference.urls",
         )
-        if reference and (shared := shared_vocabulary(loaded, reference.info.vocab_size)):
-            policy.vocab_size = shared
+        if reference and (shared := shared_vocabulary(built.loaded, reference.info.vocab_size)):
+            built.policy.vocab_size = shared
             sampler.keep_below(shared)
-        parts = Parts(
+        yield Parts(
             config=config,
-            loaded=loaded,
-            policy=policy,
-            task=task,
+            loaded=built.loaded,
+            policy=built.policy,
+            task=built.task,
             sampler=sampler,
             watch=CollapseWatch(config.collapse, normalizer=config.loss.normalizer),
-            optimizer=optimizer,
-            scheduler=scheduler,
+            optimizer=built.optimizer,
+            scheduler=built.scheduler,
             reference=reference,
             world=world,
         )
-        if observer:
-            observer.started(config, state.step, reference.info.model if reference else None)
-        updates = _steps(parts, evaluator, state, checkpoints, observer)
-        reference_info = reference.info.model_dump() if reference else None
-    trained = weights.gathered(loaded.model) if config.trainer.save_model else None
-    if not world.main:
-        return {}
-    if config.trainer.save_model:
-        weights.write_final(config, loaded, trained)
-    summary = write_report(
-        output, config, reference=reference_info, seconds=time.perf_counter() - began, first_step=state.step
-    )
-    if state.step < config.trainer.steps and not updates:
-        raise NothingTrained(
-            f"no step changed a weight; of all completions {summary['rewards_unmeasured']} had a reward that is None or "
-            f"not finite, {summary['unscored'] or 0} could not be scored by the reference: {output / 'metrics.jsonl'}"
-        )
-    return summary
 
 
 def _steps(
     parts: Parts, evaluator: Evaluator, state: TrainerState, checkpoints: Checkpoints, observer: Observer | None
 ) -> int:
     """Do the steps that are left; returns how many of them changed the weights."""
-    updates = 0
-    config = parts.config
+    config, main, updates = parts.config, parts.world.main, 0
     every = config.trainer.checkpoint_every
-    main = parts.world.main
-    sinks_and_samples = _sinks(config, state.step) if main else nullcontext(([], None))
-    with sinks_and_samples as (sinks, samples), EvaluationLog(config, state.step, writes=main) as evaluations:
+    with (
+        open_outputs(config, state.step, writes=main) as outputs,
+        EvaluationLog(config, state.step, writes=main) as evaluations,
+    ):
         parts.world.agree(
             evaluations.done, "the processes see different eval.jsonl: put trainer.output on a shared disk"
         )
@@ -194,34 +141,31 @@ def _steps(
         for step in range(state.step, config.trainer.steps):
             report = grpo_step(parts, step)
             updates += not report.figures["policy/skipped"]
-            for sink in sinks:
-                sink.write(step, report.figures)
-            if samples is not None:
-                samples.write(step, asdict(report.sample))
+            outputs.write(step, report)
             if observer:
                 observer.stepped(step, report)
             done = step + 1
             # Before the checkpoint: whoever goes on from it need not evaluate it again.
             evaluations.after(done, evaluator, observer)
             if every and (done % every == 0 or done == config.trainer.steps):
-                path = checkpoints.save(
-                    TrainerState(
-                        done,
-                        parts.reference.info.fingerprint if parts.reference else None,
-                        config.model_dump(mode="json"),
-                        state.data,
-                    ),
-                    parts.loaded.model,
-                    parts.loaded.tokenizer,
-                    parts.optimizer.state_dict(),
-                    parts.scheduler.state_dict(),
-                )
+                path = _save(parts, done, state.data, checkpoints)
                 if observer:
                     observer.saved(path)
     return updates
 
 
-def _reference(config: TrainConfig, fingerprint: str | None) -> Any:
+def _save(parts: Parts, done: int, data: dict[str, str] | None, checkpoints: Checkpoints) -> Path:
+    fingerprint = parts.reference.info.fingerprint if parts.reference else None
+    return checkpoints.save(
+        TrainerState(done, fingerprint, parts.config.model_dump(mode="json"), data),
+        parts.loaded.model,
+        parts.loaded.tokenizer,
+        parts.optimizer.state_dict(),
+        parts.scheduler.state_dict(),
+    )
+
+
+def _reference(config: TrainConfig, fingerprint: str | None) -> AbstractContextManager[Reference | None]:
     if config.loss.beta == 0:
         return nullcontext(None)
     return Reference(
@@ -230,18 +174,3 @@ def _reference(config: TrainConfig, fingerprint: str | None) -> Any:
         normalizer=config.loss.normalizer,
         fingerprint=fingerprint,
     )
-
-
-@contextmanager
-def _sinks(config: TrainConfig, first_step: int) -> Iterator[tuple[list[JsonLines | TensorBoard], JsonLines]]:
-    output = config.trainer.output
-    sinks: list[JsonLines | TensorBoard] = [JsonLines(output / "metrics.jsonl", first_step=first_step)]
-    if config.trainer.tensorboard:
-        sinks.append(TensorBoard(output / "tensorboard", first_step=first_step))
-    samples = JsonLines(output / "samples.jsonl", first_step=first_step)
-    (output / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1), encoding="utf-8")
-    try:
-        yield sinks, samples
-    finally:
-        for sink in (*sinks, samples):
-            sink.close()

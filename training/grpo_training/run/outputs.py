@@ -1,0 +1,49 @@
+"""What a run leaves behind, opened before the first step and closed after the last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from grpo_training.config import TrainConfig
+from grpo_training.report.metrics import JsonLines, TensorBoard, Tracker
+from grpo_training.run.step import StepReport
+
+
+class Outputs:
+    """`metrics.jsonl`, `samples.jsonl` and TensorBoard's events; on processes that do not write, nothing."""
+
+    def __init__(self, trackers: list[Tracker], samples: JsonLines | None) -> None:
+        self._trackers = trackers
+        self._samples = samples
+
+    def write(self, step: int, report: StepReport) -> None:
+        """Step `step` (from 0) is done."""
+        for tracker in self._trackers:
+            tracker.write(step, report.figures)
+        if self._samples is not None:
+            self._samples.write(step, asdict(report.sample))
+
+    def close(self) -> None:
+        for file in (*self._trackers, *([self._samples] if self._samples else [])):
+            file.close()
+
+
+@contextmanager
+def open_outputs(config: TrainConfig, first_step: int, *, writes: bool) -> Iterator[Outputs]:
+    """first_step: records from it on are dropped from existing files. writes: False for a process that only computes."""
+    if not writes:
+        yield Outputs([], None)
+        return
+    output = config.trainer.output
+    trackers: list[Tracker] = [JsonLines(output / "metrics.jsonl", first_step=first_step)]
+    if config.trainer.tensorboard:
+        trackers.append(TensorBoard(output / "tensorboard", first_step=first_step))
+    outputs = Outputs(trackers, JsonLines(output / "samples.jsonl", first_step=first_step))
+    (output / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1), encoding="utf-8")
+    try:
+        yield outputs
+    finally:
+        outputs.close()
