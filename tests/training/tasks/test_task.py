@@ -181,7 +181,7 @@ def test_a_scorer_gets_a_copy_too(tokenizer, monkeypatch: pytest.MonkeyPatch) ->
         entry["metadata"].clear()
         return 1.0
 
-    monkeypatch.setattr(mine, "_scorer", spoil)
+    monkeypatch.setattr(mine._judge, "_scorer", spoil)
     mine.judge(problem, "1")
     assert problem.entry["metadata"]
 

@@ -1,5 +1,6 @@
 """What the policy is asked, and how its answers are judged.
 
-task          questions, prompts and judging together    entries     where questions come from
-templates     how an entry becomes text                  rewards     what a judge gave
+task          problems by step, all of it together   judging     what an answer earns
+entries       where questions come from              rewards     what a reward function gave
+prompting     how an entry becomes a prompt          templates   the text of a question
 """
