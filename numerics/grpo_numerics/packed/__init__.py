@@ -1,7 +1,8 @@
-"""The packed stream: many groups in one batch without padding, each prompt once.
+"""The packed stream: many groups in one batch without padding, whatever sequences have in common once.
 
-`layout` says where every token is, `schedule` which attention calls that takes, `kernels` is one call, `attention` runs
-and merges them with gradient, `hook` is the door for transformers' models.
+`forest` says what sequences have in common and `worth` what of it to share, `layout` where every token is, `schedule` which
+attention calls that takes, `kernels` is one call, `attention` runs and merges them with gradient, `hook` is the door for
+transformers' models.
 """
 
 from .attention import packed_attention

@@ -88,7 +88,7 @@ class Schedule:
         return self._calls[window]
 
     def _causal(self, window: int | None) -> Iterator[CausalCall]:
-        segments = [*self.layout.prompts, *self.layout.completions]
+        segments = [*self.layout.segments]
         for start in range(self.layout.tokens, self.padded_tokens, PADDING):
             end = min(start + PADDING, self.padded_tokens)
             segments.append(Segment(start, end, end, 0))
@@ -110,7 +110,7 @@ class Schedule:
     def _cross(self, window: int | None) -> Iterator[CrossCall]:
         positions = torch.from_numpy(self.layout.positions).to(self.device) if window is not None else None
         mask_rows = max(1, _MASK_ROWS // self.block) * self.block if self.exact else _MASK_ROWS
-        for parent in self.layout.prompts:
+        for parent in self.layout.segments:
             rows = parent.reach - parent.end
             if rows == 0:
                 continue
@@ -121,6 +121,9 @@ class Schedule:
             keys = positions[parent.start : parent.end]
             for start in range(parent.end, parent.reach, mask_rows):
                 wanted = min(mask_rows, parent.reach - start)
+                nearest = self.layout.positions[start : start + wanted].min() - (parent.position + parent.length - 1)
+                if nearest >= window:
+                    continue  # nobody here sees that far back
                 stop = start + (-(-wanted // self.block) * self.block if self.exact else wanted)
                 seen = torch.zeros(stop - start, len(keys), dtype=torch.bool, device=self.device)
                 seen[:wanted] = positions[start : start + wanted, None] - keys[None, :] < window

@@ -1,12 +1,11 @@
 """Packed attention against attention written out with a T x T mask in float64, forward and gradient."""
 
-import itertools
 import random
 
 import numpy as np
 import pytest
 import torch
-from grpo_numerics.packed import PackedLayout, Schedule, packed_attention
+from grpo_numerics.packed import PackedLayout, Schedule, packed_attention, worth
 
 PROMPT_KINDS = {
     "one group": lambda rng: [[rng.randrange(99) for _ in range(21)]],
@@ -18,6 +17,8 @@ PROMPT_KINDS = {
 
 def layout_of(kind, seed, share=True):
     rng = random.Random(seed)
+    if kind == "turns":  # four samples, each going on from the same answer or from its own; a tree of depth four
+        return turns_layout(rng, share)
     prompts = [np.array(p, np.int32) for p in PROMPT_KINDS[kind](rng)]
     completions = [
         [np.array([rng.randrange(99) for _ in range(rng.choice([0, 1, 2, 5, 5, 9, 20]))], np.int32) for _ in range(4)]
@@ -26,16 +27,45 @@ def layout_of(kind, seed, share=True):
     return PackedLayout.build(prompts, completions, share_prefixes=share)
 
 
+def turns_layout(rng, share):
+    prompts, completions = [], []
+    contexts = [[rng.randrange(99) for _ in range(17)]]
+    for _ in range(3):
+        answers = [[[rng.randrange(99) for _ in range(rng.choice([9, 14]))] for _ in range(3)] for _ in contexts]
+        prompts += contexts
+        completions += answers
+        contexts = [
+            [*c, *a, *(rng.randrange(99) for _ in range(5))]
+            for c, group in zip(contexts, answers, strict=True)
+            for a in group[:2]
+        ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worth, "CALLS", 0.0)  # as deep as it gets
+        patch.setattr(worth, "MERGE", 0.0)
+        return PackedLayout.build(
+            [np.array(p, np.int32) for p in prompts],
+            [[np.array(c, np.int32) for c in group] for group in completions],
+            share_prefixes=share,
+        )
+
+
+def ancestors(layout, segment):
+    """From the first on."""
+    path = []
+    while segment.parent >= 0:
+        segment = layout.segments[segment.parent]
+        path.insert(0, segment)
+    return path
+
+
 def seen_by(layout, tokens, window):
     """(T, T) bool: the definition, straight from the tree."""
     seen = np.zeros((tokens, tokens), bool)
-    for segment in (*layout.prompts, *layout.completions):
-        rows = np.arange(segment.start, segment.end)
-        for row in rows:
+    for segment in layout.segments:
+        for row in range(segment.start, segment.end):
             seen[row, segment.start : row + 1] = True
-            for above in layout.prompts:
-                if above.end <= segment.start and segment.end <= above.reach:
-                    seen[row, above.start : above.end] = True
+            for above in ancestors(layout, segment):
+                seen[row, above.start : above.end] = True
     if window is not None:
         positions = layout.positions
         n = layout.tokens
@@ -56,7 +86,7 @@ def dense(q, k, v, seen, scale, softcap, sinks):
     return (weights[..., : k.shape[1]] @ v).transpose(0, 1)
 
 
-@pytest.mark.parametrize("kind", PROMPT_KINDS)
+@pytest.mark.parametrize("kind", [*PROMPT_KINDS, "turns"])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
 @pytest.mark.parametrize(
     ("softcap", "window", "sink"),
@@ -100,39 +130,3 @@ def test_no_gradient_path_gives_the_same_bits():
     with torch.no_grad():
         inference = packed_attention(q, k, v, schedule, scale=1.0)
     assert torch.equal(inference, packed_attention(q, k, v, schedule, scale=1.0))
-
-
-def test_layout_lists_every_context_exactly():
-    for seed, kind, share in itertools.product(range(20), PROMPT_KINDS, (True, False)):
-        rng = random.Random(seed)
-        prompts = [np.array(p, np.int32) for p in PROMPT_KINDS[kind](rng)]
-        completions = [
-            [np.array([rng.randrange(3) for _ in range(rng.choice([0, 1, 2, 3, 9]))], np.int32) for _ in range(4)]
-            for _ in prompts
-        ]
-        layout = PackedLayout.build(prompts, completions, share_prefixes=share)
-        segments = (*layout.prompts, *layout.completions)
-        n = 0
-        for prompt, group in zip(prompts, completions, strict=True):
-            for completion in group:
-                for t, token in enumerate(completion):
-                    row = layout.predict_rows[n]
-                    own = next(s for s in segments if s.start <= row < s.end)
-                    above = [s for s in layout.prompts if s.end <= own.start and own.end <= s.reach]
-                    ids = [i for s in above for i in layout.token_ids[s.start : s.end]]
-                    ids += list(layout.token_ids[own.start : row + 1])
-                    assert ids == [*prompt, *completion[:t]]
-                    assert layout.positions[row] == len(ids) - 1
-                    assert layout.targets[n] == token
-                    n += 1
-        assert n == len(layout.targets)
-
-
-def test_shared_tokens_are_in_the_stream_once():
-    prompt = np.arange(100, dtype=np.int32)
-    longer = np.arange(150, dtype=np.int32)
-    same = np.array([7, 8, 9], np.int32)
-    layout = PackedLayout.build([prompt, longer], [[same, same], [same]])
-    # 150 prompt tokens once; one completion under each prompt, its last token left out
-    assert layout.tokens == 150 + 2 * 2
-    assert len(layout.targets) == 9
