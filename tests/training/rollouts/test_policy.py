@@ -183,7 +183,7 @@ def test_a_window_that_one_layer_gets_wrong_is_noticed(monkeypatch) -> None:
     def without_window(*args, sliding_window=None, **kwargs):
         return attention_forward(*args, sliding_window=None, **kwargs)
 
-    monkeypatch.setattr("grpo_training.rollouts.policy.attention_forward", without_window)
+    monkeypatch.setattr("grpo_training.rollouts.forward.attention_forward", without_window)
     assert Policy(windowed().eval()).way == "plain"
 
 

@@ -1,43 +1,34 @@
 """The policy's log-probs of sampled completions, with gradient: each prompt computed once per group, nothing padded.
 
-Three ways through the model, the same numbers: `packed` runs prompts and completions as one flat stream, equal completions
-once, by the very attention that the reference server has; `plain` runs prompt and completion together, padded row by row;
-`alone` runs every sequence by itself, for models whose rotary frequencies depend on the longest sequence of a batch.
-The first is used where a probe at start finds it equal to the model's own forward, on the groups and by the standard that the
-server has, too; the head never forms (tokens x vocabulary) logits where the probe finds that the fused one is the model's own.
+How they go through the model is in `forward`. Its packed way is used where a probe at start finds it equal to the model's
+own forward, on the groups and by the standard that the server has, too; the head never forms (tokens x vocabulary) logits
+where the probe finds that the fused one is the model's own.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from grpo_client.protocol import FloatArray, Normalizer
 from grpo_numerics import HeadSpec, entropy, fused_logprobs, score_rows, token_logprobs
 from grpo_numerics.model_parts import (
-    attention_layers,
-    fresh_rotary,
     head_spec,
     longest_sequence,
     longest_window,
     output_head,
-    rotary_edge,
     same_scores,
     trial_groups,
 )
-from grpo_numerics.packed import NAME, PackedLayout, Schedule, attention_forward, packed_stream, stream_inputs
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
-from grpo_training.rollouts.rollout import Rollout, pad_left
+from grpo_training.rollouts.forward import Forward, Way
+from grpo_training.rollouts.rollout import Rollout
 
 logger = logging.getLogger(__name__)
-
-Way = Literal["packed", "plain", "alone"]
 
 
 class Policy:
@@ -60,16 +51,11 @@ class Policy:
         self.normalizer: Normalizer = normalizer
         self.vocab_size: int | None = None
         """Ids from here on have no probability, and are no part of what is summed over; None: the model has no such."""
-        AttentionInterface.register(NAME, attention_forward)
+        self._forward = Forward(model)
         config = model.config.get_text_config(decoder=True)
-        self._attention_layers = attention_layers(config)
-        self._rotary_edge = rotary_edge(config)
         self._logit_scale, self._softcap = 1.0, getattr(config, "final_logit_softcapping", None)
-        self._half = False
-        self.fused = False
-        self.way: Way = "alone"
         self._probe()
-        self._half = precision == "bf16"
+        self._forward.half = precision == "bf16"
 
     def logprobs(self, rollout: Rollout) -> Tensor:
         """(S, C) fp32 log-probs of the tokens in `loss_mask` under temperature and normalizer; 0 elsewhere."""
@@ -99,12 +85,12 @@ class Policy:
         return float((best.top_logprobs[:, 0] + best.logsumexp).max())
 
     def _loss_rows(self, rollout: Rollout) -> Tensor:
-        """(N, D) as `_rows`, of the N tokens in `loss_mask`."""
-        rows = self._rows(rollout.prompts, rollout.completions())
+        """(N, D) as `Forward.rows`, of the N tokens in `loss_mask`."""
+        rows = self._forward.rows(rollout.prompts, rollout.completions())
         return rows if rollout.by_policy is None else rows[rollout.by_policy[rollout.mask]]
 
     def _scored(self, rows: Tensor, targets: Tensor, entropies: bool = False) -> tuple[Tensor, Tensor | None]:
-        """(N,) log-probs of targets (N,), and entropies, of what `_rows` gives."""
+        """(N,) log-probs of targets (N,), and entropies, of what `Forward.rows` gives."""
         under = {"temperature": self.temperature, "normalizer": self.normalizer}
         if not self.fused:
             rows = rows[:, : self.vocab_size]
@@ -124,91 +110,37 @@ class Policy:
         head, bias = layer.weight, getattr(layer, "bias", None)
         if self.vocab_size is not None:
             head, bias = head[: self.vocab_size], None if bias is None else bias[: self.vocab_size]
-        if self._half:  # products in bf16, sums over the vocabulary in fp32
+        if self._forward.half:  # products in bf16, sums over the vocabulary in fp32
             rows, head = rows.bfloat16(), head.bfloat16()
         return rows, head, HeadSpec(bias, self._logit_scale, self._softcap)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision that the model runs in, for whoever else runs it (the sampler)."""
-        return torch.autocast(self.model.device.type, dtype=torch.bfloat16) if self._half else nullcontext()
+        return self._forward.autocast()
 
-    def _rows(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
-        """(N, D): row n predicts the n-th completion token (logits in place of D where the head is not fused)."""
-        way = self.way
-        if self._rotary_edge is not None:
-            fresh_rotary(self.model)
-            longest = max(
-                len(p) + max(map(len, group), default=0) for p, group in zip(prompts, completions, strict=True)
-            )
-            way = "alone" if longest > self._rotary_edge else way
-        run = {"packed": self._packed, "plain": self._plain, "alone": self._alone}[way]
-        return run(prompts, completions)
+    @property
+    def way(self) -> Way:
+        """How prompts and completions go through the model: see `forward`."""
+        return self._forward.way
 
-    def _packed(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
-        layout = PackedLayout.build(
-            [np.asarray(p, dtype=np.int32) for p in prompts],
-            [[np.asarray(c, dtype=np.int32) for c in group] for group in completions],
-        )
-        schedule = Schedule(layout, self.model.device)
-        with self._packed_attention(), packed_stream(schedule) as calls:
-            hidden = self._run(**stream_inputs(schedule))[0]
-        if calls.count != self._attention_layers:
-            raise RuntimeError(
-                f"{calls.count} of {self._attention_layers} layers came through the packed attention that the model was set to"
-            )
-        return hidden[torch.from_numpy(layout.predict_rows).to(hidden.device)]
+    @way.setter
+    def way(self, way: Way) -> None:
+        self._forward.way = way
 
-    @contextmanager
-    def _packed_attention(self) -> Generator[None]:
-        """The model's own attention samples; the packed one is put in for this forward alone."""
-        own = self.model.config._attn_implementation or "eager"
-        self.model.set_attn_implementation(NAME)
-        try:
-            yield
-        finally:
-            self.model.set_attn_implementation(own)
+    @property
+    def fused(self) -> bool:
+        """Whether the head is the fused one, which forms no (tokens x vocabulary) logits."""
+        return not self._forward.whole
 
-    def _plain(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
-        """Every completion with its own copy of the prompt, prompts padded on the left and completions on the right."""
-        device = self.model.device
-        rows = [(p, c) for p, group in zip(prompts, completions, strict=True) for c in group]
-        prompt_ids, attention, positions = pad_left([p for p, _ in rows], device)
-        lengths = torch.tensor([len(c) for _, c in rows], device=device)
-        steps = torch.arange(int(lengths.max()), device=device)
-        mask = steps < lengths[:, None]
-        ids = torch.zeros(mask.shape, dtype=torch.int64, device=device)
-        ids[mask] = torch.tensor([token for _, c in rows for token in c], dtype=torch.int64, device=device)
-        hidden = self._run(
-            input_ids=torch.cat([prompt_ids, ids], dim=1),
-            attention_mask=torch.cat([attention, mask.long()], dim=1),
-            position_ids=torch.cat([positions, positions[:, -1:] + 1 + steps], dim=1),
-        )
-        return hidden[:, -len(steps) - 1 : -1][mask]
-
-    def _alone(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
-        """Every sequence by itself, whole, as if none had come before: what all else is measured by."""
-        rows: list[Tensor] = []
-        for prompt, group in zip(prompts, completions, strict=True):
-            for completion in group:
-                if len(completion):
-                    if self._rotary_edge is not None:
-                        fresh_rotary(self.model)
-                    ids = torch.tensor([[*prompt, *completion]], device=self.model.device)
-                    rows.append(self._run(input_ids=ids)[0, len(prompt) - 1 : -1])
-        return torch.cat(rows)
-
-    def _run(self, **inputs: Tensor) -> Tensor:
-        """Last hidden states (B, T, D), or logits (B, T, V) where the head is not fused."""
-        body = self.model.base_model if self.fused else self.model
-        with self.autocast():
-            output = body(**inputs, use_cache=False)
-        return output.last_hidden_state if self.fused else output.logits
+    @fused.setter
+    def fused(self, fused: bool) -> None:
+        self._forward.whole = not fused
 
     @torch.no_grad()
     def _probe(self) -> None:
         """Compare ways and heads with the model's own answer, sequence by sequence; keep what agrees."""
         config = self.model.config.get_text_config(decoder=True)
-        longest = min(longest_sequence(config), self._rotary_edge or longest_sequence(config))
+        longest = min(longest_sequence(config), self._forward.rotary_edge or longest_sequence(config))
         vocab = len(next(self.model.get_input_embeddings().parameters()))
         groups = trial_groups(vocab, longest, longest_window(config))
         prompts, completions = [p.tolist() for p, _ in groups], [[c.tolist() for c in group] for _, group in groups]
@@ -218,7 +150,7 @@ class Policy:
         self.temperature, self.normalizer = 1.0, "softmax"
 
         def scores() -> FloatArray:
-            return self._scored(self._rows(prompts, completions), targets)[0].double().cpu().numpy()
+            return self._scored(self._forward.rows(prompts, completions), targets)[0].double().cpu().numpy()
 
         truth = scores()
 
