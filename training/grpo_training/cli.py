@@ -83,7 +83,7 @@ def run_with_display(
     from transformers.utils.logging import disable_progress_bar
 
     from grpo_training.distributed import is_main_process
-    from grpo_training.report.plots import NOT_MEASURED
+    from grpo_training.report.page import NOT_MEASURED
     from grpo_training.run.loop import train
     from grpo_training.run.progress import Display
 

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from grpo_training.report.columns import WINDOW, column, running_mean
 from grpo_training.report.metrics import read_records
-from grpo_training.report.plots import WINDOW, column, running_mean
 
 PANELS = {
     "reward/mean": "Reward",

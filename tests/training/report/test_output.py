@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from grpo_training.config import TrainConfig
 from grpo_training.report.metrics import JsonLines, read_records
-from grpo_training.report.plots import draw, summarise, write_report
+from grpo_training.report.plots import draw
+from grpo_training.report.report import write_report
+from grpo_training.report.summary import summarise
 from grpo_training.run.progress import Display, sparkline
 from grpo_training.run.step import Sample, StepReport
 from rich.console import Console

@@ -1,5 +1,6 @@
 """What is left of a run to look at.
 
-metrics     JSON lines and TensorBoard, step by step
-plots       the report: pictures, a page, a summary
+metrics   JSON lines and TensorBoard, step by step   summary    the run in a dozen figures
+report    all of it together, at the end             plots      the pictures
+columns   figures by step, and their means           page       the HTML page
 """

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+EVALUATIONS = "eval.jsonl"
 Record = Mapping[str, float]
 
 

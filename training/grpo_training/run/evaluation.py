@@ -17,8 +17,7 @@ from typing import Protocol, Self
 from grpo_training.config import ConfigError, TaskConfig, TrainConfig
 from grpo_training.distributed import World
 from grpo_training.models.loading import LoadedModel
-from grpo_training.report.metrics import JsonLines, TensorBoard, Tracker, read_records
-from grpo_training.report.plots import EVALUATIONS
+from grpo_training.report.metrics import EVALUATIONS, JsonLines, TensorBoard, Tracker, read_records
 from grpo_training.rollouts.policy import Policy
 from grpo_training.rollouts.rollout import Rollout, sample
 from grpo_training.run.figures import mean_of_known

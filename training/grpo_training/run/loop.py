@@ -17,7 +17,7 @@ from grpo_training.config import NothingTrained, TrainConfig
 from grpo_training.disk import disk_faults
 from grpo_training.distributed import World
 from grpo_training.models import weights
-from grpo_training.report.plots import write_report
+from grpo_training.report.report import write_report
 from grpo_training.rollouts.reference import Reference
 from grpo_training.rollouts.sampling import open_sampler
 from grpo_training.run.beginning import shared_vocabulary
