@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from grpo_client.protocol import ReferenceInfo, Usage
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
@@ -95,19 +96,6 @@ class LogprobsRequest(BaseModel):
     fingerprint: str | None = Field(None, description="Answer only if this is the reference; else 409.")
 
 
-class ReferenceOut(BaseModel):
-    model: str
-    fingerprint: str
-    version: int
-    dtype: str
-    mode: Literal["exact", "fast"]
-    normalizer: Literal["softmax", "stablemax"]
-    max_length: int
-    vocab_size: int
-    tier: str | None = None
-    bitwise: bool | None = None
-
-
 class GroupOut(BaseModel):
     """Per completion, per token; null where a figure is not finite, and then the status says nonfinite."""
 
@@ -125,20 +113,11 @@ class GroupOut(BaseModel):
     completions: list[list[int]] | None = Field(None, description="The ids that were scored, for a text request.")
 
 
-class UsageOut(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    computed_tokens: int
-    cached_sequences: int
-    queue_ms: float
-    compute_ms: float
-
-
 class LogprobsResponse(BaseModel):
-    reference: ReferenceOut
+    reference: ReferenceInfo
     temperature: float | list[float]
     groups: list[GroupOut]
-    usage: UsageOut
+    usage: Usage
 
 
 def request_schemas() -> dict[str, Any]:

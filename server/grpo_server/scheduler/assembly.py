@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from grpo_client.protocol import EXTRA_ARRAYS, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult, Status, Usage
+from grpo_client.protocol import (
+    EXTRA_ARRAYS,
+    CompletionScores,
+    IntArray,
+    Normalizer,
+    ReferenceInfo,
+    ScoreRequest,
+    ScoreResult,
+    Status,
+    Usage,
+)
 
 from grpo_server.engine.contract import PieceScores
-from grpo_server.scheduler.cache import CompletionResult
 
 
 def extra_shapes(request: ScoreRequest) -> dict[str, tuple[int, ...]]:
@@ -37,20 +46,8 @@ def host_bytes(request: ScoreRequest) -> int:
     return tokens * per_token + asked
 
 
-def split(scores: PieceScores, lengths: Sequence[int]) -> Iterator[CompletionResult]:
-    """The results of a piece's completions, as views; lengths: tokens of each."""
-    end = 0
-    for length, status in zip(lengths, scores.status, strict=True):
-        start, end = end, end + length
-        yield CompletionResult(
-            scores.logprobs[start:end],
-            int(status),
-            {name: values[start:end] for name, values in scores.extras.items()},
-        )
-
-
 class Assembly:
-    """The flat arrays of one answer, filled completion by completion. N tokens, S completions, K groups.
+    """The flat arrays of one answer, filled piece by piece. N tokens, S completions, K groups.
 
     lengths: (S,) tokens of each completion. What it takes to finish is made at the start, which may be on another thread.
     """
@@ -61,24 +58,42 @@ class Assembly:
         self._group_sizes = request.group_sizes
         self._temperature = np.array([g.temperature for g in request.groups], dtype=np.float32)
         self.prompt_tokens = sum(len(g.prompt) for g in request.groups)
-        ends = np.cumsum(self._lengths, dtype=np.int64)
+        self._starts = np.cumsum(self._lengths, dtype=np.int64) - self._lengths
         self.lengths: list[int] = self._lengths.tolist()
-        self._ends: list[int] = ends.tolist()
-        self.completion_tokens = tokens = self._ends[-1] if self._ends else 0
+        self.completion_tokens = tokens = sum(self.lengths)
         self._logprobs = np.zeros(tokens, dtype=np.float32)
         self._status = np.full(len(self._lengths), Status.OK, dtype=np.uint8)
         self._extras: dict[str, npt.NDArray[np.generic]] = {
             name: np.zeros((tokens, *shape), dtype=EXTRA_ARRAYS[name]) for name, shape in extra_shapes(request).items()
         }
 
-    def place(self, index: int, result: CompletionResult) -> None:
-        """Put the completion with this flat index where it belongs."""
-        end = self._ends[index]
-        start = end - self.lengths[index]
-        self._logprobs[start:end] = result.logprobs
-        self._status[index] = result.status
+    def place(self, places: Sequence[int], scores: PieceScores | CompletionScores) -> None:
+        """Put the completions with these flat indices, in ascending order, where they belong. Raises ValueError for scores that
+        are not as many, KeyError for a figure that is missing."""
+        tokens = sum(map(self.lengths.__getitem__, places))
+        if len(scores.logprobs) != tokens or np.size(scores.status) != len(places):
+            raise ValueError(f"{len(scores.logprobs)} scores for {tokens} tokens of {len(places)} completions")
+        into = self._rows(np.asarray(places), tokens)
+        self._status[list(places)] = scores.status
+        self._logprobs[into] = scores.logprobs
         for name, values in self._extras.items():
-            values[start:end] = result.extras[name]
+            values[into] = scores.extras[name]
+
+    def _rows(self, places: IntArray, tokens: int) -> slice | npt.NDArray[np.int64]:
+        """Where the tokens of these completions stand: side by side, unless something known before lies between."""
+        lengths = self._lengths[places]
+        starts = self._starts[places]
+        first, end = int(starts[0]), int(starts[-1] + lengths[-1])
+        if end - first == tokens:
+            return slice(first, end)
+        return np.arange(tokens) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+
+    def completion(self, place: int) -> CompletionScores:
+        """The figures of one completion that was placed, as views."""
+        start = int(self._starts[place])
+        own = slice(start, start + self.lengths[place])
+        extras = {name: values[own] for name, values in self._extras.items()}
+        return CompletionScores(Status(int(self._status[place])), self._logprobs[own], extras)
 
     def finish(self, reference: ReferenceInfo, usage: Usage) -> ScoreResult:
         return ScoreResult(

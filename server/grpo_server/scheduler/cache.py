@@ -9,34 +9,14 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from grpo_client.protocol import FloatArray, ScoreRequest
+from grpo_client.protocol import CompletionScores, ScoreRequest
 
 # What an entry weighs beside its arrays: key, dictionary slot, array headers (measured with sys.getsizeof, rounded up).
 ENTRY_OVERHEAD_BYTES = 512
-
-
-@dataclass(frozen=True, slots=True)
-class CompletionResult:
-    """One completion's figures: logprobs (C,), status as in `grpo_client.protocol.Status`, extras (C, ...) each."""
-
-    logprobs: FloatArray
-    status: int
-    extras: Mapping[str, npt.NDArray[np.generic]]
-
-    @property
-    def nbytes(self) -> int:
-        return self.logprobs.nbytes + sum(a.nbytes for a in self.extras.values()) + ENTRY_OVERHEAD_BYTES
-
-    def detached(self) -> CompletionResult:
-        """A copy that does not keep the batch's large arrays alive through its views."""
-        return CompletionResult(
-            self.logprobs.copy(), self.status, {name: values.copy() for name, values in self.extras.items()}
-        )
 
 
 def content_keys(request: ScoreRequest) -> list[bytes]:
@@ -79,12 +59,23 @@ def _bytes(ids: npt.NDArray[np.int32]) -> bytes:
     return ids.astype("<i4", copy=False).tobytes()
 
 
+def entry_bytes(scores: CompletionScores) -> int:
+    """What keeping these costs."""
+    return scores.logprobs.nbytes + sum(a.nbytes for a in scores.extras.values()) + ENTRY_OVERHEAD_BYTES
+
+
+def _detached(scores: CompletionScores) -> CompletionScores:
+    """A copy that does not keep the batch's large arrays alive through its views."""
+    extras = {name: values.copy() for name, values in scores.extras.items()}
+    return CompletionScores(scores.status, scores.logprobs.copy(), extras)
+
+
 class ResultCache:
     """Least recently used out first. max_bytes 0 turns it off: nothing is kept and nothing is found."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[bytes, CompletionResult] = OrderedDict()
+        self._entries: OrderedDict[bytes, CompletionScores] = OrderedDict()
         self._bytes = 0
 
     @property
@@ -99,21 +90,22 @@ class ResultCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: bytes) -> CompletionResult | None:
+    def get(self, key: bytes) -> CompletionScores | None:
         entry = self._entries.get(key)
         if entry is not None:
             self._entries.move_to_end(key)
         return entry
 
-    def put(self, key: bytes, result: CompletionResult) -> None:
-        """Keep a copy of the result, unless it alone is larger than the whole cache."""
-        if result.nbytes > self._max_bytes:
+    def put(self, key: bytes, scores: CompletionScores) -> None:
+        """Keep a copy of the scores, unless they alone are larger than the whole cache."""
+        nbytes = entry_bytes(scores)
+        if nbytes > self._max_bytes:
             return
         known = self._entries.pop(key, None)
         if known is not None:
-            self._bytes -= known.nbytes
-        self._entries[key] = result.detached()
-        self._bytes += result.nbytes
+            self._bytes -= entry_bytes(known)
+        self._entries[key] = _detached(scores)
+        self._bytes += nbytes
         while self._bytes > self._max_bytes:
             _, oldest = self._entries.popitem(last=False)
-            self._bytes -= oldest.nbytes
+            self._bytes -= entry_bytes(oldest)

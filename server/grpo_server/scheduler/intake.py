@@ -9,12 +9,11 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from grpo_client.protocol import ScoreRequest
+from grpo_client.protocol import CompletionScores, ScoreRequest
 
 from grpo_server.engine.contract import Piece
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.scheduler.assembly import Assembly, host_bytes
-from grpo_server.scheduler.cache import CompletionResult
 from grpo_server.scheduler.cutting import Cut, cut
 
 
@@ -32,16 +31,16 @@ class Plan:
 
 def plan(
     request: ScoreRequest,
-    found: Mapping[int, CompletionResult],
+    found: Mapping[int, CompletionScores],
     max_tokens: int,
     max_bytes: int | None,
     bytes_of: Callable[[Piece], int],
 ) -> Plan:
-    """found: results known by their flat index. max_tokens, max_bytes: of a batch. Raises ServiceError (413) for a cut that no
+    """found: scores known by their flat index. max_tokens, max_bytes: of a batch. Raises ServiceError (413) for a cut that no
     batch holds."""
     assembly = Assembly(request)
-    for index, result in found.items():
-        assembly.place(index, result)
+    for place, scores in found.items():
+        assembly.place((place,), scores)
     wanted = {i for i, length in enumerate(assembly.lengths) if length and i not in found}
     cuts = deque(_priced(c, bytes_of(c.piece), max_bytes) for c in cut(request, wanted, max_tokens))
     return Plan(cuts, sum(c.tokens for c in cuts), assembly, len(wanted), host_bytes(request))

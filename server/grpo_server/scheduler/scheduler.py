@@ -19,9 +19,8 @@ from grpo_client.protocol import ScoreRequest, ScoreResult
 from grpo_server.engine.contract import BatchScores, Engine
 from grpo_server.errors import ReferenceReplaced, ServiceError
 from grpo_server.scheduler.admission import Admission
-from grpo_server.scheduler.assembly import split
 from grpo_server.scheduler.batcher import Batcher
-from grpo_server.scheduler.cache import CompletionResult, ResultCache, content_keys, request_key, result_keys
+from grpo_server.scheduler.cache import ResultCache, content_keys, request_key, result_keys
 from grpo_server.scheduler.door import Door, draining
 from grpo_server.scheduler.events import BatchDone, Listener, Silence
 from grpo_server.scheduler.intake import Plan, plan
@@ -130,7 +129,7 @@ class Scheduler:
         large = is_large(request)
         contents = await self._aside(large, content_keys, request) if large or self.cache.enabled else None
         keys = result_keys(contents, reference.fingerprint) if contents is not None and self.cache.enabled else []
-        found = {i: result for i, key in enumerate(keys) if (result := self.cache.get(key)) is not None}
+        found = {i: scores for i, key in enumerate(keys) if (scores := self.cache.get(key)) is not None}
         limits = self._limits
         planned = await self._aside(
             large, plan, request, found, limits.max_batch_tokens, limits.max_batch_bytes, self._engine.bytes_of
@@ -202,9 +201,9 @@ class Scheduler:
             if entry.job.reference != scores.reference:  # an answer is of one reference, the one that is named in it
                 self.fail(entry.job, ReferenceReplaced())
                 continue
-            lengths = [len(completion) for completion in entry.cut.piece.completions]
-            for place, result in zip(entry.cut.places, split(piece_scores, lengths), strict=True):
-                self._place(entry.job, place, result)
+            entry.job.assembly.place(entry.cut.places, piece_scores)
+            for place in entry.cut.places:
+                self._keep(entry.job, place)
                 if (placed := placed + 1) % PLACED_AT_ONCE == 0:
                     await asyncio.sleep(0)
             entry.job.outstanding -= 1
@@ -226,10 +225,9 @@ class Scheduler:
             )
         )
 
-    def _place(self, job: Job, place: int, result: CompletionResult) -> None:
-        job.assembly.place(place, result)
+    def _keep(self, job: Job, place: int) -> None:
         if job.keys:
-            self.cache.put(job.keys[place], result)
+            self.cache.put(job.keys[place], job.assembly.completion(place))
 
     def fail(self, job: Job, error: ServiceError) -> None:
         if not job.over:

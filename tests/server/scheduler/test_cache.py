@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from grpo_client.protocol import Group, ScoreRequest
-from grpo_server.scheduler.cache import CompletionResult, ResultCache, content_keys, result_keys
+from grpo_client.protocol import CompletionScores, Group, ScoreRequest, Status
+from grpo_server.scheduler.cache import ResultCache, content_keys, entry_bytes, result_keys
 from server_fakes import ids
 
 
-def result(tokens: int) -> CompletionResult:
-    return CompletionResult(np.arange(tokens, dtype=np.float32), 0, {"rank": np.zeros(tokens, dtype=np.int32)})
+def scores(tokens: int) -> CompletionScores:
+    figures = {"rank": np.zeros(tokens, dtype=np.int32)}
+    return CompletionScores(Status.OK, np.arange(tokens, dtype=np.float32), figures)
 
 
 def keys_of(request: ScoreRequest, fingerprint: str) -> list[bytes]:
@@ -48,12 +49,12 @@ def test_what_does_not_change_the_answer_does_not_change_the_key() -> None:
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    size = result(8).nbytes
+    size = entry_bytes(scores(8))
     cache = ResultCache(3 * size)
     for key in (b"a", b"b", b"c"):
-        cache.put(key, result(8))
+        cache.put(key, scores(8))
     assert cache.get(b"a") is not None  # now b is the oldest
-    cache.put(b"d", result(8))
+    cache.put(b"d", scores(8))
     assert [key for key in (b"a", b"b", b"c", b"d") if cache.get(key)] == [b"a", b"c", b"d"]
     assert cache.nbytes == 3 * size
 
@@ -63,17 +64,17 @@ def test_bytes_never_pass_the_bound_and_agree_with_the_entries() -> None:
     rng = np.random.default_rng(0)
     kept: dict[bytes, int] = {}
     for i in range(500):
-        r, key = result(int(rng.integers(0, 400))), bytes([i % 50])
+        r, key = scores(int(rng.integers(0, 400))), bytes([i % 50])
         cache.put(key, r)
-        kept[key] = r.nbytes
+        kept[key] = entry_bytes(r)
         assert cache.nbytes <= 10_000
     assert cache.nbytes == sum(size for key, size in kept.items() if cache.get(key) is not None)
 
 
 def test_one_that_is_larger_than_the_cache_is_not_kept_and_drives_nothing_out() -> None:
     cache = ResultCache(2000)
-    cache.put(b"small", result(1))
-    cache.put(b"large", result(10_000))
+    cache.put(b"small", scores(1))
+    cache.put(b"large", scores(10_000))
     assert cache.get(b"large") is None
     assert cache.get(b"small") is not None
 
@@ -81,7 +82,7 @@ def test_one_that_is_larger_than_the_cache_is_not_kept_and_drives_nothing_out() 
 def test_an_entry_does_not_keep_the_batch_alive() -> None:
     batch = np.zeros(1000, dtype=np.float32)
     cache = ResultCache(10_000)
-    cache.put(b"a", CompletionResult(batch[:2], 0, {}))
+    cache.put(b"a", CompletionScores(Status.OK, batch[:2], {}))
     batch[:] = 7
     entry = cache.get(b"a")
     assert entry is not None
@@ -91,6 +92,6 @@ def test_an_entry_does_not_keep_the_batch_alive() -> None:
 
 def test_zero_bytes_turn_it_off() -> None:
     cache = ResultCache(0)
-    cache.put(b"a", result(0))
+    cache.put(b"a", scores(0))
     assert not cache.enabled
     assert cache.get(b"a") is None

@@ -155,13 +155,13 @@ async def test_scores_of_a_large_batch_are_handed_out_in_turns(
 ) -> None:
     handed: list[int] = []
     async with scheduler(engine, **LIMITS, max_batch_tokens=10 * MANY) as s:
-        place = s._place
+        put = s.cache.put
 
-        def noted(job: Any, *args: Any) -> None:
+        def noted(*args: Any) -> None:
             handed[-1] += 1
-            place(job, *args)
+            put(*args)
 
-        monkeypatch.setattr(s, "_place", noted)
+        monkeypatch.setattr(s.cache, "put", noted)
         waiting = asyncio.create_task(s.submit(many()))
         handed.append(0)
         while not waiting.done():
