@@ -1,9 +1,10 @@
 """The one path from a request, whatever dialect it came in, to its result. A dialect is a file in `routes` that calls this.
 
     scoring: Annotated[Scoring, Depends(get_scoring)]
-    result = await scoring.score(ScoreRequest.of(prompts, completions, temperature=0.7))
+    result = await scoring.score(request)
 
-Everything is checked here once more against the model that will answer; errors name the native fields.
+A request is checked once: its shape by whoever read it, and what the model allows here, in the names of the native message; or
+by a dialect in its own names, which then calls `score_checked`.
 
 A reference may be replaced while a request is read. What depends on it (the model's name, the vocabulary, the tokenizer, the
 identity in the answer) is taken from one `Hosted`, and only that one may score:
@@ -20,7 +21,7 @@ from typing import TypeVar
 
 from grpo_client.protocol import ReferenceInfo, ScoreRequest, ScoreResult
 from grpo_client.text import TextScoreRequest
-from grpo_client.validation.request import check_request, check_shape
+from grpo_client.validation.request import check_request
 
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ReferenceReplaced, ServiceError
@@ -58,8 +59,9 @@ class Scoring:
     async def score(self, request: ScoreRequest | TextScoreRequest, by: Hosted | None = None) -> ScoreResult:
         """Check, queue and compute. For text, the result carries the ids that were scored.
 
-        by: the only reference that may answer; None: whichever hosts. Raises ProtocolError (400, 413, 422) for a request that
-        is wrong, ServiceError for one that cannot be served, ReferenceReplaced when another hosts than `by`.
+        request: of a shape that `check_structure` lets pass, as every decoder gives it. by: alone may answer; None: whichever
+        hosts. Raises ProtocolError (413, 422) for what the model does not allow, ServiceError for what cannot be served,
+        ReferenceReplaced when another hosts than `by`.
         """
         if by is None:
             return await self.by_one_reference(lambda hosted: self.score(request, hosted))
@@ -76,13 +78,10 @@ class Scoring:
     async def _tokenize(self, request: TextScoreRequest, by: Hosted) -> ScoreRequest:
         if by.tokenizer is None:
             raise no_tokenizer()
-        check_shape(request)
         return await tokenize_request(self._service, by.tokenizer, request, by.info.max_length)
 
     async def _score_ids(self, request: ScoreRequest, by: Hosted) -> ScoreResult:
         info = by.info
-        if info != self.hosted.info:
-            raise ReferenceReplaced
         if request.fingerprint is not None and request.fingerprint != info.fingerprint:
             raise ServiceError(
                 ErrorCode.FINGERPRINT_MISMATCH,
@@ -94,17 +93,22 @@ class Scoring:
             await self._service.in_codec(self._check, request, info)
         else:
             self._check(request, info)
-        result = await self._service.scheduler.submit(request)
-        if result.reference != info:
-            raise ReferenceReplaced
-        return result
+        return await self.score_checked(request, by)
 
     def _check(self, request: ScoreRequest, info: ReferenceInfo) -> None:
-        """Every id is looked at once, against the vocabulary; what read it from a body has looked at its type."""
-        check_shape(request)
         check_request(
             request,
             vocab_size=info.vocab_size,
             max_length=info.max_length,
             max_top_k=self._service.config.max_top_k,
         )
+
+    async def score_checked(self, request: ScoreRequest, by: Hosted) -> ScoreResult:
+        """Queue and compute what was held against `by` already, which alone may answer. Raises ServiceError for what cannot be
+        served now, ReferenceReplaced when another hosts."""
+        if by.info != self.hosted.info:
+            raise ReferenceReplaced
+        result = await self._service.scheduler.submit(request)
+        if result.reference != by.info:
+            raise ReferenceReplaced
+        return result

@@ -80,6 +80,12 @@ def read_container(
     return metadata, arrays
 
 
+def check_arrays(arrays: Arrays, known: dict[str, tuple[str, int]]) -> None:
+    """The same rules for arrays that came in another container. Raises ProtocolError."""
+    for name, values in arrays.items():
+        _check_entry(name, {"dtype": _CODES.get(values.dtype), "shape": list(values.shape)}, known)
+
+
 def _header(body: bytes, limit: int) -> dict[str, Any]:
     length = int.from_bytes(body[:_LENGTH_BYTES], "little")
     if len(body) < _LENGTH_BYTES or (length <= limit and len(body) < _LENGTH_BYTES + length):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from grpo_client.validation.request import (
     read_temperature,
     read_top_k,
 )
-from grpo_client.wire_tensors.container import Arrays, read_container, write_container
+from grpo_client.wire_tensors.container import Arrays, check_arrays, read_container, write_container
 
 _KNOWN: Final = {
     "prompt_ids": ("I32", 1),
@@ -76,6 +76,16 @@ def decode_request(body: bytes, limits: Limits | None = None) -> ScoreRequest:
     limits = limits or Limits()
     check_body(body, limits)
     metadata, arrays = read_container(body, _KNOWN, limits.max_header_bytes)
+    return _request(arrays, metadata, limits)
+
+
+def request_of_arrays(arrays: Arrays, metadata: Mapping[str, str], limits: Limits | None = None) -> ScoreRequest:
+    """The same for tensors and metadata that came in another container, by their names here. Raises ProtocolError."""
+    check_arrays(arrays, _KNOWN)
+    return _request(arrays, metadata, limits or Limits())
+
+
+def _request(arrays: Arrays, metadata: Mapping[str, str], limits: Limits) -> ScoreRequest:
     for name in metadata:
         if name not in _METADATA:
             param = clipped(name)

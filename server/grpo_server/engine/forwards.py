@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from grpo_numerics.model_parts import fresh_rotary
 from grpo_numerics.packed import (
@@ -178,4 +179,4 @@ class PlainForward(_OwnAttention):
 
 
 def _ids(tokens: Any) -> Tensor:
-    return torch.from_numpy(tokens).long()
+    return torch.from_numpy(tokens.astype(np.int64))  # a copy: what came over the wire may not be written to

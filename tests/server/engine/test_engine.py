@@ -72,6 +72,19 @@ def test_empty_batches_and_equal_completions(engine):
     assert engine.prepare([Piece(ids(1, 2), (ids(5, 6, 7), ids(5, 6, 7)), 1.0)]).tokens == 4
 
 
+@pytest.mark.parametrize("tier", ["packed", "cache", "plain"])
+def test_ids_as_they_came_over_the_wire_may_not_be_written_to(tier):
+    engine = TorchEngine(EngineConfig(model="tiny", tier=tier), Loaded(llama(), None, None))
+    prompt, first, second, asked = (
+        np.frombuffer(ids(*row).tobytes(), np.int32) for row in ((1, 2), (3, 4, 5), (6,), range(4))
+    )
+    for piece in (Piece(prompt, (first, second), 1.0), Piece(prompt, (second,), 1.0, token_ids=(asked.reshape(1, 4),))):
+        [scores] = score(engine, [piece])
+        writable = [ids(*c.tolist()) for c in piece.completions]
+        [same] = score(engine, [Piece(ids(1, 2), tuple(writable), 1.0, token_ids=piece.token_ids)])
+        assert np.array_equal(scores.logprobs, same.logprobs)
+
+
 def test_nonfinite_weights_mark_only_what_they_touch():
     model = llama(tie_word_embeddings=False)
     broken = VOCAB - 1

@@ -10,7 +10,6 @@ from grpo_client import wire_tensors
 from grpo_client.protocol import ScoreRequest, ScoreResult
 from grpo_client.validation.request import Limits
 from grpo_client.wire_json import json_pieces
-from grpo_client.wire_tensors.container import write_container
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 from grpo_server.errors import ErrorCode, ServiceError
@@ -98,7 +97,7 @@ def decode(body: bytes, header_length: int | None, limits: Limits) -> tuple[Infe
         raise wrong(HEADER_LENGTH, f"leaves {len(raw)} bytes behind the last tensor that no input claims")
     _check_parameters(asked)
     settings = {name: str(asked.parameters[name]) for name in SETTINGS if asked.parameters.get(name) is not None}
-    return asked, wire_tensors.decode_request(write_container(arrays, settings), limits)
+    return asked, wire_tensors.request_of_arrays(arrays, settings, limits)
 
 
 def _check_parameters(asked: InferRequest) -> None:

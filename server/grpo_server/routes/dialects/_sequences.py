@@ -114,7 +114,7 @@ async def score_sequences(
 ) -> list[SequenceScores]:
     """Score them all, in the order given. next_token: also find what would come after each, where the context has room.
 
-    hosted: who shall answer. Raises ServiceError in the dialect's own words, and what `Scoring.score` raises.
+    hosted: who shall answer. Raises ServiceError in the dialect's own words, and what `Scoring.score_checked` raises.
     """
     much = are_many(sequences)
     width = max(top_k, 1) if next_token else top_k
@@ -127,7 +127,7 @@ async def score_sequences(
         return order, ScoreRequest(tuple(groups), extras=frozenset(extras), top_k=width)
 
     order, request = await aside(service, much, question)
-    result = await scoring.score(request, hosted)
+    result = await scoring.score_checked(request, hosted)
     return await aside(service, much, lambda: _answers(sequences, order, result, top_k))
 
 
@@ -200,7 +200,7 @@ def _grouped(sequences: Sequence[ScoredSequence]) -> tuple[list[int], list[Group
 def _check(
     service: Service, info: ReferenceInfo, sequences: Sequence[ScoredSequence], names: Names, top_k: int
 ) -> None:
-    """What `Scoring` would refuse as well, but in names that this dialect does not have."""
+    """What `check_request` holds of a native request, in the names of this dialect."""
     every = names.sequences.partition("[")[0]
     if not sequences:
         raise _impossible(f"{every} is empty; give at least one sequence", every)
