@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING
 
 from .collapse_free import collapse_free_cross_entropy, collapse_free_log_softmax
 from .head.autograd import fused_logprobs
+from .head.figures import HeadScores
 from .head.online import OnlineLogSumExp
-from .head.score import HeadScores, score_rows
+from .head.score import score_rows
 from .head.spec import HeadSpec, Tile, default_tile, scratch_bytes
 from .kl import KlKind, kl_estimate
 from .sparse import entmax15, entmax15_loss, sparsemax, sparsemax_loss

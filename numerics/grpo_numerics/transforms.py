@@ -81,14 +81,14 @@ def check_normalizer(normalizer: str) -> None:
         raise ValueError(f"normalizer must be 'softmax' or 'stablemax', got {normalizer!r}")
 
 
-def check_targets(targets: Tensor, vocab: int, shape: torch.Size, name: str = "targets") -> None:
-    """ValueError, in terms of `name`, unless they are integer ids inside the vocabulary, in the shape given."""
+def check_targets(targets: Tensor, vocab: int, shape: torch.Size, name: str = "targets", *, lowest: int = 0) -> None:
+    """ValueError, in terms of `name`, unless they are integer ids from `lowest` to the vocabulary's end, in this shape."""
     if targets.shape != shape:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(targets.shape)}")
     if targets.is_floating_point() or targets.dtype is torch.bool:
         raise ValueError(f"{name} must be integer ids, got {targets.dtype}")
-    if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < vocab:
+    if targets.numel() and not lowest <= int(targets.min()) <= int(targets.max()) < vocab:
         raise ValueError(
-            f"{name} must lie in [0, {vocab}), got {int(targets.min())} to {int(targets.max())}: "
+            f"{name} must lie in [{lowest}, {vocab}), got {int(targets.min())} to {int(targets.max())}: "
             "replace padding by any valid id and mask its score"
         )

@@ -4,6 +4,7 @@ Importing this needs Triton. What the kernels cost and how they were checked wit
 """
 
 from .gradient import TritonGradient
+from .scoring import block_scores
 from .tiles import TritonTiles
 
-__all__ = ["TritonGradient", "TritonTiles"]
+__all__ = ["TritonGradient", "TritonTiles", "block_scores"]

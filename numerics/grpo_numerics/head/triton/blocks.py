@@ -34,21 +34,22 @@ class Blocks:
     precision: Precision = "ieee"
 
 
-def product_blocks(dtype: torch.dtype, capability: tuple[int, int], *, elaborate: bool) -> Blocks:
+def product_blocks(dtype: torch.dtype, capability: tuple[int, int], *, elaborate: bool, crowded: bool) -> Blocks:
     """For hidden times weight in scoring, operands of `dtype` as stored, on a GPU of this compute capability.
 
-    elaborate: soft-cap or StableMax follow, whose elementwise arithmetic wants registers that a wide block takes.
+    elaborate: a soft-cap follows, whose elementwise arithmetic wants registers that a wide block takes. crowded: StableMax,
+    lists of the best or asked ids do, which want still more.
     """
     if dtype == torch.float32:
         return Blocks(64, 64, 32, warps=4, stages=2)
     if capability[0] in _LARGE_SHARED_MEMORY:
-        return Blocks(128, 128 if elaborate else 256, 64, warps=8, stages=3)
-    return Blocks(128, 128, 32, warps=8, stages=4)
+        return Blocks(128, 64 if crowded else 128 if elaborate else 256, 64, warps=8, stages=3)
+    return Blocks(128, 64 if crowded else 128, 32, warps=8, stages=4)
 
 
 def gradient_blocks(dtype: torch.dtype, capability: tuple[int, int], *, elaborate: bool) -> Blocks:
     """For hidden times weight in the backward pass, where the whole block is turned into its gradient at once."""
-    blocks = product_blocks(dtype, capability, elaborate=elaborate)
+    blocks = product_blocks(dtype, capability, elaborate=elaborate, crowded=False)
     return blocks if dtype == torch.float32 else replace(blocks, n=64 if elaborate else 128)
 
 
@@ -68,9 +69,10 @@ def accumulate_blocks(dtype: torch.dtype, capability: tuple[int, int]) -> Blocks
     return gradient_blocks(dtype, capability, elaborate=False)
 
 
-def vocabulary_tile(vocab: int, block_n: int) -> int:
-    """Tokens that one program of the first stage goes through: 1024, less where that would leave a GPU idle."""
-    tile = _LARGEST_TILE
+def vocabulary_tile(vocab: int, block_n: int, *, listed: bool = False) -> int:
+    """Tokens that one program of the first stage goes through: 1024, less where that would leave a GPU idle. listed: twice
+    as many, because a list is filled anew in each."""
+    tile = 2 * _LARGEST_TILE if listed else _LARGEST_TILE
     while tile > block_n and vocab < tile * _ENOUGH_TILES:
         tile //= 2
     return tile

@@ -2,7 +2,8 @@
 
 A program of the first stage owns one (row block, vocabulary tile) and one of the second one row block, each writes
 only what it owns, and every loop has a fixed order: the same input gives the same bits each time. The blocks do not
-depend on the number of rows, so neither do the bits of a row.
+depend on the number of rows, so neither do the bits of a row. Where single tokens are asked for, `chosen` takes them out
+of a tile before it is summed; the caller puts their logits, which it then holds exactly once, back into the sums.
 
 Formula: Milakov and Gimelshein, "Online normalizer calculation for softmax", arXiv 1805.02867, as in `head.online`. The
 target is kept out of the sums and its logit is an input, for the reasons that `head` gives.
@@ -13,6 +14,7 @@ target is kept out of the sums and its logit is an input, for the reasons that `
 import triton
 import triton.language as tl
 
+from .chosen import BEYOND, LOWEST, empty_list, keep_best, keys_of, lift_asked
 from .logits import FAR_BELOW, LOG2E, biased, dot_products, transformed
 
 
@@ -43,12 +45,21 @@ def partials_kernel(
     totals,
     weighteds,
     aboves,
+    asked,
+    begins,
+    asked_logits,
+    floor,
+    keys,
     rows,
     vocab,
     dim,
+    width,
+    tiles,
+    first_tile,
     logit_scale,
     softcap,
     STABLEMAX: tl.constexpr,
+    LIST: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -60,11 +71,16 @@ def partials_kernel(
 
     In: hidden (R, dim), weight (V, dim), bias (V,) or None, temperature (R,) or None, targets (R,), target_logits (R,).
     Out, each (tiles, R): maxima; totals, the sum of e^(z - max); weighteds, the sum of (z - max) e^(z - max), or None;
-    aboves, how many logits are larger than the target's, or None. Grid: (row blocks, tiles), row blocks first: those
-    that run together then read the same tile of the weight.
+    aboves, how many logits are larger than the target's, or None. Grid: (row blocks, tiles from first_tile on), row
+    blocks first: those that run together then read the same tile of the weight.
+
+    asked (R, width) int32 or None: ids to look up, ascending in each row; begins (R, tiles) int32: where those of a tile
+    begin; asked_logits (R, width): their logits, which leave the sums, as the target's does.
+    keys (R, tiles of this launch, LIST) int64 or None, see `chosen.keys_of`: the LIST best of the rest, which leave the sums,
+    too, above floor (R,) or None. With LIST 0: (R, tiles of this launch x TILE), all of the rest, which stay in the sums.
     """
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    tile = tl.program_id(1)
+    tile = first_tile + tl.program_id(1)
     held = tl.minimum(row, rows - 1)
     target = tl.load(targets + held)
     threshold = tl.load(target_logits + held)
@@ -75,6 +91,10 @@ def partials_kernel(
     total = tl.zeros((BLOCK_M,), dtype=tl.float32)
     weighted = tl.zeros((BLOCK_M,), dtype=tl.float32)
     above = tl.zeros((BLOCK_M,), dtype=tl.int32)
+    if asked is not None:
+        upcoming = tl.load(begins + held * tiles + tile)
+    if LIST > 0:
+        best, best_ids = empty_list(floor, held, LIST)
     for start in range(0, TILE, BLOCK_N):
         column = tile * TILE + start + tl.arange(0, BLOCK_N)
         known = tl.minimum(column, vocab - 1)
@@ -84,8 +104,20 @@ def partials_kernel(
         z = tl.where(counted, z, float("-inf"))
         if aboves is not None:
             above += tl.sum((z > threshold[:, None]).to(tl.int32), 1)
+        if keys is not None:
+            # A token whose logit is -inf may still be among the best of a row that has nothing better.
+            z = tl.where(counted & (z < LOWEST), LOWEST, z)
+        if asked is not None:
+            end = tl.minimum(tile * TILE + start + BLOCK_N, vocab)
+            z, upcoming = lift_asked(z, column, end, upcoming, asked, asked_logits, row, rows, width)
+        if LIST > 0:
+            z, best, best_ids = keep_best(z, column, best, best_ids)
+        elif keys is not None:
+            ids = tl.where(z == float("-inf"), BEYOND, column[None, :])
+            at = row.to(tl.int64)[:, None] * (tl.num_programs(1) * TILE) + (column - first_tile * TILE)[None, :]
+            tl.store(keys + at, keys_of(z, ids), mask=(row < rows)[:, None])
         larger = tl.maximum(maximum, tl.max(z, 1))
-        shift = tl.where(larger == float("-inf"), 0.0, larger)
+        shift = tl.where(larger <= (float("-inf") if keys is None else LOWEST), 0.0, larger)
         z -= shift[:, None]
         powers = tl.exp2(z * LOG2E)
         gap = maximum - shift
@@ -95,6 +127,9 @@ def partials_kernel(
             weighted = decay * (weighted + tl.maximum(gap, FAR_BELOW) * total) + of_tile
         total = decay * total + tl.sum(powers, 1)
         maximum = larger
+    if LIST > 0:
+        at = (row.to(tl.int64) * tl.num_programs(1) + tl.program_id(1))[:, None] * LIST + tl.arange(0, LIST)[None, :]
+        tl.store(keys + at, keys_of(best, best_ids), mask=(row < rows)[:, None])
     place = tile * rows + row
     inside = row < rows
     tl.store(maxima + place, maximum, mask=inside)
@@ -116,20 +151,25 @@ def merge_kernel(
     weighted_out,
     above_out,
     rows,
-    tiles,
+    parts,
+    row_stride,
+    part_stride,
     BLOCK_M: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """The (tiles, R) partial sums of `partials_kernel` to the (R,) sums over the whole vocabulary."""
+    """Partial sums of R rows, as `partials_kernel` makes them, to the (R,) sums of each row, in a fixed order.
+
+    The sums of part t of row r lie at r * row_stride + t * part_stride. totals None: maxima are single logits.
+    """
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     maximum = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), dtype=tl.float32)
     weighted = tl.zeros((BLOCK_M,), dtype=tl.float32)
     above = tl.zeros((BLOCK_M,), dtype=tl.int32)
-    for start in range(0, tiles, BLOCK_T):
-        tile = start + tl.arange(0, BLOCK_T)
-        place = tile[:, None] * rows + row[None, :]
-        inside = (tile < tiles)[:, None] & (row < rows)[None, :]
+    for start in range(0, parts, BLOCK_T):
+        part = start + tl.arange(0, BLOCK_T)
+        place = part.to(tl.int64)[:, None] * part_stride + row.to(tl.int64)[None, :] * row_stride
+        inside = (part < parts)[:, None] & (row < rows)[None, :]
         peaks = tl.load(maxima + place, mask=inside, other=float("-inf"))
         larger = tl.maximum(maximum, tl.max(peaks, 0))
         shift = tl.where(larger == float("-inf"), 0.0, larger)
@@ -137,11 +177,15 @@ def merge_kernel(
         decays = tl.exp2(gaps * LOG2E)
         gap = maximum - shift
         decay = tl.exp2(gap * LOG2E)
-        sums = tl.load(totals + place, mask=inside, other=0.0)
-        if weighteds is not None:
-            of_tiles = tl.load(weighteds + place, mask=inside, other=0.0)
-            of_tiles = decays * (of_tiles + tl.maximum(gaps, FAR_BELOW) * sums)
-            weighted = decay * (weighted + tl.maximum(gap, FAR_BELOW) * total) + tl.sum(of_tiles, 0)
+        sums = 1.0
+        if totals is not None:
+            sums = tl.load(totals + place, mask=inside, other=0.0)
+        if weighted_out is not None:
+            of_parts = tl.maximum(gaps, FAR_BELOW) * sums
+            if weighteds is not None:
+                of_parts += tl.load(weighteds + place, mask=inside, other=0.0)
+            of_parts = decays * of_parts
+            weighted = decay * (weighted + tl.maximum(gap, FAR_BELOW) * total) + tl.sum(of_parts, 0)
         total = decay * total + tl.sum(decays * sums, 0)
         if aboves is not None:
             above += tl.sum(tl.load(aboves + place, mask=inside, other=0), 0)
@@ -149,7 +193,7 @@ def merge_kernel(
     inside = row < rows
     tl.store(maximum_out + row, maximum, mask=inside)
     tl.store(total_out + row, total, mask=inside)
-    if weighteds is not None:
+    if weighted_out is not None:
         tl.store(weighted_out + row, weighted, mask=inside)
     if aboves is not None:
         tl.store(above_out + row, above, mask=inside)

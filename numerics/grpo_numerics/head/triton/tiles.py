@@ -1,7 +1,6 @@
-"""The kernels as tensors see them: the same tiles as `head.tiles`, computed by Triton.
+"""The kernels as tensors see them: the same tiles as `head.tiles`, computed by Triton, and how a kernel is launched.
 
-Validation, padding, the target's float64 logit and everything elementwise on (R,) figures are inherited or left to the
-caller; here are only grids, scratch and arguments.
+Validation and padding are inherited. Scoring is in `scoring`, the gradient in `gradient`: grids, scratch and arguments.
 """
 
 from __future__ import annotations
@@ -9,17 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from ...transforms import Normalizer
-from ..online import OnlineLogSumExp
 from ..spec import ROW_MULTIPLE, HeadSpec, Tile
 from ..tiles import LogitTiles, RowBlock
 from . import forward
-from .blocks import ROWS, SLICE, Blocks, product_blocks, vocabulary_tile
-
-_MERGED_ROWS, _MERGED_TILES = 16, 64
+from .blocks import ROWS, SLICE, Blocks
 
 
 class TritonTiles(LogitTiles):
@@ -58,56 +53,6 @@ class TritonTiles(LogitTiles):
             BLOCK_K=128,
         )
         return out[:, None].to(self.dtype)
-
-    def sums_of_others(
-        self, block: RowBlock, target: Tensor, *, entropy: bool, rank: bool
-    ) -> tuple[OnlineLogSumExp, Tensor | None]:
-        """Sums over all tokens but each row's target, and (M,) how many of those have a logit above `target` (M,)."""
-        blocks = product_blocks(self.weight.dtype, self.capability, elaborate=self.elaborate)
-        tile = vocabulary_tile(self.vocab, blocks.n)
-        tiles, height = triton.cdiv(self.vocab, tile), block.height
-        partial = target.new_empty(3 if entropy else 2, tiles, height)
-        partial_above = target.new_empty(tiles, height, dtype=torch.int32) if rank else None
-        sums = OnlineLogSumExp(height, dtype=self.dtype, device=target.device, entropy=entropy)
-        above = target.new_empty(height, dtype=torch.int32) if rank else None
-        partial_weighted = partial[2] if entropy else None
-        launch(
-            forward.partials_kernel,
-            (triton.cdiv(height, blocks.m), tiles),
-            block.hidden.contiguous(),
-            self.weight,
-            self.bias,
-            temperature_of(block),
-            block.targets,
-            target.contiguous(),
-            partial[0],
-            partial[1],
-            partial_weighted,
-            partial_above,
-            height,
-            self.vocab,
-            self.weight.shape[1],
-            TILE=tile,
-            **self.head_options(),
-            **product_options(blocks, self.weight.shape[1]),
-        )
-        launch(
-            forward.merge_kernel,
-            (triton.cdiv(height, _MERGED_ROWS),),
-            partial[0],
-            partial[1],
-            partial_weighted,
-            partial_above,
-            sums.maximum,
-            sums.total,
-            sums.weighted,
-            above,
-            height,
-            tiles,
-            BLOCK_M=_MERGED_ROWS,
-            BLOCK_T=_MERGED_TILES,
-        )
-        return sums, above
 
     def head_options(self) -> dict[str, Any]:
         """What the model does to its logits, as the kernels take it; None where it does nothing."""

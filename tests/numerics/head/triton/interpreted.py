@@ -209,10 +209,17 @@ def test_a_row_has_the_same_bits_alone_and_in_a_batch() -> None:
         assert torch.equal(score_rows(hidden[rows], weight, targets[rows]).logprobs, together[rows])
 
 
-def test_top_k_and_other_dtypes_stay_with_torch() -> None:
-    hidden, weight, _, targets = random_head(3, 8, 20, torch.float32)
+@pytest.mark.parametrize("k", [3, 30, 90])
+def test_equal_logits_come_in_the_order_of_their_ids(k: int) -> None:
+    levels = torch.arange(200) % 7
+    scores = score_rows(torch.ones(2, 1), levels[:, None].float(), torch.tensor([6, 50]), top_k=k)
+    expected = sorted(range(200), key=lambda i: (-int(levels[i]), i))[:k]
+    assert scores.top_ids is not None
+    assert scores.top_ids.tolist() == [expected, expected]
+
+
+def test_other_dtypes_and_layouts_stay_with_torch() -> None:
+    hidden, weight, _ = random_head(3, 8, 20, torch.float32)[:3]
     assert not on_triton(hidden.double(), weight.double())
     assert not on_triton(hidden, weight.half())
     assert not on_triton(hidden, weight.T.contiguous().T)
-    scores = score_rows(hidden, weight, targets, top_k=2, token_ids=targets[:, None])
-    torch.testing.assert_close(scores.logprobs, score_rows(hidden, weight, targets).logprobs)

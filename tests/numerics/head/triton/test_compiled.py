@@ -34,12 +34,21 @@ ARGUMENTS = {
     **dict.fromkeys(("rows", "vocab", "dim", "out_stride", "height", "width", "depth"), "i32"),
     **dict.fromkeys(("left_stride_m", "left_stride_k"), "i32"),
     **dict.fromkeys(("logit_scale", "softcap"), "fp32"),
-    "targets": "*i64",
-    "aboves": "*i32",
+    **dict.fromkeys(("width", "tiles", "first_tile"), "i32"),
+    **dict.fromkeys(("targets", "keys"), "*i64"),
+    **dict.fromkeys(("aboves", "asked", "begins"), "*i32"),
 }  # and every other is a pointer to fp32
 ALIGNED = {"rows", "dim", "out_stride", "height", "width", "depth", "left_stride_m", "left_stride_k"}
 PLAIN = {"logit_scale": None, "softcap": None, "STABLEMAX": False}
 ELABORATE = {"STABLEMAX": True}  # and soft-cap, scale, bias, temperature, entropy, rank
+_UNASKED: dict[str, Any] = {"asked": None, "begins": None, "asked_logits": None, "width": 0}
+CHOSEN: dict[str, dict[str, Any]] = {
+    "none": {**_UNASKED, "keys": None, "floor": None, "LIST": 0},
+    "asked ids": {"keys": None, "floor": None, "LIST": 0},
+    "best 16": {**_UNASKED, "LIST": 16},
+    "best 64 and asked ids": {"LIST": 64},
+    "every logit and asked ids": {"floor": None, "LIST": 0},
+}
 
 
 @dataclass(frozen=True)
@@ -87,11 +96,21 @@ def check(kernel: Compiled, architecture: int) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("elaborate", [False, True])
-def test_scoring(architecture: int, elaborate: bool, tmp_path: Path) -> None:
-    shape = blocks.product_blocks(torch.bfloat16, divmod(architecture, 10), elaborate=elaborate)
-    options = {"TILE": blocks.vocabulary_tile(151936, shape.n), **product_options(shape, DIM)}
+@pytest.mark.parametrize("elaborate", [False, True], ids=["plain", "elaborate"])
+@pytest.mark.parametrize("chosen", CHOSEN)
+def test_scoring(architecture: int, elaborate: bool, chosen: str, tmp_path: Path) -> None:
+    crowded = elaborate or chosen != "none"
+    shape = blocks.product_blocks(torch.bfloat16, divmod(architecture, 10), elaborate=elaborate, crowded=crowded)
+    tile = blocks.vocabulary_tile(151936, shape.n, listed=chosen.startswith("best"))
+    options = {"TILE": tile, **product_options(shape, DIM), **CHOSEN[chosen]}
     options |= ELABORATE if elaborate else PLAIN
+    check(compiled(forward.partials_kernel, architecture, options, tmp_path), architecture)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_scoring_with_a_softcap(architecture: int, tmp_path: Path) -> None:
+    shape = blocks.product_blocks(torch.bfloat16, divmod(architecture, 10), elaborate=True, crowded=False)
+    options = {"TILE": 1024, **product_options(shape, DIM), "STABLEMAX": False, **CHOSEN["none"]}
     check(compiled(forward.partials_kernel, architecture, options, tmp_path), architecture)
 
 

@@ -1,4 +1,4 @@
-"""The Triton kernels on a machine without a GPU: what they compute, interpreted; see `interpreted`."""
+"""The Triton kernels on a machine without a GPU: what they compute, interpreted; see `interpreted` and `test_chosen`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 
 pytest.importorskip("triton", reason="the CUDA kernels need triton: pip install triton")
 
-CASES = Path(__file__).with_name("interpreted.py")
+CASES = [Path(__file__).with_name("interpreted.py"), Path(__file__).parents[1] / "test_chosen.py"]
 
 
-@pytest.mark.timeout(900)  # half a minute of work; on a machine full of other work, minutes
+@pytest.mark.timeout(900)  # a minute of work; on a machine full of other work, minutes
 def test_the_kernels_match_float64_under_the_interpreter() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(CASES)],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *map(str, CASES)],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
