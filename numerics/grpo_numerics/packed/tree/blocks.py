@@ -1,0 +1,68 @@
+"""How large the blocks of the tree kernels are, by dtype, head size and kind of GPU; reasoned out in docs/kernels.md.
+
+Nothing here looks at the number of rows, so that a row's bits do not depend on how many others there are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Precision = Literal["ieee", "tf32"]
+
+_SMALLEST = 16  # side of a matrix product
+_LARGE_SHARED_MEMORY = frozenset({9, 10})  # compute capabilities (major) with 227 KiB a program
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """m: (row, head) pairs; n: keys; precision: of fp32 operands (halves know but one)."""
+
+    m: int
+    n: int
+    warps: int
+    stages: int
+    precision: Precision = "ieee"
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSize:
+    """A head of `dim` numbers as the matrix units take it: `whole` and then `rest`, each in a block of a power of two."""
+
+    whole: int
+    rest: int
+
+    @classmethod
+    def of(cls, dim: int) -> HeadSize:
+        """192 = 128 + 64, 96 = 64 + 32: two products where one block would be a quarter empty or more."""
+        block = block_of(dim)
+        if block in (dim, _SMALLEST) or block - dim < block // 4:
+            return cls(dim, 0)
+        return cls(block // 2, dim - block // 2)
+
+
+def block_of(dim: int) -> int:
+    """The power of two, from 16 on, that holds `dim`."""
+    return max(_SMALLEST, 1 << (dim - 1).bit_length())
+
+
+def forward_blocks(dtype: torch.dtype, dim: int, dim_v: int, capability: tuple[int, int]) -> Blocks:
+    """For scores and output, heads of `dim` (queries, keys) and `dim_v` (values)."""
+    wide = max(block_of(dim), block_of(dim_v)) > 128
+    if dtype == torch.float32:
+        return Blocks(32, 32, warps=4, stages=1) if wide else Blocks(64, 32, warps=4, stages=2)
+    if capability[0] in _LARGE_SHARED_MEMORY:
+        return Blocks(128, 64, warps=8, stages=2 if wide else 3)
+    return Blocks(64, 64, warps=4, stages=2) if wide else Blocks(128, 64, warps=8, stages=2)
+
+
+def backward_blocks(dtype: torch.dtype, dim: int, dim_v: int, capability: tuple[int, int]) -> Blocks:
+    """For all gradients; n is also the keys of a program that owns keys."""
+    wide = max(block_of(dim), block_of(dim_v)) > 128
+    if dtype == torch.float32:
+        return Blocks(32, 32, warps=4, stages=1)
+    if capability[0] in _LARGE_SHARED_MEMORY:
+        return Blocks(64, 64, warps=8, stages=1 if wide else 2)
+    return Blocks(32, 32, warps=4, stages=1) if wide else Blocks(64, 64, warps=8, stages=1)
