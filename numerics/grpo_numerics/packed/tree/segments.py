@@ -6,7 +6,6 @@ tree is, nor in which order segments lie in the stream, as long as a parent come
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -34,25 +33,11 @@ class Tree:
     @classmethod
     def of(cls, layout: PackedLayout, rows: int | None = None) -> Tree:
         """The tree of a layout, and with `rows` the padding up to that many rows as segments of their own."""
-        found = sorted((s.start, s.end, s.reach, s.position) for s in (*layout.prompts, *layout.completions))
-        parents: list[int] = []
-        open_: list[int] = []
-        for i, (start, end, reach, _) in enumerate(found):
-            while open_ and found[open_[-1]][2] <= start:
-                open_.pop()
-            parents.append(open_[-1] if open_ else -1)
-            if reach > end:
-                open_.append(i)
-        padding = [
-            (start, min(start + PADDING, rows or 0)) for start in range(layout.tokens, rows or layout.tokens, PADDING)
-        ]
-        as_index = _as_index
-        return cls(
-            as_index([s[0] for s in found] + [p[0] for p in padding]),
-            as_index([s[1] for s in found] + [p[1] for p in padding]),
-            as_index(parents + [-1] * len(padding)),
-            as_index([s[3] for s in found] + [0] * len(padding)),
-        )
+        columns = np.array([(s.start, s.end, s.parent, s.position) for s in layout.segments], np.int64).reshape(-1, 4)
+        start = np.arange(layout.tokens, rows or 0, PADDING, dtype=np.int64)
+        none = np.full_like(start, -1)
+        padding = np.stack([start, np.minimum(start + PADDING, rows or 0), none, np.zeros_like(start)], 1)
+        return cls(*np.concatenate([columns, padding]).T)
 
     def __len__(self) -> int:
         return len(self.start)
@@ -84,7 +69,3 @@ class Tree:
             pieces.append(np.arange(max(start, end - count), end))
             count -= end - start
         return np.concatenate(pieces[::-1]) if pieces else np.zeros(0, np.int64)
-
-
-def _as_index(values: Sequence[int]) -> Index:
-    return np.asarray(values, dtype=np.int64)
