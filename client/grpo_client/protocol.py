@@ -16,7 +16,7 @@ from typing import Literal, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from grpo_client import shown
 from grpo_client.arguments import readers
@@ -146,6 +146,8 @@ class ReferenceInfo(BaseModel):
     tier: str | None = None
     # True only where the start-up probe showed that scores are bitwise independent of the batch.
     bitwise: bool | None = None
+    # The release of the program that answered, in GET /v1/reference alone: absent from the answers to scoring.
+    server_version: str | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class Usage(BaseModel):

@@ -37,6 +37,8 @@ class Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
         schema = super().openapi()
         schema["components"]["schemas"] |= request_schemas()
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"key": []}, {}]  # a server without keys asks for none
         return schema
 
 
@@ -62,6 +64,8 @@ def create_app(config: ServerConfig, engine_loader: EngineLoader, stages: Stages
         responses=ERROR_RESPONSES,
         dependencies=[Depends(check_route)],
         redirect_slashes=False,
+        docs_url=None,  # routes.documentation has the page: FastAPI's own fetch their scripts from a CDN
+        redoc_url=None,
     )
     app.state.service = service
     app.state.scoring = Scoring(service)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import numpy as np
 import pytest
 from grpo_client import Group, ScoreRequest, TextScoreRequest, wire_json, wire_tensors
@@ -145,7 +147,7 @@ async def test_who_answers(engine: FakeEngine) -> None:
     async with serving(engine) as client:
         reference = (await client.get("/v1/reference")).json()
         models = (await client.get("/v1/models")).json()
-    assert reference == engine.info.model_dump()
+    assert reference == engine.info.model_dump() | {"server_version": version("grpo-refserver")}
     assert models["object"] == "list"
     assert [m["id"] for m in models["data"]] == ["fake"]
     assert models["data"][0]["max_model_len"] == engine.info.max_length

@@ -23,7 +23,15 @@ from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.middleware.keys import bearer_of, read_keys
 
 # Probes, metrics and documentation: what tells nothing about prompts or weights and computes nothing.
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/health/", "/metrics", "/docs", "/redoc", "/openapi.json"})
+DOCUMENTATION = {
+    "/openapi.json",
+    "/docs",
+    "/docs/start.js",
+    "/docs/swagger-ui-bundle.js",
+    "/docs/swagger-ui.css",
+    "/redoc",
+}
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/health/", "/metrics", *DOCUMENTATION})
 OPEN_PREFIXES = ("/v2/health/",)
 ADMIN_PREFIX = "/admin/"
 

@@ -11,10 +11,10 @@ from fastapi import APIRouter
 
 def routers() -> list[APIRouter]:
     """Every router, in the order in which the OpenAPI document lists them."""
-    from . import admin, health, metrics, native, reference, tokenizer
+    from . import admin, documentation, health, metrics, native, reference, tokenizer
     from .dialects import open_inference, openai, sglang, trl_legacy, vllm
     from .dialects.simple_grpo import route as simple_grpo
 
-    native_first = (native, reference, tokenizer, health, metrics, admin)
+    native_first = (native, reference, tokenizer, health, metrics, documentation, admin)
     dialects = (openai, vllm, sglang, open_inference, trl_legacy, simple_grpo)
     return [module.router for module in (*native_first, *dialects)]

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 from grpo_client.protocol import ROUTE_REFERENCE, ReferenceInfo
+from grpo_client.version import package_version
 
 from grpo_server.routes._common import ScoringDep, ServiceDep, identity_headers
 
@@ -14,8 +15,8 @@ router = APIRouter(tags=["reference"])
 
 @router.get(ROUTE_REFERENCE)
 async def reference(scoring: ScoringDep) -> ReferenceInfo:
-    """Model, fingerprint (to pin), version, dtype, mode, limits, and what the start-up probe found."""
-    return scoring.hosted.info
+    """Model, fingerprint (to pin), version, dtype, mode, limits, what the start-up probe found, and the server's release."""
+    return scoring.hosted.info.model_copy(update={"server_version": package_version()})
 
 
 @router.get("/v1/models")
