@@ -21,7 +21,8 @@ from grpo_client.protocol import EXTRA_ARRAYS, Group, ReferenceInfo, ScoreReques
 from grpo_server.app import create_app
 from grpo_server.config import ServerConfig
 from grpo_server.connections import server_settings
-from grpo_server.engine.contract import BatchScores, Hosted, Piece, PieceScores
+from grpo_server.engine.contract import BatchScores, Hosted, Piece, PieceScores, Tally
+from grpo_server.engine.tallies import EveryPiece
 from grpo_server.lifecycle import Service
 
 VOCAB = 100
@@ -106,6 +107,7 @@ class FakeEngine:
         self.fail: Callable[[Sequence[Piece]], BaseException | None] = lambda pieces: None
         self.fail_prepare: Callable[[Sequence[Piece]], BaseException | None] = lambda pieces: None
         self.piece_bytes = 1
+        self.counts: Callable[[], Tally] = EveryPiece
         self._open = threading.Event()
         self._open.set()
         self._entered = threading.Semaphore(0)
@@ -131,6 +133,9 @@ class FakeEngine:
 
     def bytes_of(self, piece: Piece) -> int:
         return self.piece_bytes
+
+    def tally(self) -> Tally:
+        return self.counts()
 
     def prepare(self, pieces: Sequence[Piece]) -> Any:
         if (error := self.fail_prepare(pieces)) is not None:

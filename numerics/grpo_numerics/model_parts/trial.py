@@ -27,8 +27,8 @@ def trial_groups(
     vocab_size: int, max_length: int, window: int = 0, edge: int | None = None
 ) -> list[tuple[Tokens, list[Tokens]]]:
     """Prompts (P,), each with its completions (C,), that touch every path: ragged, a one-token prompt, nested and shared
-    prompts, an empty completion; past the sliding window (0: none), and at `rotary_edge` with one token less and more, where
-    that is affordable."""
+    prompts, a later turn, an empty completion; past the sliding window (0: none), and at `rotary_edge` with one token less and
+    more, where that is affordable."""
     rng = np.random.default_rng(_SEED)
 
     def tokens(n: int) -> Tokens:
@@ -45,6 +45,9 @@ def trial_groups(
         (np.concatenate([stem[:turn], tokens(7)]), [tokens(6), tokens(3)]),
         (stem, [tokens(2)]),
     ]
+    later = np.concatenate([stem, groups[0][1][0], tokens(40)])  # a second turn
+    if len(later) + 7 <= max_length:
+        groups.append((later, [tokens(3), tokens(7), tokens(5)]))
     if edge is not None and 5 < edge < min(_LONGEST, max_length):
         groups.append((tokens(edge - 4), [tokens(n) for n in (3, 4, 5, 6) if edge - 4 + n <= max_length]))
         groups.append((tokens(2), [tokens(3)]))  # and a short one after the longest: nothing may be left behind

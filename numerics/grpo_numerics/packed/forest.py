@@ -58,11 +58,12 @@ class Place:
 
 
 class Forest:
-    """Sequences added one by one. `root` has no tokens; its children are the trees."""
+    """Sequences added one by one. `root` has no tokens; its children are the trees. tokens: of all nodes, as added."""
 
     def __init__(self) -> None:
         self.root = Node(0, np.zeros(0, np.int32), None)
         self.start = Place(self.root, 0)
+        self.tokens = 0
 
     def add(self, after: Place, tokens: Tokens) -> Place:
         """Go on from a place with these tokens, as far as others went that way before, then alone. Returns where it ends."""
@@ -79,18 +80,21 @@ class Forest:
                 node = _cut(node, begun)
             elif node.parent is not None and not node.children:  # nobody parts here: the path is just longer
                 node.tokens = np.concatenate([node.tokens, rest])
+                self.tokens += len(rest)
                 break
             forks += 1
             child = node.by_first.get(int(rest[0])) if forks < _MAX_FORKS else None
             if child is None:
-                node = _append(node, rest, shared=forks < _MAX_FORKS)
+                node = self._append(node, rest, shared=forks < _MAX_FORKS)
                 break
             node = child
         return Place(node, length)
 
     def add_apart(self, after: Place, tokens: Tokens) -> Place:
         """A node of its own for these tokens, whatever others there are."""
-        return Place(_append(after.node, tokens, shared=False), after.length + len(tokens)) if len(tokens) else after
+        if len(tokens) == 0:
+            return after
+        return Place(self._append(after.node, tokens, shared=False), after.length + len(tokens))
 
     def nodes(self) -> Iterator[Node]:
         """All nodes, each before its children and next to them; those without children first, the short before the long, so
@@ -101,17 +105,17 @@ class Forest:
             yield node
             stack += _reversed(node.children)
 
+    def _append(self, node: Node, tokens: Tokens, *, shared: bool) -> Node:
+        child = Node(node.end, tokens, node)
+        node.children.append(child)
+        if shared:
+            node.by_first[int(tokens[0])] = child
+        self.tokens += len(tokens)
+        return child
+
 
 def _reversed(nodes: list[Node]) -> list[Node]:
     return sorted(nodes, key=lambda n: (bool(n.children), len(n.tokens)), reverse=True)
-
-
-def _append(node: Node, tokens: Tokens, *, shared: bool) -> Node:
-    child = Node(node.end, tokens, node)
-    node.children.append(child)
-    if shared:
-        node.by_first[int(tokens[0])] = child
-    return child
 
 
 def _cut(node: Node, at: int) -> Node:

@@ -6,8 +6,8 @@ from .forest import Forest, Node, dissolve
 
 # What a cut costs, in rows of the model that could be computed in its place: the calls, and the merge of each row below.
 # `python -m benchmarks.forks` measures it; a larger model makes a cut cheaper.
-CALLS = 8.0
-MERGE = 0.03
+CALLS = 32.0
+MERGE = 0.02
 
 
 def keep_what_pays(forest: Forest) -> None:

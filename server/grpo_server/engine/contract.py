@@ -63,6 +63,14 @@ class BatchScores:
     splits: int = 0  # how often the batch was halved because memory ran out
 
 
+class Tally(Protocol):
+    """Counts the tokens of a batch while it is put together."""
+
+    def add(self, piece: Piece) -> int:
+        """Tokens that this piece adds to those added before, with which it may have some in common."""
+        ...
+
+
 class Engine(Protocol):
     """What the scheduler needs of an engine. `prepare` may run beside `compute`; `compute` runs on one thread only.
 
@@ -78,6 +86,10 @@ class Engine(Protocol):
 
     def bytes_of(self, piece: Piece) -> int:
         """Peak bytes above the loaded weights that scoring this piece alone would take: known before it runs."""
+        ...
+
+    def tally(self) -> Tally:
+        """An empty batch, to see what pieces would cost together."""
         ...
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .anatomy import anatomy
 from .config import EngineConfig
-from .contract import BatchScores, Hosted, OutOfMemory, Piece, PieceScores
+from .contract import BatchScores, Hosted, OutOfMemory, Piece, PieceScores, Tally
 from .fingerprint import fingerprint
 from .forwards import Prepared
 from .head_pass import in_whole_blocks, score_pieces
@@ -90,6 +90,10 @@ class TorchEngine:
         wanted = sum(len(c) for c in piece.completions)
         per_row = 4 * self._parts.weight.shape[1] + 16 * (1 + piece.top_k)
         return piece.tokens * self._parts.token_bytes + wanted * per_row + _FIXED_BYTES
+
+    def tally(self) -> Tally:
+        """What pieces cost together, by what this engine shares between them."""
+        return self._forward.tally()
 
     def prepare(self, pieces: Sequence[Piece]) -> Prepared:
         """Lay the pieces out as one batch."""

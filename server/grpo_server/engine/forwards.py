@@ -1,6 +1,6 @@
-"""Hidden states of the predicting rows, three ways: from each prompt once without padding, down to the model as it comes.
+"""Hidden states of the predicting rows, three ways: from a prefix tree without padding, down to the model as it comes.
 
-packed   one flat stream, every prompt once, our attention           (most models)
+packed   one flat stream, our attention; what sequences begin with in common is computed once (most models)
 cache    prompt once into a key-value cache, repeated per completion (attention of the model's own)
 plain    every sequence by itself                                    (states that cannot be repeated)
 
@@ -30,7 +30,8 @@ from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from .anatomy import Anatomy
 from .config import Tier
-from .contract import Piece
+from .contract import Piece, Tally
+from .tallies import Beginnings, EqualPrompts, EveryPiece
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Forward(Protocol):
     """`rows`: (N, D) hidden states, one per completion token, in the pieces' order."""
 
     tier: Tier
+
+    def tally(self) -> Tally: ...
 
     def prepare(self, pieces: Sequence[Piece]) -> Prepared: ...
 
@@ -66,6 +69,9 @@ class PackedForward:
         # of the thread that computes, which makes this object; `prepare` runs on another
         self.threads = torch.get_num_threads() if parts.device.type == "cpu" else 1
         self.calls = 0  # of attention in the last forward: the probe wants one per layer
+
+    def tally(self) -> Tally:
+        return EqualPrompts() if self.exact else Beginnings()
 
     def prepare(self, pieces: Sequence[Piece]) -> Prepared:
         wanted = [p.completions if any(len(c) for c in p.completions) else () for p in pieces]
@@ -99,6 +105,9 @@ class _OwnAttention:
 
     def __init__(self, model: PreTrainedModel, parts: Anatomy, attention: str) -> None:
         self.model, self.parts, self.attention = model, parts, attention
+
+    def tally(self) -> Tally:
+        return EveryPiece()
 
     def prepare(self, pieces: Sequence[Piece]) -> Prepared:
         completions = [c for p in pieces for c in p.completions if len(c)]

@@ -30,7 +30,7 @@ from grpo_client.protocol import ReferenceInfo
 from grpo_numerics import HeadScores, score_rows
 from torch import Tensor
 
-from .contract import BatchScores, Hosted, Piece
+from .contract import BatchScores, Hosted, Piece, Tally
 from .forwards import Prepared
 
 log = logging.getLogger(__name__)
@@ -135,6 +135,9 @@ class LeadingEngine:
 
     def bytes_of(self, piece: Piece) -> int:
         return self._engine.bytes_of(piece)
+
+    def tally(self) -> Tally:
+        return self._engine.tally()
 
     def prepare(self, pieces: Sequence[Piece]) -> Prepared:
         return self._engine.prepare(pieces)

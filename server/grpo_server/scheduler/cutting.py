@@ -17,12 +17,16 @@ from grpo_server.engine.contract import Piece
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A piece and where its completions stand in the request: places[i] is the flat index of piece.completions[i]."""
+    """A piece and where its completions stand in the request: places[i] is the flat index of piece.completions[i].
+
+    follows: it is computed in one batch with the cut before it, and adds so many tokens to it (`families`).
+    """
 
     piece: Piece
     places: tuple[int, ...]
     tokens: int
     bytes: int = 0  # peak memory as priced by the engine
+    follows: bool = False
 
 
 def cut(request: ScoreRequest, wanted: Collection[int], max_tokens: int) -> list[Cut]:

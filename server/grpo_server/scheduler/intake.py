@@ -6,15 +6,16 @@ Nothing here touches the scheduler's state, so that it may run on any thread.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from grpo_client.protocol import CompletionScores, ScoreRequest
 
-from grpo_server.engine.contract import Piece
+from grpo_server.engine.contract import Engine
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.scheduler.assembly import Assembly, host_bytes
 from grpo_server.scheduler.cutting import Cut, cut
+from grpo_server.scheduler.families import together
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ def plan(
     found: Mapping[int, CompletionScores],
     max_tokens: int,
     max_bytes: int | None,
-    bytes_of: Callable[[Piece], int],
+    engine: Engine,
 ) -> Plan:
     """found: scores known by their flat index. max_tokens, max_bytes: of a batch. Raises ServiceError (413) for a cut that no
     batch holds."""
@@ -42,7 +43,8 @@ def plan(
     for place, scores in found.items():
         assembly.place((place,), scores)
     wanted = {i for i, length in enumerate(assembly.lengths) if length and i not in found}
-    cuts = deque(_priced(c, bytes_of(c.piece), max_bytes) for c in cut(request, wanted, max_tokens))
+    priced = [_priced(c, engine.bytes_of(c.piece), max_bytes) for c in cut(request, wanted, max_tokens)]
+    cuts = deque(together(priced, max_tokens, max_bytes, engine.tally))
     return Plan(cuts, sum(c.tokens for c in cuts), assembly, len(wanted), host_bytes(request))
 
 

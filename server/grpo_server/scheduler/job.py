@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,11 @@ class Job:
     def over(self) -> bool:
         """True once nobody waits for it: answered, failed, or its client left."""
         return self.done.done()
+
+    def next_cuts(self) -> list[Cut]:
+        """The first that waits, and those that follow it into its batch."""
+        followers = itertools.takewhile(lambda c: c.follows, itertools.islice(self.waiting, 1, None))
+        return [self.waiting[0], *followers]
 
     @property
     def waiting_tokens(self) -> int:

@@ -64,28 +64,29 @@ class FairQueue:
         return tokens
 
     def take(self) -> list[Entry]:
-        """The next batch: cuts in fair order until none that waits would fit."""
+        """The next batch: cuts, with those that follow them, in fair order until none that waits would fit."""
         batch: list[Entry] = []
         room = self._max_tokens
         room_bytes = self._max_bytes
         did_not_fit: deque[Job] = deque()
         while self._rotation:
             job = self._rotation.popleft()
-            cut = job.waiting[0]
-            if job.deficit < cut.tokens:
+            cuts = job.next_cuts()
+            tokens, nbytes = sum(c.tokens for c in cuts), sum(c.bytes for c in cuts)
+            if job.deficit < tokens:
                 job.deficit += self._quantum
-            fits = cut.tokens <= room and (room_bytes is None or cut.bytes <= room_bytes)
-            if not fits and not (cut.tokens > self._max_tokens and not batch):
+            fits = tokens <= room and (room_bytes is None or nbytes <= room_bytes)
+            if not fits and not (tokens > self._max_tokens and not batch):
                 did_not_fit.append(job)
-            elif job.deficit < cut.tokens:
+            elif job.deficit < tokens:
                 self._rotation.append(job)
             else:
-                batch.append(Entry(job, job.waiting.popleft()))
-                job.deficit -= cut.tokens
-                room -= cut.tokens
+                batch += [Entry(job, job.waiting.popleft()) for _ in cuts]
+                job.deficit -= tokens
+                room -= tokens
                 if room_bytes is not None:
-                    room_bytes -= cut.bytes
-                self.tokens -= cut.tokens
+                    room_bytes -= nbytes
+                self.tokens -= tokens
                 if job.waiting:
                     self._rotation.appendleft(job)
         self._rotation = did_not_fit

@@ -132,7 +132,7 @@ class Scheduler:
         found = {i: scores for i, key in enumerate(keys) if (scores := self.cache.get(key)) is not None}
         limits = self._limits
         planned = await self._aside(
-            large, plan, request, found, limits.max_batch_tokens, limits.max_batch_bytes, self._engine.bytes_of
+            large, plan, request, found, limits.max_batch_tokens, limits.max_batch_bytes, self._engine
         )
         if self._engine.info != reference:
             raise ReferenceReplaced  # while it was planned
