@@ -11,6 +11,13 @@ Needs the extra `trl` (made and tested with trl 1.16).
 
 from grpo_training.trl.dpo import RemoteReferenceDPOTrainer
 from grpo_training.trl.grpo import RemoteReferenceGRPOTrainer
+from grpo_training.trl.private import TrlChanged
 from grpo_training.trl.served import ReferenceUnusable, ServedReference
 
-__all__ = ["ReferenceUnusable", "RemoteReferenceDPOTrainer", "RemoteReferenceGRPOTrainer", "ServedReference"]
+__all__ = [
+    "ReferenceUnusable",
+    "RemoteReferenceDPOTrainer",
+    "RemoteReferenceGRPOTrainer",
+    "ServedReference",
+    "TrlChanged",
+]

@@ -12,12 +12,13 @@ from typing import Any
 
 from grpo_client import ReferenceClient
 from torch import Tensor
-from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportAttributeAccessIssue]
+from trl import DPOConfig  # pyright: ignore[reportAttributeAccessIssue]
 
+from grpo_training.trl.private import DPOSeams
 from grpo_training.trl.served import ServedReference
 
 
-class RemoteReferenceDPOTrainer(DPOTrainer):
+class RemoteReferenceDPOTrainer(DPOSeams):
     """DPOTrainer(model, args=DPOConfig(precompute_ref_log_probs=True, ...), ..., reference=url).
 
     reference: URL, URLs of servers that host the same model, or a ReferenceClient of your own (then you close it).
@@ -42,10 +43,9 @@ class RemoteReferenceDPOTrainer(DPOTrainer):
         self._served = ServedReference.at(reference)
         super().__init__(model, None, args, *rest, **kwargs)
 
-    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        # The cache's key is a hash of the model that TRL takes for the reference: the policy, which the service's is not.
-        self._precompute_model_hash = self._served.info.fingerprint
-        return super()._precompute_ref_logps(dataset, name, batch_size)
+    def reference_key(self) -> str:
+        # TRL's own is a hash of the model that it takes for the reference: the policy, which the service's is not.
+        return self._served.info.fingerprint
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(B,) sums of the chosen and of the rejected completions' log-probs; `model` is not used."""

@@ -13,17 +13,19 @@ from typing import Any
 import torch
 from grpo_client import ReferenceClient
 from torch import Tensor
-from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportAttributeAccessIssue]
+from trl import GRPOConfig  # pyright: ignore[reportAttributeAccessIssue]
 
+from grpo_training.trl.private import GRPOSeams
 from grpo_training.trl.served import IGNORED, ServedReference
 
 
-class RemoteReferenceGRPOTrainer(GRPOTrainer):
+class RemoteReferenceGRPOTrainer(GRPOSeams):
     """GRPOTrainer(model, reward_funcs, args, ..., reference=url).
 
     reference: URL, URLs of servers that host the same model, or a ReferenceClient of your own (then you close it). With
     a URL the first fingerprint that answers is pinned: a swapped reference ends the run. args.beta 0 asks nothing.
-    Raises ValueError for `sync_ref_model` (the reference is not this process's to move) and without args.
+    Raises ValueError for `sync_ref_model` (the reference is not this process's to move) and without args, and TrlChanged
+    under a TRL whose private members have moved.
     """
 
     def __init__(
@@ -48,28 +50,25 @@ class RemoteReferenceGRPOTrainer(GRPOTrainer):
         self._awaited: Callable[[], Tensor] | None = None
         if beta == 0.0:
             return
-        if self._is_vlm or self.tools:
+        if self.sees_images or self.tools:
             raise ValueError("the reference service scores text alone: no images, no tool calls")
         vocab = self.model.config.get_text_config().vocab_size
         # TRL asks `self.ref_model` for log-probs whenever it is there, with LoRA as well.
         self.ref_model = ServedReference.at(reference, temperature=self.temperature, vocab_size=vocab)
 
-    def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        if not isinstance(model, ServedReference):
-            return super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-            )
+    def is_served(self, model: Any) -> bool:
+        return isinstance(model, ServedReference)
+
+    def reference_logprobs(self, model: Any, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
+        """Sends the request off; zeros stand for the answer until `batch_made` puts it in."""
         labels = input_ids.masked_fill(attention_mask == 0, IGNORED)
-        labels[:, :-logits_to_keep] = IGNORED
+        labels[:, :-width] = IGNORED
         # All rows in one request, whatever the batch size of the forward passes: the service packs them itself.
         self._awaited = model.submit(input_ids, attention_mask, labels)
-        return torch.zeros(input_ids.shape[0], logits_to_keep, device=input_ids.device), None, None
+        return torch.zeros(input_ids.shape[0], width, device=input_ids.device)
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        output = super()._generate_and_score_completions(inputs)
+    def batch_made(self, batch: dict[str, Any]) -> dict[str, Any]:
         if self._awaited is not None:
-            width = output["ref_per_token_logps"].shape[1]
-            output["ref_per_token_logps"], self._awaited = self._awaited()[:, -width:], None
-        return output
+            width = batch["ref_per_token_logps"].shape[1]
+            batch["ref_per_token_logps"], self._awaited = self._awaited()[:, -width:], None
+        return batch
