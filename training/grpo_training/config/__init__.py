@@ -8,7 +8,7 @@ An unknown field is refused with the name it was probably meant to be. Nothing h
 from __future__ import annotations
 
 from .data import EvalConfig, RolloutConfig, TaskConfig
-from .errors import CheckpointError, ConfigError, NothingTrained, OutputError, RolloutError
+from .errors import CheckpointError, ConfigError, NothingTrained, OutputError, RewardError, RolloutError
 from .learning import (
     CollapseConfig,
     Correction,
@@ -21,6 +21,7 @@ from .learning import (
 )
 from .model import LoraConfig, ModelConfig, ReferenceConfig
 from .reading import load_config
+from .rewards import OnError, RewardConfig
 from .run import DistributedConfig, TrainConfig, TrainerConfig
 
 __all__ = [
@@ -37,10 +38,13 @@ __all__ = [
     "LossKind",
     "ModelConfig",
     "NothingTrained",
+    "OnError",
     "OptimizerConfig",
     "OrthoGradConfig",
     "OutputError",
     "ReferenceConfig",
+    "RewardConfig",
+    "RewardError",
     "RolloutConfig",
     "RolloutError",
     "TaskConfig",

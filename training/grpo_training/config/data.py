@@ -11,7 +11,11 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from grpo_training.redaction import redacted_command
 
+from .rewards import OnError, RewardConfig
 from .section import Section, base_url
+
+RESERVED = frozenset({"mean", "std", "correct", "flat_groups", "unmeasured", "less_kl", "errors"})
+"""Figures under `reward/` that are not of one function."""
 
 
 class TaskConfig(Section):
@@ -25,7 +29,14 @@ class TaskConfig(Section):
     """JSON lines with `question` and `answer` (further keys are handed to the reward function)."""
     reward: str = "exact"
     """`exact`: 1 when the answer is right by the dataset's own scorer, else 0. `graded`: the scorer's own figure, which
-    may give part of a point. `module:function`: your function (answer: str | None, entry: dict) -> float."""
+    may give part of a point. `reasoning_gym:DATASET`: that dataset's scorer. `module:function`: your function, of one answer
+    (answer, entry) or, as TRL's, of many completions (prompts, completions, **columns)."""
+    rewards: Mapping[str, RewardConfig] = Field(default_factory=dict)
+    """Several by name, in place of `reward`: their weighted sum counts, and each is logged."""
+    on_error: OnError = "raise"
+    """Where a reward function fails: end the run, leave its reward out (`abstain`), or take error_value (`value`)."""
+    error_value: float = Field(default=0.0, allow_inf_nan=False)
+    """The reward of a call that failed, with on_error=value."""
     answer_pattern: str | None = None
     """Regular expression that finds the answer in a completion: its first group, or the whole match. None takes the
     whole completion, stripped."""
@@ -42,6 +53,23 @@ class TaskConfig(Section):
     def _one_source(self) -> Self:
         if (self.name is None) == (self.file is None):
             raise ValueError("give either name (a reasoning-gym dataset) or file (JSON lines)")
+        return self
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _a_name_is_a_function(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {name: {"function": of} if isinstance(of, str) else of for name, of in value.items()}
+
+    @model_validator(mode="after")
+    def _one_or_several_rewards(self) -> Self:
+        if self.rewards and "reward" in self.model_fields_set:
+            raise ValueError("give either reward (one) or rewards (several, by name)")
+        if bad := [name for name in self.rewards if not re.fullmatch(r"[\w.-]+", name)]:
+            raise ValueError(f"rewards: {bad[0]!r} becomes part of a metric's name: use letters, digits, _, - and .")
+        if taken := sorted(self.rewards.keys() & RESERVED):
+            raise ValueError(f"rewards: {taken[0]!r} is the name of a figure already: choose another")
         return self
 
 

@@ -15,6 +15,10 @@ class RolloutError(RuntimeError):
     """The rollout server failed, or what it answers cannot be trained on; the message says why and what to do."""
 
 
+class RewardError(RuntimeError):
+    """A reward function failed or took too long; the message names it, the row and what went wrong."""
+
+
 class OutputError(RuntimeError):
     """What a run makes cannot be written: the disk is full or read-only; the message says where and why."""
 

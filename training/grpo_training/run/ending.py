@@ -1,7 +1,7 @@
 """How a command ends when it cannot go on: one sentence with the reason last, and a status that says whose fault it was.
 
-2: it was told something impossible. 1: the reference, a rollout server, a checkpoint or the disk failed it, or no
-step of it changed a weight.
+2: it was told something impossible. 1: the reference, a rollout server, a reward function, a checkpoint or the disk
+failed it, or no step of it changed a weight.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ from grpo_client.models.demo import DemoModelMissing
 from rich.console import Console
 from rich.text import Text
 
-from grpo_training.config import CheckpointError, ConfigError, NothingTrained, OutputError, RolloutError, TrainConfig
+from grpo_training.config import (
+    CheckpointError,
+    ConfigError,
+    NothingTrained,
+    OutputError,
+    RewardError,
+    RolloutError,
+    TrainConfig,
+)
 from grpo_training.redaction import scrubbed
 
 
@@ -40,6 +48,8 @@ def explained(console: Console, config: TrainConfig | None = None) -> Iterator[N
         raise _end(console, "cannot resume", error, 1) from error
     except RolloutError as error:
         raise _end(console, f"cannot sample{_go_on(config)}", error, 1) from error
+    except RewardError as error:
+        raise _end(console, f"cannot reward{_go_on(config)}", error, 1) from error
     except NothingTrained as error:
         raise _end(console, "nothing was trained", error, 1) from error
     except OutputError as error:

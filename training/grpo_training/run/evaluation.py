@@ -22,7 +22,7 @@ from grpo_training.rollouts.policy import Policy
 from grpo_training.rollouts.rollout import Rollout, sample
 from grpo_training.run.figures import mean_of_known
 from grpo_training.run.step import step_seed
-from grpo_training.tasks.rewards import tell_unmeasured
+from grpo_training.run.texts import completed
 from grpo_training.tasks.task import Judged, Problem, Task
 
 ONLY_TASK = "held_out"
@@ -78,6 +78,11 @@ class Evaluator:
                 )
             self._problems[name] = task, task.problems(0, options.prompts, options.seed)
 
+    def close(self) -> None:
+        """End what the tasks' reward functions run in."""
+        for task, _ in self._problems.values():
+            task.close()
+
     @property
     def fingerprints(self) -> dict[str, str]:
         """Of the entries of each task, under `eval.<name>`."""
@@ -105,20 +110,14 @@ class Evaluator:
         # As many rows at once as a training step samples: what fits there fits here.
         at_once = max(1, rollout.prompts_per_step * rollout.group_size // options.completions)
         judged: list[Judged] = []
-        places: list[str] = []
         lengths: list[int] = []
         ended: list[bool] = []
         for start in range(0, len(problems), at_once):
             asked = problems[start : start + at_once]
             answers = self._sampled(asked, step_seed(options.seed, start))
-            for problem, group in zip(asked, answers.completions(), strict=True):
-                texts = self._loaded.tokenizer.batch_decode(group, skip_special_tokens=True)
-                judged += [task.judge(problem, text) for text in texts]
-                places += [problem.where] * len(texts)
+            judged += task.judge_all(completed(self._loaded.tokenizer, asked, answers), when="evaluation").judged
             lengths += answers.lengths.tolist()
             ended += answers.ended.tolist()
-        if self._world.main:
-            tell_unmeasured(judged, places, name=task.reward_name, when="evaluation")
         return judged, lengths, ended
 
     def _sampled(self, asked: Sequence[Problem], seed: int) -> Rollout:

@@ -8,26 +8,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from grpo_training.distributed import World
 from grpo_training.rollouts.rollout import Rollout
-from grpo_training.tasks.task import Judged
+from grpo_training.tasks.judging import ONLY_REWARD, Judged, Judgement
 
 
-def rows_of(rollout: Rollout, earned: Tensor, rewards: Tensor, judged: list[Judged]) -> Tensor:
-    """(S, 7), a row for each completion: what it earned (less the KL, where that is a cost), reward (both NaN where they
-    are not known), correct, length, ended, tokens that the policy wrote, and their summed entropy (NaN where the sampler
-    does not tell)."""
+def rows_of(rollout: Rollout, earned: Tensor, judged: list[Judged]) -> Tensor:
+    """(S, 7 + K), a row for each completion: what it earned (less the KL, where that is a cost), reward (both NaN where they
+    are not known), correct, length, ended, tokens that the policy wrote, their summed entropy (NaN where the sampler does
+    not tell), and what each of K reward functions gave (NaN where it abstained)."""
     correct = torch.tensor([float(j.correct) for j in judged])
+    rewards = torch.tensor([j.reward for j in judged], dtype=torch.float64)
+    parts = torch.tensor([j.parts for j in judged], dtype=torch.float64)
     entropy = rollout.entropy.sum(-1) if rollout.entropy is not None else torch.full_like(correct, math.nan)
     columns = (earned, rewards, correct, rollout.lengths, rollout.ended, rollout.loss_mask.sum(-1), entropy)
-    return torch.stack([column.double().cpu() for column in columns], dim=1)
+    return torch.cat([torch.stack([column.double().cpu() for column in columns], dim=1), parts], dim=1)
 
 
-def describe(rows: Tensor, rollout: Rollout) -> dict[str, float]:
+def describe(rows: Tensor, rollout: Rollout, functions: Sequence[str]) -> dict[str, float]:
     """rows: as in `rows_of`, of all processes. rollout: this one's; it only says how the rows are grouped and what is known.
+    functions: names of the reward functions; where there are several, each has its own figures.
 
     Means are over the rewards that are known, NaN where none is; `reward/unmeasured` counts the others.
     """
-    earned, rewards, correct, lengths, ended, written, entropy = rows.unbind(1)
+    earned, rewards, correct, lengths, ended, written, entropy = rows[:, :7].unbind(1)
     known = rewards.isfinite()
     figures = {
         "reward/mean": mean_of_known(rewards.tolist()),
@@ -44,6 +48,23 @@ def describe(rows: Tensor, rollout: Rollout) -> dict[str, float]:
         figures["policy/entropy"] = float(entropy.sum() / written.sum())
     if not torch.equal(earned.nan_to_num(), rewards.nan_to_num()):
         figures["reward/less_kl"] = mean_of_known(earned.tolist())
+    if functions != (ONLY_REWARD,):
+        for name, part in zip(functions, rows[:, 7:].unbind(1), strict=True):
+            given = part[part.isfinite()]
+            figures[f"reward/{name}/mean"] = mean_of_known(given.tolist())
+            figures[f"reward/{name}/std"] = float(given.std()) if len(given) > 1 else 0.0 if len(given) else math.nan
+            figures[f"reward/{name}/abstained"] = float(len(part) - len(given))
+    return figures
+
+
+def function_figures(judgement: Judgement, world: World) -> dict[str, float]:
+    """Calls that failed, over all processes, and of several functions each one's and its seconds, those of the slowest."""
+    names = list(judgement.errors)
+    errors = world.sum(torch.tensor([judgement.errors[name] for name in names])).tolist()
+    figures: dict[str, float] = {"reward/errors": sum(errors)}
+    if names != [ONLY_REWARD]:
+        figures |= {f"reward/{name}/errors": count for name, count in zip(names, errors, strict=True)}
+        figures |= world.maxima({f"time/reward/{name}_s": judgement.seconds[name] for name in names})
     return figures
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,6 +100,8 @@ def _parts(config: TrainConfig, built: Built, state: TrainerState, world: World)
     """What a step works with, connections included, for as long as the block lasts."""
     first = [p.prompt_ids for p in built.task.problems(0, 1, config.trainer.seed)]
     with (
+        closing(built.task),
+        closing(built.evaluator),
         open_sampler(config, built.loaded, built.policy, world, first) as sampler,
         _reference(config, state.fingerprint) as reference,
     ):

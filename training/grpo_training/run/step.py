@@ -21,12 +21,13 @@ from grpo_training.distributed import RankGroups
 from grpo_training.losses.grpo import group_advantages
 from grpo_training.losses.objective import penalised
 from grpo_training.rollouts.rollout import Rollout
-from grpo_training.run.figures import describe, rows_of
+from grpo_training.run.figures import describe, function_figures, rows_of
 from grpo_training.run.parts import Clock, Parts, step_seed
 from grpo_training.run.portion import Portion
+from grpo_training.run.texts import completed
 from grpo_training.run.update import Update
-from grpo_training.tasks.rewards import tell_unmeasured
-from grpo_training.tasks.task import Judged, Problem
+from grpo_training.tasks.judging import Judgement
+from grpo_training.tasks.prompting import Problem
 
 __all__ = ["Parts", "Sample", "StepReport", "grpo_step", "step_seed"]
 
@@ -57,19 +58,20 @@ def grpo_step(parts: Parts, step: int) -> StepReport:
     pending = parts.reference.submit(rollouts) if parts.reference else [None] * len(rollouts)
     portions = [Portion(*both) for both in zip(rollouts, pending, strict=True)]
     with clock("reward"):
-        texts, judged = _judge(parts, step, problems, rollout)
-        rewards = torch.tensor([j.reward for j in judged], dtype=torch.float64)
+        texts, judgement = _judge(parts, step, problems, rollout)
+        rewards = torch.tensor([j.reward for j in judgement.judged], dtype=torch.float64)
     earned, figures = rewards, {}
     if parts.reference and config.loss.kl_in == "reward":
         earned, figures = _penalise(parts, portions, rewards, clock)
-    rows = world.rows(rows_of(rollout, earned, rewards, judged), config)  # (S, 7) of all processes
+    rows = world.rows(rows_of(rollout, earned, judgement.judged), config)  # (S, 7 + K) of all processes
     advantages = group_advantages(rows[:, 0], rollout.group_size, scale=config.loss.scale_advantages)[mine.rows]
     known = rows[mine.rows, 0].isfinite()
     for portion, *row in zip(portions, advantages.chunk(len(portions)), known.chunk(len(portions)), strict=True):
         portion.rewarded(*row)
     parts.watch.begin(step, parts.policy, rollouts)
     figures |= Update(parts, step, portions, clock).run()
-    figures |= world.maxima(parts.watch.figures(world.sum)) | describe(rows, rollout)
+    figures |= world.maxima(parts.watch.figures(world.sum)) | describe(rows, rollout, parts.task.reward_names)
+    figures |= function_figures(judgement, world)
     slowest = {f"time/{name}_s": seconds for name, seconds in clock.seconds.items()}
     slowest["time/step_s"] = time.perf_counter() - started
     if parts.reference:
@@ -90,14 +92,10 @@ def _sample(parts: Parts, step: int, mine: RankGroups, clock: Clock) -> tuple[li
         return problems, parts.sampler.sample(prompts, seed=step_seed(config.trainer.seed, step), rows=mine.rows)
 
 
-def _judge(parts: Parts, step: int, problems: list[Problem], rollout: Rollout) -> tuple[list[str], list[Judged]]:
+def _judge(parts: Parts, step: int, problems: list[Problem], rollout: Rollout) -> tuple[list[str], Judgement]:
     """The text of each completion, and what it earned."""
-    rows = [ids for group in rollout.completions() for ids in group]
-    texts = list(parts.loaded.tokenizer.batch_decode(rows, skip_special_tokens=True))
-    of = [problems[i // rollout.group_size] for i in range(len(texts))]
-    judged = [parts.task.judge(problem, text) for problem, text in zip(of, texts, strict=True)]
-    tell_unmeasured(judged, [p.where for p in of], name=parts.task.reward_name, when=f"step {step + 1}")
-    return texts, judged
+    completions = completed(parts.loaded.tokenizer, problems, rollout)
+    return [c.text for c in completions], parts.task.judge_all(completions, when=f"step {step + 1}", step=step)
 
 
 def _penalise(parts: Parts, portions: list[Portion], rewards: Tensor, clock: Clock) -> tuple[Tensor, dict[str, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,13 +15,18 @@ from grpo_training.tasks.templates import Template
 _SLACK = 8  # tokens beyond a text's bytes that a tokenizer may make of it: BOS, a space put in front
 
 
+Turns = list[dict[str, Any]]
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One entry of the dataset and the prompt that asks for it, as token ids. where: its place, in words."""
+    """One entry of the dataset and the prompt that asks for it, as token ids. prompt: a text, or the turns of a conversation
+    that went through the chat template. where: its place, in words."""
 
     entry: Entry
     prompt_text: str
     prompt_ids: list[int]
+    prompt: str | Turns
     where: str = "a row"
 
 
@@ -36,30 +42,37 @@ class Prompter:
 
     def problem(self, entry: Entry, where: str) -> Problem:
         """Raises ConfigError that names the place of a prompt that is too long, or lacks what the template names."""
-        text = self._prompt(self._template.render(entry, where))
+        prompt = self._prompt(entry, where)
+        text = self._text(prompt)
         ids = self._ids(text)
         if not 0 < len(ids) <= self._max_prompt_tokens:
             raise ConfigError(
                 f"{where}: a prompt has {len(ids)} tokens, allowed are 1 to {self._max_prompt_tokens} "
                 f"(rollout.max_prompt_tokens): {text[:80]!r}"
             )
-        return Problem(entry, text, ids, where)
+        return Problem(entry, text, ids, prompt, where)
 
     def check(self, entries: Sequence[Entry], places: Sequence[str]) -> None:
         """A row that cannot be asked ends the run before it begins, and not in an hour: ConfigError."""
-        room = self._max_prompt_tokens - _SLACK - (len(self._ids(self._prompt("."))) if self._config.chat else 0)
+        around = len(self._ids(self._text(self._turns(".")))) if self._config.chat else 0
+        room = self._max_prompt_tokens - _SLACK - around
         for entry, where in zip(entries, places, strict=True):
             # A tokenizer makes at most one token of a byte, so only long texts need to be tokenized to be sure.
             if len(self._template.render(entry, where).encode()) > room:
                 self.problem(entry, where)
 
-    def _prompt(self, question: str) -> str:
-        if not self._config.chat:
-            return question
-        turns = [{"role": "user", "content": question}]
-        if self._config.system is not None:
-            turns.insert(0, {"role": "system", "content": self._config.system})
-        return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    def _prompt(self, entry: Entry, where: str) -> str | Turns:
+        question = self._template.render(entry, where)
+        return self._turns(question) if self._config.chat else question
+
+    def _turns(self, question: str) -> Turns:
+        system = [] if self._config.system is None else [{"role": "system", "content": self._config.system}]
+        return [*system, {"role": "user", "content": question}]
+
+    def _text(self, prompt: str | Turns) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        return str(self._tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
 
     def _ids(self, text: str) -> list[int]:
         # The chat template has written its own special tokens; a plain prompt gets what the tokenizer adds.

@@ -1,4 +1,4 @@
-"""What the policy is asked and how its answers are judged: verifiable rewards, no reward model.
+"""What the policy is asked and how its answers are judged.
 
 A task is an endless, shuffled walk over a dataset: the problems of step n follow from (seed, n) alone, so nothing has
 to be remembered for a resume. Where entries come from is in `entries`, how they become prompts in `prompting`, and how
@@ -7,15 +7,19 @@ answers are judged in `judging`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from grpo_training.config import TaskConfig
+from grpo_training.tasks.calling import Completion
 from grpo_training.tasks.entries import open_source
-from grpo_training.tasks.judging import Judge, Judged
+from grpo_training.tasks.judging import Judge, Judged, Judgement
 from grpo_training.tasks.prompting import Problem, Prompter
+from grpo_training.tasks.rewards import tell_unmeasured
 
-__all__ = ["Judged", "Problem", "Task"]
+__all__ = ["Completion", "Judged", "Problem", "Task"]
 
 
 class Task:
@@ -44,8 +48,14 @@ class Task:
         return len(self._entries)
 
     @property
+    def reward_names(self) -> tuple[str, ...]:
+        """Of the reward functions, as the metrics have them."""
+        return self._judge.names
+
+    @property
     def reward_name(self) -> str:
-        return self._judge.name
+        """The reward functions, as the configuration names them."""
+        return self._judge.told
 
     def problems(self, step: int, count: int, seed: int) -> list[Problem]:
         """The `count` problems of a step. Epoch e visits the entries in the permutation drawn from (seed, e)."""
@@ -60,6 +70,16 @@ class Task:
             chosen.append(self._prompter.problem(self._entries[index], self._places[index]))
         return chosen
 
-    def judge(self, problem: Problem, completion: str) -> Judged:
-        """Reward a completion's text: see `Judge`."""
-        return self._judge.judge(problem, completion)
+    def judge(self, problem: Problem, text: str) -> Judged:
+        """What one completion of a problem earns, as if nothing were known of it but its text."""
+        return self.judge_all([Completion(problem, text, [], text, False)]).judged[0]
+
+    def judge_all(self, completions: Sequence[Completion], *, when: str = "", step: int = 0) -> Judgement:
+        """Reward completions: see `Judge`. A warning counts those whose reward is not known. when: in words, for it."""
+        judgement = self._judge.judge(completions, when=when, step=step)
+        tell_unmeasured(judgement.judged, [c.problem.where for c in completions], name=self.reward_name, when=when)
+        return judgement
+
+    def close(self) -> None:
+        """End what reward functions run in."""
+        self._judge.close()
