@@ -150,7 +150,9 @@ def metadata(annotation: Any) -> tuple[Any, ...]:
 
 
 def section_of(annotation: Any) -> type[BaseModel]:
-    return next(kind for kind in alternatives(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel))
+    """The section that a field is, or that its values are where it holds several by name."""
+    kinds = [of for kind in alternatives(annotation) for of in (kind, *get_args(kind))]
+    return next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
 
 
 def main(argv: list[str]) -> int:
