@@ -23,7 +23,7 @@ from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.middleware.key_gate import Keys
 from grpo_server.observability import Metrics
 from grpo_server.scheduler import Scheduler
-from grpo_server.scheduler.door import draining
+from grpo_server.scheduler.door import Door, draining
 from grpo_server.stages import Stages
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Service:
         self._loader = loader
         self._engine: HostedEngine | None = None
         self._scheduler: Scheduler | None = None
-        self._draining = False
+        self.door = Door()
         self._load_task: asyncio.Task[None] | None = None
         self._compute_thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._prepare_thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
@@ -126,12 +126,13 @@ class Service:
         self.stages.leave()
         _keep_what_is_loaded()
         self._engine = engine = future.result()
-        if self._draining:  # told to end meanwhile: no door is opened
+        if self.door.draining:  # told to end meanwhile: no door is opened
             self.loaded.set()
             return
         scheduler = Scheduler(
             engine,
             self.config.scheduler(),
+            door=self.door,
             compute_thread=self._compute_thread,
             prepare_thread=self._prepare_thread,
             plan_threads=self._codec_threads,
@@ -163,13 +164,13 @@ class Service:
 
     @property
     def phase(self) -> Phase:
-        if self._draining:
+        if self.door.draining:
             return Phase.DRAINING
         if self.failed.is_set():
             return Phase.FAILED
         if self._scheduler is None or not self.loaded.is_set():
             return Phase.LOADING
-        return Phase.SWAPPING if self._scheduler.door.swapping else Phase.READY
+        return Phase.SWAPPING if self.door.swapping else Phase.READY
 
     @property
     def progress(self) -> str:
@@ -209,7 +210,7 @@ class Service:
         return 0 if self._scheduler is None else self._scheduler.admission.bytes
 
     def _not_loaded(self) -> ServiceError:
-        if self._draining:
+        if self.door.draining:
             return draining("the server is shutting down before it was ready")
         if self.failed.is_set():
             return ServiceError(ErrorCode.LOAD_FAILED, f"{self.progress}; the server's log has the details")
@@ -246,9 +247,7 @@ class Service:
 
     def close_door(self) -> None:
         """Refuse new work from now on."""
-        self._draining = True
-        if self._scheduler is not None:
-            self._scheduler.door.draining = True
+        self.door.draining = True
 
     async def drain(self, timeout: float) -> bool:
         """Refuse new work and wait for what was accepted, a swap included. False when the time was not enough."""

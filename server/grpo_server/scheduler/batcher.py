@@ -13,46 +13,46 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Any, Protocol
+from typing import Any
 
 from grpo_server.engine.contract import BatchScores, Engine, OutOfMemory
-from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.errors import ErrorCode, ReferenceReplaced, ServiceError
+from grpo_server.scheduler.admission import Admission
+from grpo_server.scheduler.cache import ResultCache
+from grpo_server.scheduler.delivery import batch_done, jobs_of, place_scores, tokens_of
+from grpo_server.scheduler.door import Door
+from grpo_server.scheduler.events import Listener
 from grpo_server.scheduler.job import Job
 from grpo_server.scheduler.queue import Entry, FairQueue
 
 logger = logging.getLogger(__name__)
 
 
-class Desk(Protocol):
-    """Whom the batcher reports to. Each entry is taken once, then finished once; between, computed and delivered, or failed."""
-
-    def taken(self, entries: Sequence[Entry]) -> None: ...
-
-    def computing(self, entries: Sequence[Entry]) -> None: ...
-
-    async def deliver(self, entries: Sequence[Entry], scores: BatchScores, seconds: float) -> None: ...
-
-    def fail(self, job: Job, error: ServiceError) -> None: ...
-
-    def finished(self, entries: Sequence[Entry]) -> None: ...
-
-
 class Batcher:
-    """Owns the loop between queue and engine. Call `wake` whenever the queue has changed."""
+    """Owns the loop between queue and engine, and hands out what comes of it. Call `wake` whenever the queue has changed.
+
+    Each batch is on the door's list of what is under way from the moment it is taken until its last thread is done with it.
+    """
 
     def __init__(
         self,
         engine: Engine,
         queue: FairQueue,
-        desk: Desk,
+        admission: Admission,
+        cache: ResultCache,
+        door: Door,
         *,
+        listener: Listener,
         prepare_thread: Executor,
         compute_thread: Executor,
         clock: Callable[[], float],
     ) -> None:
         self._engine = engine
         self._queue = queue
-        self._desk = desk
+        self._admission = admission
+        self._cache = cache
+        self._door = door
+        self._listener = listener
         self._prepare_thread = prepare_thread
         self._compute_thread = compute_thread
         self._clock = clock
@@ -68,8 +68,7 @@ class Batcher:
         try:
             while True:
                 await self._until_worth_taking()
-                entries = self._queue.take()
-                self._desk.taken(entries)
+                entries = self._take()
                 prepared = await self._prepare(entries)
                 if self._computing is not None:
                     await self._computing
@@ -79,10 +78,30 @@ class Batcher:
             if self._computing is not None:
                 self._computing.cancel()
 
+    def fail(self, job: Job, error: ServiceError) -> None:
+        """This request gets the error instead of scores, and what still waits of it is dropped."""
+        if not job.over:
+            job.done.set_exception(error)
+        self.drop(job)
+
+    def drop(self, job: Job) -> None:
+        """What still waits of this request is not computed."""
+        self._admission.computed(self._queue.discard(job))
+
     async def _until_worth_taking(self) -> None:
         while not (self._queue and (self._idle or self._queue.fills_a_batch)):
             self._changed.clear()
             await self._changed.wait()
+
+    def _take(self) -> list[Entry]:
+        entries = self._queue.take()
+        self._door.let_in()
+        now = self._clock()
+        for entry in entries:
+            if entry.job.started is None:
+                entry.job.started = now
+                self._listener.request_started(now - entry.job.arrived)
+        return entries
 
     async def _prepare(self, entries: Sequence[Entry]) -> Any:
         return await _outcome(self._prepare_thread, self._engine.prepare, [e.cut.piece for e in entries])
@@ -92,39 +111,49 @@ class Batcher:
             await self._score(entries, prepared)
         except Exception:  # an answer that does not fit the question: the engine's bug must not end the loop
             logger.exception("a batch could not be handed out")
-            for job in _jobs(entries):
-                self._desk.fail(job, _engine_failed("its answer was not usable"))
+            for job in jobs_of(entries):
+                self.fail(job, _engine_failed("its answer was not usable"))
         finally:
             self._idle = True
-            self._desk.finished(entries)
+            self._admission.computing(0)
+            self._admission.computed(tokens_of(entries))
+            self._door.let_out()
             self.wake()
 
     async def _score(self, entries: Sequence[Entry], prepared: Any) -> None:
         """Compute what was prepared and hand out the scores, or find out who is at fault."""
-        if all(job.over for job in _jobs(entries)):
+        if all(job.over for job in jobs_of(entries)):
             return  # every client has left
         if isinstance(prepared, BaseException):
             return await self._blame(entries, prepared)
-        self._desk.computing(entries)
+        self._admission.computing(tokens_of(entries))
         started = self._clock()
         scores = await _outcome(self._compute_thread, self._engine.compute, prepared)
         if isinstance(scores, BaseException):
             return await self._blame(entries, scores)
-        await self._desk.deliver(entries, scores, self._clock() - started)
+        await self._hand_out(entries, scores, self._clock() - started)
+
+    async def _hand_out(self, entries: Sequence[Entry], scores: BatchScores, seconds: float) -> None:
+        for entry in entries:
+            if entry.job.reference != scores.reference:  # an answer is of one reference, the one that is named in it
+                self.fail(entry.job, ReferenceReplaced())
+        await place_scores(entries, scores, self._cache)
+        self._admission.throughput.add(tokens_of(entries), seconds)
+        for job in jobs_of(entries):
+            job.compute_seconds += seconds
+            if not job.outstanding and not job.over:
+                job.done.set_result(job.answer(self._clock()))
+        self._listener.batch_done(batch_done(entries, scores, seconds))
 
     async def _blame(self, entries: Sequence[Entry], error: BaseException) -> None:
-        jobs = _jobs(entries)
+        jobs = jobs_of(entries)
         if len(jobs) == 1:
-            self._desk.fail(jobs[0], _as_service_error(error))
+            self.fail(jobs[0], _as_service_error(error))
             return
         logger.warning("a batch of %d requests failed (%r); trying them one by one", len(jobs), error)
         for job in jobs:
             own = [e for e in entries if e.job is job]
             await self._score(own, await self._prepare(own))
-
-
-def _jobs(entries: Sequence[Entry]) -> list[Job]:
-    return list(dict.fromkeys(e.job for e in entries))
 
 
 async def _outcome(thread: Executor, work: Callable[..., Any], *args: Any) -> Any:

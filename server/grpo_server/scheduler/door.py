@@ -19,6 +19,7 @@ class Door:
     def __init__(self) -> None:
         self.swapping = False
         self.draining = False
+        self._inside = 0
         self._empty = asyncio.Event()
         self._empty.set()
         self._swapped = asyncio.Event()
@@ -35,13 +36,16 @@ class Door:
                 retry_after=RETRY_AFTER_SWAP_SECONDS,
             )
 
-    def busy(self) -> None:
-        """Something was let in."""
+    def let_in(self) -> None:
+        """A request, or a batch: it is under way until it is let out, on every thread."""
+        self._inside += 1
         self._empty.clear()
 
-    def quiet(self) -> None:
-        """All that was let in is done, on every thread."""
-        self._empty.set()
+    def let_out(self) -> None:
+        """One of those that were let in is done."""
+        self._inside -= 1
+        if not self._inside:
+            self._empty.set()
 
     @asynccontextmanager
     async def closed_for_swap(self) -> AsyncIterator[None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,24 +16,20 @@ from typing import ParamSpec, Self, TypeVar
 
 from grpo_client.protocol import ScoreRequest, ScoreResult
 
-from grpo_server.engine.contract import BatchScores, Engine
-from grpo_server.errors import ReferenceReplaced, ServiceError
+from grpo_server.engine.contract import Engine
+from grpo_server.errors import ReferenceReplaced
 from grpo_server.scheduler.admission import Admission
 from grpo_server.scheduler.batcher import Batcher
 from grpo_server.scheduler.cache import ResultCache, content_keys, request_key, result_keys
 from grpo_server.scheduler.door import Door, draining
-from grpo_server.scheduler.events import BatchDone, Listener, Silence
+from grpo_server.scheduler.events import Listener, Silence
 from grpo_server.scheduler.intake import Plan, plan
 from grpo_server.scheduler.job import Job
-from grpo_server.scheduler.queue import Entry, FairQueue
+from grpo_server.scheduler.queue import FairQueue
 from grpo_server.scheduler.weight import is_large
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-# Completions of a batch that are handed out before others have their turn on the event loop: some milliseconds.
-PLACED_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +46,9 @@ class SchedulerLimits:
 class Scheduler:
     """Use as an async context manager: its loop runs inside.
 
-    engine: see `grpo_server.engine.contract.Engine`. compute_thread: an executor of one thread, the only one in which the
-    model runs; prepare_thread: of one thread too; plan_threads: where large requests are looked over. clock: seconds,
-    monotonic.
+    engine: see `grpo_server.engine.contract.Engine`. door: may be closed by whoever made it. compute_thread: an executor of one
+    thread, the only one in which the model runs; prepare_thread: of one thread too; plan_threads: where large requests are
+    looked over. clock: seconds, monotonic.
     """
 
     def __init__(
@@ -60,6 +56,7 @@ class Scheduler:
         engine: Engine,
         limits: SchedulerLimits,
         *,
+        door: Door | None = None,
         compute_thread: Executor | None = None,
         prepare_thread: Executor | None = None,
         plan_threads: Executor | None = None,
@@ -78,18 +75,20 @@ class Scheduler:
         self._own_threads += [self._plan_threads] if plan_threads is None else []
         self.admission = Admission(limits.max_queue_tokens, limits.max_queue_bytes, clock)
         self.cache = ResultCache(limits.cache_bytes)
+        self.door = door or Door()
         self._queue = FairQueue(limits.max_batch_tokens, limits.max_batch_bytes)
         self._batcher = Batcher(
             engine,
             self._queue,
-            self,
+            self.admission,
+            self.cache,
+            self.door,
+            listener=self._listener,
             prepare_thread=prepare,
             compute_thread=self._compute_thread,
             clock=clock,
         )
         self._jobs: set[Job] = set()
-        self._in_batches = 0  # entries taken from the queue and not yet through
-        self.door = Door()
         self._loop_task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -160,7 +159,7 @@ class Scheduler:
         if self.cache.enabled:
             self._listener.cache_looked_up(job.cached_sequences, planned.wanted)
         self._jobs.add(job)
-        self.door.busy()
+        self.door.let_in()
         if job.waiting:
             self._queue.add(job)
             self._batcher.wake()
@@ -175,70 +174,10 @@ class Scheduler:
 
     def _retire(self, job: Job) -> None:
         """Nobody waits for this job any more, for whatever reason."""
-        self.admission.computed(self._queue.discard(job))
+        self._batcher.drop(job)
         self.admission.leave(job.host_bytes)
         self._jobs.discard(job)
-        self._notice_quiet()
-
-    # --- what the batcher reports (`batcher.Desk`) ----------------------------------------------------------------
-
-    def taken(self, entries: Sequence[Entry]) -> None:
-        self._in_batches += len(entries)
-        now = self._clock()
-        for entry in entries:
-            if entry.job.started is None:
-                entry.job.started = now
-                self._listener.request_started(now - entry.job.arrived)
-
-    def computing(self, entries: Sequence[Entry]) -> None:
-        self.admission.computing(sum(e.cut.tokens for e in entries))
-
-    async def deliver(self, entries: Sequence[Entry], scores: BatchScores, seconds: float) -> None:
-        tokens = sum(e.cut.tokens for e in entries)
-        jobs = dict.fromkeys(e.job for e in entries)
-        placed = 0
-        for entry, piece_scores in zip(entries, scores.pieces, strict=True):
-            if entry.job.reference != scores.reference:  # an answer is of one reference, the one that is named in it
-                self.fail(entry.job, ReferenceReplaced())
-                continue
-            entry.job.assembly.place(entry.cut.places, piece_scores)
-            for place in entry.cut.places:
-                self._keep(entry.job, place)
-                if (placed := placed + 1) % PLACED_AT_ONCE == 0:
-                    await asyncio.sleep(0)
-            entry.job.outstanding -= 1
-            # The engine counts a batch as a whole: each cut bears its share of it.
-            entry.job.computed_tokens += scores.computed_tokens * entry.cut.tokens / tokens
-        self.admission.throughput.add(tokens, seconds)
-        for job in jobs:
-            job.compute_seconds += seconds
-            if not job.outstanding and not job.over:
-                job.done.set_result(job.answer(self._clock()))
-        self._listener.batch_done(
-            BatchDone(
-                requests=len(jobs),
-                tokens=tokens,
-                computed_tokens=scores.computed_tokens,
-                scored_tokens=sum(len(c) for e in entries for c in e.cut.piece.completions),
-                seconds=seconds,
-                splits=scores.splits,
-            )
-        )
-
-    def _keep(self, job: Job, place: int) -> None:
-        if job.keys:
-            self.cache.put(job.keys[place], job.assembly.completion(place))
-
-    def fail(self, job: Job, error: ServiceError) -> None:
-        if not job.over:
-            job.done.set_exception(error)
-        self.admission.computed(self._queue.discard(job))
-
-    def finished(self, entries: Sequence[Entry]) -> None:
-        self.admission.computing(0)
-        self.admission.computed(sum(e.cut.tokens for e in entries))
-        self._in_batches -= len(entries)
-        self._notice_quiet()
+        self.door.let_out()
 
     # --- closing the door -----------------------------------------------------------------------------------------
 
@@ -263,8 +202,4 @@ class Scheduler:
 
     def _give_up(self) -> None:
         for job in list(self._jobs):
-            self.fail(job, draining("the server stopped before this request was computed"))
-
-    def _notice_quiet(self) -> None:
-        if not self._jobs and not self._in_batches:
-            self.door.quiet()
+            self._batcher.fail(job, draining("the server stopped before this request was computed"))

@@ -12,7 +12,7 @@ import pytest
 from grpo_client.protocol import Group, ScoreRequest
 from grpo_server.errors import ReferenceReplaced, ServiceError
 from grpo_server.scheduler import cache, intake
-from grpo_server.scheduler.scheduler import PLACED_AT_ONCE
+from grpo_server.scheduler.delivery import PLACED_AT_ONCE
 from grpo_server.scheduler.weight import LARGE, PER_COMPLETION, is_large
 from scheduler_setup import scheduler
 from server_fakes import PATIENCE, FakeEngine, ask, expected, ids, tokens
