@@ -15,7 +15,7 @@ from grpo_client.errors import APIError, ConnectionFailed
 from grpo_client.forks import PerProcess
 from grpo_client.http.exchange import Call, Encoding, Reply, info_call, raise_for_status, ready_call
 from grpo_client.http.retry import RetryPolicy
-from grpo_client.http.transport import AsyncLine, AsyncTransport
+from grpo_client.http.transport import AsyncBaseTransport, AsyncTransport
 from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult
 from grpo_client.settings import (
     DEFAULT_IN_FLIGHT,
@@ -31,7 +31,7 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(slots=True)
-class _Line:
+class _Connections:
     """What belongs to one event loop: connections, and how many requests may be on them."""
 
     transport: AsyncTransport
@@ -43,7 +43,9 @@ class _Process:
     """What a client has of its own in each process."""
 
     core: ClientCore
-    lines: WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = field(default_factory=lambda: WeakKeyDictionary())
+    by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, _Connections] = field(
+        default_factory=lambda: WeakKeyDictionary()
+    )
 
 
 class AsyncReferenceClient:
@@ -68,7 +70,7 @@ class AsyncReferenceClient:
         max_request_tokens: int = DEFAULT_REQUEST_TOKENS,
         max_in_flight: int = DEFAULT_IN_FLIGHT,
         retry: RetryPolicy | None = None,
-        transport: AsyncLine | None = None,
+        transport: AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         options = ClientOptions(
@@ -84,7 +86,7 @@ class AsyncReferenceClient:
         self._open(ClientSettings.of(base_url, options), transport, sleep)
 
     def _open(
-        self, settings: ClientSettings, transport: AsyncLine | None, sleep: Callable[[float], Awaitable[None]]
+        self, settings: ClientSettings, transport: AsyncBaseTransport | None, sleep: Callable[[float], Awaitable[None]]
     ) -> None:
         self._plugged = transport
         self._sleep = sleep
@@ -167,9 +169,9 @@ class AsyncReferenceClient:
         """Close the connections."""
         self._closed = True
         if process := self._processes.made():
-            line = process.lines.get(asyncio.get_running_loop())
-            if line is not None:
-                await line.transport.aclose()
+            connections = process.by_loop.get(asyncio.get_running_loop())
+            if connections is not None:
+                await connections.transport.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -197,27 +199,29 @@ class AsyncReferenceClient:
             raise closed()
         return self._processes.get().core
 
-    def _line(self) -> _Line:
+    def _here(self) -> _Connections:
         """The connections of this process and loop."""
-        lines, loop = self._processes.get().lines, asyncio.get_running_loop()
-        if (line := lines.get(loop)) is None:
+        by_loop, loop = self._processes.get().by_loop, asyncio.get_running_loop()
+        if (connections := by_loop.get(loop)) is None:
             settings = self._core().settings
-            line = _Line(AsyncTransport(settings.line(), self._plugged), asyncio.Semaphore(settings.max_in_flight))
-            lines[loop] = line
-        return line
+            connections = _Connections(
+                AsyncTransport(settings.transport(), self._plugged), asyncio.Semaphore(settings.max_in_flight)
+            )
+            by_loop[loop] = connections
+        return connections
 
     async def _score_part(self, part: AnyRequest) -> ScoreResult:
         core = self._core()
-        async with self._line().slots:
+        async with self._here().slots:
             return await self._retried(core.settings.retry, lambda reply: core.scores(reply, part), core.call(part))
 
     async def _retried(self, policy: RetryPolicy, read: Callable[[Reply], Answer], call: Call) -> Answer:
-        core, line = self._core(), self._line()
+        core, connections = self._core(), self._here()
         core.settings.check_key()
 
         async def once() -> Answer:
             with core.balancer.lease() as url:
-                answer = read(await line.transport.send(call, url))
+                answer = read(await connections.transport.send(call, url))
             core.log.answered(url)
             return answer
 

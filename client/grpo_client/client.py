@@ -17,7 +17,7 @@ from grpo_client.errors import APIError, ConnectionFailed
 from grpo_client.forks import PerProcess
 from grpo_client.http.exchange import Encoding, info_call, raise_for_status, ready_call
 from grpo_client.http.retry import RetryPolicy
-from grpo_client.http.transport import SyncLine
+from grpo_client.http.transport import BaseTransport
 from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult
 from grpo_client.settings import (
     DEFAULT_IN_FLIGHT,
@@ -56,7 +56,7 @@ class ReferenceClient:
         max_request_tokens: int = DEFAULT_REQUEST_TOKENS,
         max_in_flight: int = DEFAULT_IN_FLIGHT,
         retry: RetryPolicy | None = None,
-        transport: SyncLine | None = None,
+        transport: BaseTransport | None = None,
         sleep: Callable[[float], None] | None = None,
     ) -> None:
         options = ClientOptions(
@@ -72,7 +72,7 @@ class ReferenceClient:
         self._open(ClientSettings.of(base_url, options), transport, sleep)
 
     def _open(
-        self, settings: ClientSettings, transport: SyncLine | None, sleep: Callable[[float], None] | None
+        self, settings: ClientSettings, transport: BaseTransport | None, sleep: Callable[[float], None] | None
     ) -> None:
         self._plugged = transport
         self._own_sleep = sleep
@@ -191,7 +191,7 @@ class ReferenceClient:
         return here.retried(policy, here.core.info, info_call())
 
     def close(self) -> None:
-        """Give up what is waiting, let what is on the line finish, and close the connections. In a forked child, its own."""
+        """Give up what is waiting, let what is under way finish, and close the connections. In a forked child, its own."""
         self._closed = True
         if workers := self._workers.made():
             workers.close()

@@ -1,4 +1,4 @@
-"""What both clients do between the caller and the line, without doing any I/O: plan, send-with-what, read, join."""
+"""What both clients do between the caller and the connections, without doing any I/O: plan, send-with-what, read, join."""
 
 from __future__ import annotations
 

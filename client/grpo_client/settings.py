@@ -13,7 +13,7 @@ from grpo_client.errors import InvalidSetting
 from grpo_client.http.balancer import Balancer
 from grpo_client.http.exchange import Encoding
 from grpo_client.http.retry import RetryPolicy
-from grpo_client.http.transport import LineSettings
+from grpo_client.http.transport import TransportSettings
 from grpo_client.version import package_version
 
 API_KEY_VARIABLE = "GRPO_API_KEY"
@@ -122,12 +122,12 @@ class ClientSettings:
         """With what is known by now of the reference that must answer."""
         return replace(self, fingerprint=fingerprint or self.fingerprint)
 
-    def line(self) -> LineSettings:
+    def transport(self) -> TransportSettings:
         """What the transport needs to know."""
         headers = {"User-Agent": f"grpo-client/{package_version()}"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
-        return LineSettings(self.timeout, self.max_in_flight + _SPARE_CONNECTIONS, headers)
+        return TransportSettings(self.timeout, self.max_in_flight + _SPARE_CONNECTIONS, headers)
 
     def balancer(self) -> Balancer:
         """A fresh balancer over the servers."""

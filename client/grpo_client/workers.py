@@ -11,7 +11,7 @@ from grpo_client.core import ClientCore
 from grpo_client.errors import ClientClosed
 from grpo_client.http.exchange import Call, Reply
 from grpo_client.http.retry import RetryPolicy
-from grpo_client.http.transport import SyncLine, SyncTransport
+from grpo_client.http.transport import BaseTransport, SyncTransport
 from grpo_client.protocol import ScoreResult
 from grpo_client.text import AnyRequest
 
@@ -21,9 +21,11 @@ Answer = TypeVar("Answer")
 class Workers:
     """core: planning and reading, without I/O. transport: in place of the network. sleep: what waits between tries."""
 
-    def __init__(self, core: ClientCore, transport: SyncLine | None, sleep: Callable[[float], None] | None) -> None:
+    def __init__(
+        self, core: ClientCore, transport: BaseTransport | None, sleep: Callable[[float], None] | None
+    ) -> None:
         self.core = core
-        self._transport = SyncTransport(core.settings.line(), transport)
+        self._transport = SyncTransport(core.settings.transport(), transport)
         self._closed = threading.Event()
         self._sleep = sleep or self._wait_unless_closed
         # Two pools, because a submitted call waits for its parts: in one pool it could wait for itself.
@@ -58,7 +60,7 @@ class Workers:
         return policy.retrying(self._sleep, balancer.ready, self._closed.is_set, log)(once)
 
     def close(self) -> None:
-        """Give up what is waiting, let what is on the line finish, and close the connections."""
+        """Give up what is waiting, let what is under way finish, and close the connections."""
         self._closed.set()
         self._submitted.shutdown(wait=False, cancel_futures=True)
         self._parts.shutdown(wait=True, cancel_futures=True)

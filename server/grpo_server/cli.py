@@ -22,7 +22,7 @@ EXIT_USAGE = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, prepare the environment, serve. Returns the exit status: 2 for bad settings, and for a model that is refused."""
+    """Parse, set the environment, serve. Returns the exit status: 2 for bad settings, and for a model that is refused."""
     try:
         config = load_config(sys.argv[1:] if argv is None else argv)
     except ValidationError as error:
@@ -38,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(config: ServerConfig) -> int:
-    from grpo_server.engine.environment import prepare
+    from grpo_server.engine.environment import set_environment
 
-    prepare(config.mode, config.threads, share_cores=config.share_cores)
+    set_environment(config.mode, config.threads, share_cores=config.share_cores)
 
     from grpo_server import logs
     from grpo_server.stages import Stages

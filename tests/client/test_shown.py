@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from grpo_client import Group, ReferenceClient, ScoreRequest, TextScoreRequest
 from grpo_client.http.exchange import Call, Reply
-from grpo_client.http.transport import LineSettings
+from grpo_client.http.transport import TransportSettings
 
 
 def test_a_result_is_a_line(scored) -> None:
@@ -44,7 +44,12 @@ def test_however_much_it_holds_it_stays_a_line(scored) -> None:
 def test_no_key_is_shown() -> None:
     with ReferenceClient("http://x", api_key="s3cret") as client:
         settings = client._workers.get().core.settings
-        for value in (client, settings, settings.line(), LineSettings(1.0, 1, {"Authorization": "Bearer s3cret"})):
+        for value in (
+            client,
+            settings,
+            settings.transport(),
+            TransportSettings(1.0, 1, {"Authorization": "Bearer s3cret"}),
+        ):
             assert "s3cret" not in repr(value)
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from grpo_server.cli import _all_imported, _collector_off
-from grpo_server.engine.environment import prepare
+from grpo_server.engine.environment import set_environment
 
 
 def test_exact_mode_asks_for_reproducible_products() -> None:
     env: dict[str, str] = {}
-    prepare("exact", 2, env)
+    set_environment("exact", 2, env)
     assert env["MKL_CBWR"].endswith(",STRICT")
     assert env["OMP_NUM_THREADS"] == "2"
 
@@ -21,8 +21,8 @@ def test_exact_mode_asks_for_reproducible_products() -> None:
 def test_waiting_threads_spin_a_moment_and_not_at_all_beside_a_trainer() -> None:
     alone: dict[str, str] = {}
     beside: dict[str, str] = {}
-    prepare("fast", env=alone)
-    prepare("fast", env=beside, share_cores=True)
+    set_environment("fast", env=alone)
+    set_environment("fast", env=beside, share_cores=True)
     assert alone["OMP_WAIT_POLICY"] == beside["OMP_WAIT_POLICY"] == "PASSIVE"
     assert int(alone["GOMP_SPINCOUNT"]) > int(beside["GOMP_SPINCOUNT"]) == 0
     assert "MKL_CBWR" not in alone
@@ -31,7 +31,7 @@ def test_waiting_threads_spin_a_moment_and_not_at_all_beside_a_trainer() -> None
 def test_what_the_operator_has_set_stays() -> None:
     env = {"GOMP_SPINCOUNT": "7", "OMP_WAIT_POLICY": "ACTIVE", "MKL_CBWR": "COMPATIBLE"}
     before = dict(env)
-    prepare("exact", env=env, share_cores=True)
+    set_environment("exact", env=env, share_cores=True)
     assert {name: env[name] for name in before} == before
 
 
@@ -41,7 +41,7 @@ def test_waiting_threads_spin_no_longer_than_an_operation_whoever_has_the_cores(
 ) -> None:
     """Contention may come at any time, so what is set at the start must be right in it."""
     monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
-    prepare("fast", env=(env := {}))
+    set_environment("fast", env=(env := {}))
     assert 0 < int(env["GOMP_SPINCOUNT"]) <= 1000
 
 
@@ -67,9 +67,9 @@ def test_a_container_gets_as_many_threads_as_its_share_of_the_cores(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     env: dict[str, str] = {}
-    prepare("fast", env=env, root=tmp_path)
+    set_environment("fast", env=env, root=tmp_path)
     assert env.get("OMP_NUM_THREADS") == threads
-    prepare("fast", 3, own := {}, root=tmp_path)
+    set_environment("fast", 3, own := {}, root=tmp_path)
     assert own["OMP_NUM_THREADS"] == "3"
 
 

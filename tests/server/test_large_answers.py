@@ -1,4 +1,4 @@
-"""A large answer goes out in pieces, whole and with its length, and its memory is counted until it is sent."""
+"""A large answer goes out in chunks, whole and with its length, and its memory is counted until it is sent."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pytest
 from grpo_client import wire_json, wire_tensors
 from grpo_client.protocol import Group, ScoreRequest
 from grpo_server.middleware.bodies.budget import ByteBudget
-from grpo_server.routes._answers import PIECE, PiecewiseResponse, gathered
+from grpo_server.routes._answers import CHUNK, ChunkwiseResponse, gathered
 from server_fakes import FakeEngine, ids, serving, tokens
 
 pytestmark = pytest.mark.anyio
 
 
-def test_pieces_are_gathered_to_the_size_of_a_write() -> None:
+def test_chunks_are_gathered_to_the_size_of_a_write() -> None:
     small = [b"ab", b"", b"c", b"defg", b""]
     assert gathered(small, 3) == [b"abc", b"defg"]
     assert gathered([], 3) == gathered([b""], 3) == []
@@ -32,7 +32,7 @@ async def test_what_is_not_sent_yet_is_in_the_books() -> None:
 
     async def receive() -> Any: ...
 
-    response = PiecewiseResponse([b"abc", b"de", b"f"], budget, "text/plain", {"X-A": "b"})
+    response = ChunkwiseResponse([b"abc", b"de", b"f"], budget, "text/plain", {"X-A": "b"})
     await response({"type": "http"}, receive, send)
     assert held == [6, 6, 3, 1]
     assert budget.held == 0
@@ -52,7 +52,7 @@ async def test_a_reader_that_leaves_gives_the_memory_back() -> None:
     async def receive() -> Any: ...
 
     with pytest.raises(OSError):
-        await PiecewiseResponse([b"abc", b"de", b"f"], budget, "text/plain", {})({"type": "http"}, receive, send)
+        await ChunkwiseResponse([b"abc", b"de", b"f"], budget, "text/plain", {})({"type": "http"}, receive, send)
     assert budget.held == 0
 
 
@@ -66,7 +66,7 @@ async def test_a_large_native_answer_is_whole(engine: FakeEngine, media: str) ->
     async with serving(engine, max_queue_tokens=10**6) as client:
         response = await client.post("/v1/logprobs", content=wire.encode_request(request), headers=headers)
     assert response.status_code == 200
-    assert int(response.headers["content-length"]) == len(response.content) > 2 * PIECE
+    assert int(response.headers["content-length"]) == len(response.content) > 2 * CHUNK
     answer = wire.decode_result(response.content)
     assert len(answer) == 600
     assert answer.completion_lengths.tolist() == [60] * 600

@@ -56,7 +56,7 @@ async def test_small_bodies_are_answered_while_a_large_one_is_decoded(
     decode = native.WIRES["application/json"].decode_request
 
     class Held:
-        result_pieces = staticmethod(native.WIRES["application/json"].result_pieces)
+        result_chunks = staticmethod(native.WIRES["application/json"].result_chunks)
 
         @staticmethod
         def decode_request(body: bytes, limits: Any) -> Any:

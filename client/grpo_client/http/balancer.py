@@ -17,8 +17,8 @@ from grpo_client.http.retry import asked_wait, is_worth_another_try
 
 
 @dataclass(slots=True)
-class Endpoint:
-    """A server as the balancer sees it. until: clock time up to which it is set aside. used: turn of its last use."""
+class Server:
+    """What the balancer knows of one. until: clock time up to which it is set aside. used: turn of its last use."""
 
     url: str
     in_flight: int = 0
@@ -38,7 +38,7 @@ class Balancer:
         max_aside: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._endpoints = [Endpoint(url) for url in urls]
+        self._servers = [Server(url) for url in urls]
         self._first_aside = first_aside
         self._max_aside = max_aside
         self._clock = clock
@@ -48,40 +48,40 @@ class Balancer:
     @contextmanager
     def lease(self) -> Generator[str]:
         """A base URL for one try. An exception that is worth another try sets the server aside and goes on its way."""
-        endpoint = self._take()
+        server = self._take()
         try:
-            yield endpoint.url
+            yield server.url
         except GrpoClientError as error:
-            self._note(endpoint, error)
+            self._note(server, error)
             raise
         else:
-            self._note(endpoint, None)
+            self._note(server, None)
         finally:
             with self._lock:
-                endpoint.in_flight -= 1
+                server.in_flight -= 1
 
     def ready(self) -> bool:
         """Whether some server is not set aside."""
         with self._lock:
             now = self._clock()
-            return any(e.until <= now for e in self._endpoints)
+            return any(e.until <= now for e in self._servers)
 
-    def _take(self) -> Endpoint:
+    def _take(self) -> Server:
         with self._lock:
             now = self._clock()
-            ready = [e for e in self._endpoints if e.until <= now]
-            soonest = min(self._endpoints, key=lambda e: e.until)
-            endpoint = min(ready, key=lambda e: (e.in_flight, e.used), default=soonest)
+            ready = [e for e in self._servers if e.until <= now]
+            soonest = min(self._servers, key=lambda e: e.until)
+            server = min(ready, key=lambda e: (e.in_flight, e.used), default=soonest)
             self._turn += 1
-            endpoint.used = self._turn
-            endpoint.in_flight += 1
-            return endpoint
+            server.used = self._turn
+            server.in_flight += 1
+            return server
 
-    def _note(self, endpoint: Endpoint, error: GrpoClientError | None) -> None:
+    def _note(self, server: Server, error: GrpoClientError | None) -> None:
         with self._lock:
             if error is None or not is_worth_another_try(error):  # it answered, if only to refuse
-                endpoint.failures, endpoint.until = 0, 0.0
+                server.failures, server.until = 0, 0.0
                 return
-            aside = min(self._max_aside, self._first_aside * 2.0 ** min(endpoint.failures, 30))
-            endpoint.failures += 1
-            endpoint.until = self._clock() + max(aside, asked_wait(error))
+            aside = min(self._max_aside, self._first_aside * 2.0 ** min(server.failures, 30))
+            server.failures += 1
+            server.until = self._clock() + max(aside, asked_wait(error))

@@ -1,4 +1,4 @@
-"""What goes over the line and what came back, as values: the request builder and the reply reader of both clients."""
+"""What is sent and what came back, as values: the request builder and the reply reader of both clients."""
 
 from __future__ import annotations
 

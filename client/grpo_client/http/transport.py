@@ -1,4 +1,4 @@
-"""The line itself: httpx, and nothing of what is said over it. The one module that knows which HTTP library it is.
+"""The connections: httpx, and nothing of what is said over them. The one module that knows which HTTP library it is.
 
 Both transports turn each of the library's failures into one of `errors`; a response of any status is a `Reply`. Nothing of
 a failure's own words goes on that might quote a header or a URL.
@@ -17,13 +17,13 @@ from grpo_client.errors import ClientClosed, ConnectionFailed, InvalidResponse, 
 from grpo_client.http.exchange import Call, Reply
 
 # What a test or an in-process server may be plugged in as.
-SyncLine = httpx.BaseTransport
-AsyncLine = httpx.AsyncBaseTransport
+BaseTransport = httpx.BaseTransport
+AsyncBaseTransport = httpx.AsyncBaseTransport
 Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 
 
 @dataclass(frozen=True, slots=True)
-class LineSettings:
+class TransportSettings:
     """timeout: seconds without a byte before a call counts as lost; connecting gets at most ten of them.
 
     connections: kept open at most, over all servers. headers: sent with every call.
@@ -39,17 +39,17 @@ class LineSettings:
     def _limits(self) -> httpx.Limits:
         return httpx.Limits(max_connections=self.connections, max_keepalive_connections=self.connections)
 
-    def sync(self, line: SyncLine | None) -> httpx.Client:
+    def sync(self, transport: BaseTransport | None) -> httpx.Client:
         return self._open(
             lambda headers: httpx.Client(
-                timeout=self._timeout(), limits=self._limits(), headers=headers, transport=line
+                timeout=self._timeout(), limits=self._limits(), headers=headers, transport=transport
             )
         )
 
-    def asynchronous(self, line: AsyncLine | None) -> httpx.AsyncClient:
+    def asynchronous(self, transport: AsyncBaseTransport | None) -> httpx.AsyncClient:
         return self._open(
             lambda headers: httpx.AsyncClient(
-                timeout=self._timeout(), limits=self._limits(), headers=headers, transport=line
+                timeout=self._timeout(), limits=self._limits(), headers=headers, transport=transport
             )
         )
 
@@ -72,8 +72,8 @@ class LineSettings:
 class SyncTransport:
     """A pool of connections for threads."""
 
-    def __init__(self, settings: LineSettings, line: SyncLine | None = None) -> None:
-        self._http = settings.sync(line)
+    def __init__(self, settings: TransportSettings, transport: BaseTransport | None = None) -> None:
+        self._http = settings.sync(transport)
 
     def send(self, call: Call, base_url: str) -> Reply:
         """One try. Raises ConnectionFailed when no whole response came."""
@@ -87,8 +87,8 @@ class SyncTransport:
 class AsyncTransport:
     """A pool of connections for one event loop."""
 
-    def __init__(self, settings: LineSettings, line: AsyncLine | None = None) -> None:
-        self._http = settings.asynchronous(line)
+    def __init__(self, settings: TransportSettings, transport: AsyncBaseTransport | None = None) -> None:
+        self._http = settings.asynchronous(transport)
 
     async def send(self, call: Call, base_url: str) -> Reply:
         """One try. Raises ConnectionFailed when no whole response came."""

@@ -11,7 +11,7 @@ from pydantic_core import from_json
 
 from grpo_client.errors import GrpoClientError
 from grpo_client.http.exchange import Call, Reply, raise_for_status
-from grpo_client.http.transport import SyncLine, SyncTransport
+from grpo_client.http.transport import BaseTransport, SyncTransport
 from grpo_client.probe.cases import Case
 from grpo_client.probe.dialects import DIALECTS, Dialect, Scores
 from grpo_client.settings import ClientSettings
@@ -31,12 +31,14 @@ class Endpoint:
     Raises ValueError for an unknown dialect, EndpointFailed as soon as something cannot be answered.
     """
 
-    def __init__(self, url: str, dialect: str, *, model: str | None = None, line: SyncLine | None = None) -> None:
+    def __init__(
+        self, url: str, dialect: str, *, model: str | None = None, transport: BaseTransport | None = None
+    ) -> None:
         if dialect not in DIALECTS:
             raise ValueError(f"dialect must be one of {', '.join(DIALECTS)}, got {dialect!r}")
         settings = ClientSettings.of(url, {})
         self._url = settings.urls[0]
-        self._http = SyncTransport(settings.line(), line)
+        self._http = SyncTransport(settings.transport(), transport)
         self._dialect: Dialect = DIALECTS[dialect]
         self._model = model if model is not None or not self._dialect.needs_model else self._first_model()
 

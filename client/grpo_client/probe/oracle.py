@@ -61,7 +61,7 @@ class _Server:
             raise OracleFailed(f"{url} runs in {info.mode} mode; an oracle must run in exact mode, or name a model")
         self._client = client
         settings = ClientSettings.of(url, {})
-        http = SyncTransport(settings.line())
+        http = SyncTransport(settings.transport())
 
         def post(path: str, **body: Any) -> Any:
             call = Call("POST", path, {"Content-Type": "application/json"}, to_json(body))

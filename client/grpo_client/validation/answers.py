@@ -1,4 +1,4 @@
-"""Whether an answer is one to what was asked: nothing that comes over the line is a number before it has been looked at.
+"""Whether an answer is one to what was asked: nothing that a server sends is a number before it has been looked at.
 
 The decoders see to types and lengths; here the answer is held against its request. Every fault is an InvalidResponse
 that names the field: a proxy that mixed up two answers, another program, or a server with a fault.

@@ -12,8 +12,8 @@ thousands at once, and only an error pays for finding out where it is. A large b
 from grpo_client.wire_json.reader import read_json
 from grpo_client.wire_json.request import decode_request, encode_request
 from grpo_client.wire_json.result import decode_result
-from grpo_client.wire_json.result_writer import encode_result, result_pieces
-from grpo_client.wire_json.writer import json_bytes, json_pieces
+from grpo_client.wire_json.result_writer import encode_result, result_chunks
+from grpo_client.wire_json.writer import json_bytes, json_chunks
 
 __all__ = [
     "decode_request",
@@ -21,7 +21,7 @@ __all__ = [
     "encode_request",
     "encode_result",
     "json_bytes",
-    "json_pieces",
+    "json_chunks",
     "read_json",
-    "result_pieces",
+    "result_chunks",
 ]

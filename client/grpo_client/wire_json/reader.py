@@ -1,10 +1,10 @@
 """A large JSON body, read in short steps, so that other threads of the process get their turn meanwhile.
 
 A JSON parser written in C keeps Python's lock (the GIL) for as long as it runs: seconds for 60 MB of `[],`, on whatever
-thread. Here a body is cut at commas outside strings, each piece is closed as if it were a document of its own, and the
-trees of the pieces are put together. The parser, and with it what counts as JSON, is pydantic-core's for every piece.
+thread. Here a body is cut at commas outside strings, each chunk is closed as if it were a document of its own, and the
+trees of the chunks are put together. The parser, and with it what counts as JSON, is pydantic-core's for every chunk.
 
-A list of whole numbers that is longer than a piece comes out as an int64 array: 8 bytes a number and no object each.
+A list of whole numbers that is longer than a chunk comes out as an int64 array: 8 bytes a number and no object each.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy.typing as npt
 from pydantic_core import from_json, to_json
 
 from grpo_client.errors import ProtocolError
-from grpo_client.wire_json.pieces import LIST, Piece, pieces, too_much
+from grpo_client.wire_json.chunks import LIST, Chunk, chunks, too_much
 
 # Bytes that are parsed in a few milliseconds, whatever they hold.
 STEP: Final = 2**16
-# Entries of lists longer than a piece that are no whole numbers: each is an object.
+# Entries of lists longer than a chunk that are no whole numbers: each is an object.
 MAX_ENTRIES: Final = 2**20
 _BLANK: Final = b" \t\r\n"
 
@@ -31,14 +31,14 @@ def read_json(body: bytes, step: int = STEP) -> Any:
     """The value of a JSON document. Raises ProtocolError: 400 for what is none, 413 for one that is dear for its size."""
     if len(body) <= step:
         return _parsed(body, 0)
-    return _Tree().grown(pieces(body, step))
+    return _Tree().grown(chunks(body, step))
 
 
 def _parsed(text: bytes, start: int) -> Any:
     try:
         return from_json(text)
     except ValueError as error:
-        # in a piece the parser counts from its beginning
+        # in a chunk the parser counts from its beginning
         reason = f"{str(error).partition(' at line')[0]} behind byte {start}" if start else str(error)
         raise _malformed(reason) from error
 
@@ -62,7 +62,7 @@ class _Tree:
     """The document so far. `open`: its containers that are still open, outermost first; a list may be a _Column."""
 
     def __init__(self) -> None:
-        # The key under which a piece holds what goes on from the one before, and the entry at its end. Nobody can guess them.
+        # The key under which a chunk holds what goes on from the one before, and the entry at its end. Nobody can guess them.
         self._begin, self._end = secrets.token_hex(16), secrets.token_hex(16)
         self._holder: list[Any] = []  # of the whole document
         self._open: list[Any] = []
@@ -70,43 +70,43 @@ class _Tree:
         self._columns: dict[int, _Column] = {}
         self._entries = 0
 
-    def grown(self, parts: Iterator[Piece]) -> Any:
-        for piece in parts:
-            self._add(piece)
+    def grown(self, parts: Iterator[Chunk]) -> Any:
+        for chunk in parts:
+            self._add(chunk)
         for column in self._columns.values():
             column.settle()
         return self._holder[0]
 
-    def _add(self, piece: Piece) -> None:
-        if self._kinds and piece.text.lstrip(_BLANK)[:1] in b"]},":
-            raise _malformed(f"a comma with nothing behind it at byte {piece.start - 1}")
-        if not piece.last and piece.text.rstrip(_BLANK)[-1:] in b"[{":
-            raise _malformed(f"a comma with nothing before it behind byte {piece.start}")
-        tree = _parsed(self._as_document(piece), piece.start)
-        path = self._path(tree, piece.stack)
+    def _add(self, chunk: Chunk) -> None:
+        if self._kinds and chunk.text.lstrip(_BLANK)[:1] in b"]},":
+            raise _malformed(f"a comma with nothing behind it at byte {chunk.start - 1}")
+        if not chunk.last and chunk.text.rstrip(_BLANK)[-1:] in b"[{":
+            raise _malformed(f"a comma with nothing before it behind byte {chunk.start}")
+        tree = _parsed(self._as_document(chunk), chunk.start)
+        path = self._path(tree, chunk.stack)
         if self._kinds:
             self._join(tree)
         else:
             self._holder.append(tree)
-        self._open = [*self._open[: piece.kept], *path[piece.kept :]]
-        self._kinds = piece.stack
-        if len(path) > piece.kept and self._kinds[-1] == LIST:
+        self._open = [*self._open[: chunk.kept], *path[chunk.kept :]]
+        self._kinds = chunk.stack
+        if len(path) > chunk.kept and self._kinds[-1] == LIST:
             self._make_column(path)
 
-    def _as_document(self, piece: Piece) -> bytes:
-        """The piece within the containers that are open around it; a mark ends the innermost that stays open."""
+    def _as_document(self, chunk: Chunk) -> bytes:
+        """The chunk within the containers that are open around it; a mark ends the innermost that stays open."""
         text: list[bytes] = []
         for depth, kind in enumerate(self._kinds):
             key = b"" if depth == 0 or self._kinds[depth - 1] == LIST else to_json(self._begin) + b":"
             text.append(key + (b"[" if kind == LIST else b"{"))
-        text.append(piece.text)
-        if not piece.last:
-            text.append(b"," + to_json(self._end) + (b"" if piece.stack[-1] == LIST else b":0"))
-            text += [b"]" if kind == LIST else b"}" for kind in reversed(piece.stack)]
+        text.append(chunk.text)
+        if not chunk.last:
+            text.append(b"," + to_json(self._end) + (b"" if chunk.stack[-1] == LIST else b":0"))
+            text += [b"]" if kind == LIST else b"}" for kind in reversed(chunk.stack)]
         return b"".join(text)
 
     def _path(self, node: Any, stack: list[int]) -> list[Any]:
-        """The containers of a piece that stay open, outermost first; the mark is taken out of the innermost."""
+        """The containers of a chunk that stay open, outermost first; the mark is taken out of the innermost."""
         path: list[Any] = []
         for kind in stack:
             if not node or not isinstance(node, list if kind == LIST else dict):
@@ -121,7 +121,7 @@ class _Tree:
         return path
 
     def _join(self, node: Any) -> None:
-        """Move what a piece adds to the containers that were open before it into them."""
+        """Move what a chunk adds to the containers that were open before it into them."""
         for depth, (kind, target) in enumerate(zip(self._kinds, self._open, strict=True)):
             inner = None
             if depth < len(self._kinds) - 1:

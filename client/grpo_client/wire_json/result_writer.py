@@ -10,19 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from grpo_client.protocol import IntArray, ScoreResult, Status
-from grpo_client.wire_json.writer import STEP, entries, in_steps, json_pieces, runs, short_floats
+from grpo_client.wire_json.writer import STEP, entries, in_steps, json_chunks, runs, short_floats
 
 _STATUS_NAMES: Final = {int(status): status.name.lower() for status in Status}
 
 
 def encode_result(result: ScoreResult) -> bytes:
     """An answer as JSON bytes."""
-    return b"".join(result_pieces(result))
+    return b"".join(result_chunks(result))
 
 
-def result_pieces(result: ScoreResult) -> Iterator[bytes]:
-    """The same in pieces, made one after the other."""
-    return json_pieces({**_frame(result), "groups": _Groups(result).in_steps(), "usage": result.usage.model_dump()})
+def result_chunks(result: ScoreResult) -> Iterator[bytes]:
+    """The same in chunks, made one after the other."""
+    return json_chunks({**_frame(result), "groups": _Groups(result).in_steps(), "usage": result.usage.model_dump()})
 
 
 def result_object(result: ScoreResult) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class _Groups:
         return [self._object(k, columns, rows.start) for k in groups]
 
     def in_steps(self) -> Iterator[Any]:
-        """For `json_pieces`: groups that are small together, and each large one by its completions."""
+        """For `json_chunks`: groups that are small together, and each large one by its completions."""
         for groups in runs(self._weight(k) for k in range(len(self._rows) - 1)):
             if len(groups) == 1 and self._weight(groups.start) > STEP:
                 yield self._large(groups.start)

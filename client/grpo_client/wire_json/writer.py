@@ -17,8 +17,8 @@ from pydantic_core import to_json
 STEP: Final = 2**13
 
 
-def json_pieces(value: Any) -> Iterator[bytes]:
-    """A JSON document in pieces. A figure that is not finite is null: JSON has no other word for it.
+def json_chunks(value: Any) -> Iterator[bytes]:
+    """A JSON document in chunks. A figure that is not finite is null: JSON has no other word for it.
 
     Taken apart: objects, iterators (lists whose entries are made when they are written) and arrays (lists). `bytes` are JSON
     already; as the entry of an iterator they may be several entries with commas between. All else is written at once.
@@ -29,24 +29,24 @@ def json_pieces(value: Any) -> Iterator[bytes]:
         yield b"{"
         for i, (key, inner) in enumerate(cast("dict[str, Any]", value).items()):
             yield (b"," if i else b"") + to_json(key) + b":"
-            yield from json_pieces(inner)
+            yield from json_chunks(inner)
         yield b"}"
     elif isinstance(value, Iterator):
         yield b"["
         for i, inner in enumerate(cast("Iterator[Any]", value)):
             if i:
                 yield b","
-            yield from json_pieces(inner)
+            yield from json_chunks(inner)
         yield b"]"
     elif isinstance(value, np.ndarray):
-        yield from json_pieces(_slices(cast("npt.NDArray[Any]", value)))
+        yield from json_chunks(_slices(cast("npt.NDArray[Any]", value)))
     else:
         yield to_json(value, inf_nan_mode="null")
 
 
 def json_bytes(value: Any) -> bytes:
-    """The document of `json_pieces` as one."""
-    return b"".join(json_pieces(value))
+    """The document of `json_chunks` as one."""
+    return b"".join(json_chunks(value))
 
 
 def entries(values: Sequence[Any]) -> bytes:

@@ -9,6 +9,6 @@ tensor; the metadata holds `reference` and `usage` as JSON.
 """
 
 from grpo_client.wire_tensors.request import decode_request, encode_request, request_of_arrays
-from grpo_client.wire_tensors.result import decode_result, encode_result, result_pieces
+from grpo_client.wire_tensors.result import decode_result, encode_result, result_chunks
 
-__all__ = ["decode_request", "decode_result", "encode_request", "encode_result", "request_of_arrays", "result_pieces"]
+__all__ = ["decode_request", "decode_result", "encode_request", "encode_result", "request_of_arrays", "result_chunks"]

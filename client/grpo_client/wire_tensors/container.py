@@ -21,7 +21,7 @@ from grpo_client.validation.request import as_list, as_object, clipped, describe
 
 Arrays = dict[str, npt.NDArray[Any]]
 # Bytes that are copied in well under a millisecond.
-PIECE: Final = 2**18
+CHUNK: Final = 2**18
 _LENGTH_BYTES: Final = 8  # the header's length in front of it, little-endian
 _DTYPES: Final = {"I32": np.dtype("<i4"), "F32": np.dtype("<f4"), "U8": np.dtype("u1")}
 _CODES: Final = {dtype: code for code, dtype in _DTYPES.items()}
@@ -33,8 +33,8 @@ def write_container(arrays: Arrays, metadata: dict[str, str]) -> bytes:
     return save({name: np.ascontiguousarray(values) for name, values in arrays.items()}, metadata)
 
 
-def container_pieces(arrays: Arrays, metadata: dict[str, str]) -> Iterator[bytes]:
-    """The same as `write_container`, in pieces of at most PIECE; the library keeps Python's lock while it copies the whole."""
+def container_chunks(arrays: Arrays, metadata: dict[str, str]) -> Iterator[bytes]:
+    """The same as `write_container`, in chunks of at most CHUNK; the library keeps Python's lock while it copies the whole."""
     # the library's order: wide types first
     order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, _CODES[arrays[name].dtype], name))
     flat = [np.ascontiguousarray(arrays[name]) for name in order]
@@ -48,8 +48,8 @@ def container_pieces(arrays: Arrays, metadata: dict[str, str]) -> Iterator[bytes
     yield len(header).to_bytes(_LENGTH_BYTES, "little") + header
     for values in flat:
         data = values.reshape(-1).view(np.uint8)
-        for start in range(0, len(data), PIECE):
-            yield data[start : start + PIECE].tobytes()
+        for start in range(0, len(data), CHUNK):
+            yield data[start : start + CHUNK].tobytes()
 
 
 def read_container(

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from grpo_client.errors import InvalidResponse, ProtocolError
 from grpo_client.protocol import EXTRA_ARRAYS, IntArray, ReferenceInfo, ScoreResult, Usage
-from grpo_client.wire_tensors.container import Arrays, container_pieces, read_container
+from grpo_client.wire_tensors.container import Arrays, container_chunks, read_container
 
 _TWO_DIMENSIONS: Final = ("top_ids", "top_logprobs", "token_logprobs")
 _KNOWN: Final = {
@@ -33,11 +33,11 @@ _MAX_HEADER_BYTES: Final = 2**20
 
 def encode_result(result: ScoreResult) -> bytes:
     """An answer as safetensors bytes."""
-    return b"".join(result_pieces(result))
+    return b"".join(result_chunks(result))
 
 
-def result_pieces(result: ScoreResult) -> Iterator[bytes]:
-    """The same in pieces, made one after the other."""
+def result_chunks(result: ScoreResult) -> Iterator[bytes]:
+    """The same in chunks, made one after the other."""
     arrays: Arrays = {
         "logprobs": result.logprobs,
         "status": result.status,
@@ -52,7 +52,7 @@ def result_pieces(result: ScoreResult) -> Iterator[bytes]:
     if result.completion_ids is not None:
         arrays["completion_ids"] = np.concatenate([np.empty(0, np.int32), *result.completion_ids])
     reference = result.reference.model_copy(update={"normalizer": result.normalizer})
-    return container_pieces(arrays, {"reference": reference.model_dump_json(), "usage": result.usage.model_dump_json()})
+    return container_chunks(arrays, {"reference": reference.model_dump_json(), "usage": result.usage.model_dump_json()})
 
 
 def decode_result(body: bytes) -> ScoreResult:

@@ -24,7 +24,7 @@ from .fingerprint import fingerprint
 from .forwards import Prepared
 from .head_pass import in_whole_blocks, score_pieces
 from .loading import Loaded, load
-from .memory import is_out_of_memory, split
+from .memory import halve, is_out_of_memory
 from .mixing import check_mixable
 from .tiers import Head, choose
 
@@ -109,7 +109,7 @@ class TorchEngine:
         # outside the handler: the traceback held the tensors that did not fit
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        halves = split(batch.pieces)
+        halves = halve(batch.pieces)
         if halves is None:
             raise OutOfMemory("one completion with its prompt does not fit into the memory that is free")
         log.warning("out of memory at %d tokens: trying in two halves", batch.tokens)

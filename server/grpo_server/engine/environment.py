@@ -16,7 +16,7 @@ from .config import Mode
 SPIN_ROUNDS = 1000
 
 
-def prepare(
+def set_environment(
     mode: Mode,
     threads: int | None = None,
     env: MutableMapping[str, str] = os.environ,

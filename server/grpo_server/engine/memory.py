@@ -35,7 +35,7 @@ class Halves:
         return [PieceScores(np.concatenate([a.logprobs, b.logprobs]), np.concatenate([a.status, b.status]), extras)]
 
 
-def split(pieces: Sequence[Piece]) -> Halves | None:
+def halve(pieces: Sequence[Piece]) -> Halves | None:
     """Halve a batch by pieces, or a lone piece by completions. None when one completion is all there is."""
     if len(pieces) > 1:
         middle = len(pieces) // 2

@@ -25,7 +25,7 @@ Score = Callable[[Sequence[Piece]], list[PieceScores]]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Comparison:
     """right: within tolerance. largest, mean: |difference| in nats. note: why not, when not. logprobs: what was found to be
     right, piece by piece."""
 
@@ -42,7 +42,9 @@ def probe_pieces(parts: Anatomy, max_length: int) -> list[Piece]:
     return [Piece(prompt, tuple(completions), temperature=1.0) for prompt, completions in groups]
 
 
-def check_scores(score: Score, model: PreTrainedModel, parts: Anatomy, pieces: Sequence[Piece], eager: str) -> Finding:
+def check_scores(
+    score: Score, model: PreTrainedModel, parts: Anatomy, pieces: Sequence[Piece], eager: str
+) -> Comparison:
     """Compare `score` with `model` itself, one unpadded sequence at a time, attention implementation `eager`."""
     logprobs = [scores.logprobs for scores in score(pieces)]
     ours = np.concatenate(logprobs)
@@ -52,7 +54,7 @@ def check_scores(score: Score, model: PreTrainedModel, parts: Anatomy, pieces: S
     largest, mean = float(differences.max()), float(differences.mean())
     right = same_scores(ours, truth, parts.weight.dtype)
     note = "" if right else f"off by up to {largest:.2g} nats (mean {mean:.2g})"
-    return Finding(right, largest, mean, note, logprobs)
+    return Comparison(right, largest, mean, note, logprobs)
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from .config import EngineConfig
 from .contract import Piece, PieceScores
 from .forwards import CachedForward, Forward, PackedForward, PlainForward
 from .head_pass import score_pieces
-from .probe import Finding, check_scores, probe_pieces
+from .probe import Comparison, check_scores, probe_pieces
 from .refusal import refusal
 
 log = logging.getLogger(__name__)
@@ -33,12 +33,12 @@ def choose(
     why: list[str] = []
     for make in _candidates(config, parts, max_length):
         forward = make(model, parts, config, own)
-        finding = _try(forward, model, parts, pieces, own, head)
-        if finding.right:
-            log.info("scores by the %s path: within %.1e nats of the model itself", forward.tier, finding.largest)
-            return forward, keeps_bits(config, parts, _scorer(forward, parts, head), pieces, finding.logprobs)
-        log.warning("the %s path is not right for %s: %s", forward.tier, type(model).__name__, finding.note)
-        why.append(f"{forward.tier}: {finding.note}")
+        comparison = _try(forward, model, parts, pieces, own, head)
+        if comparison.right:
+            log.info("scores by the %s path: within %.1e nats of the model itself", forward.tier, comparison.largest)
+            return forward, keeps_bits(config, parts, _scorer(forward, parts, head), pieces, comparison.logprobs)
+        log.warning("the %s path is not right for %s: %s", forward.tier, type(model).__name__, comparison.note)
+        why.append(f"{forward.tier}: {comparison.note}")
     raise refusal(model, parts, pieces, own, why)
 
 
@@ -65,17 +65,17 @@ def _candidates(config: EngineConfig, parts: Anatomy, max_length: int) -> list[A
 
 def _try(
     forward: Forward, model: PreTrainedModel, parts: Anatomy, pieces: Sequence[Piece], own: str, head: Head
-) -> Finding:
+) -> Comparison:
     """A model that the path does not fit may also refuse in its own words: that is an answer, too."""
     try:
-        finding = check_scores(_scorer(forward, parts, head), model, parts, pieces, own)
+        comparison = check_scores(_scorer(forward, parts, head), model, parts, pieces, own)
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, IndexError, KeyError) as error:
         model.set_attn_implementation(own)
-        return Finding(False, float("inf"), float("inf"), f"{type(error).__name__}: {error}")
+        return Comparison(False, float("inf"), float("inf"), f"{type(error).__name__}: {error}")
     if isinstance(forward, PackedForward) and forward.calls != parts.attention_layers:
         note = f"{forward.calls} of {parts.attention_layers} layers came through the registered attention"
-        return Finding(False, finding.largest, finding.mean, note)
-    return finding
+        return Comparison(False, comparison.largest, comparison.mean, note)
+    return comparison
 
 
 def _scorer(forward: Forward, parts: Anatomy, head: Head) -> Any:

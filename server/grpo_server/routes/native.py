@@ -71,7 +71,7 @@ async def logprobs(request: Request, scoring: ScoringDep, service: ServiceDep) -
         decode = WIRES[media_in].decode_request
         message = decode(body, limits) if len(body) <= SMALL_BODY else await service.in_codec(decode, body, limits)
         result: ScoreResult = await scoring.score(message)
-        pieces = await service.in_codec(lambda: gathered(WIRES[media_out].result_pieces(result)))
-        return response_of(request, pieces, media_out, identity_headers(result.reference))
+        chunks = await service.in_codec(lambda: gathered(WIRES[media_out].result_chunks(result)))
+        return response_of(request, chunks, media_out, identity_headers(result.reference))
 
     return await answer_to(request, answer())

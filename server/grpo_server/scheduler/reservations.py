@@ -26,9 +26,9 @@ DEVIATIONS = 2.0
 # Of what is computed in a second so much is promised: chance brings more, or the speed drops, and it must go down again.
 PROMISED = 0.9
 # Weight of the past in the share of claimed reservations: the last two hundred or so count.
-SHARE_MEMORY = 0.995
+CLAIM_MEMORY = 0.995
 # A crowd that never comes back as it went is still told different times, as if one in twenty came.
-MIN_SHARE = 0.05
+MIN_CLAIMED = 0.05
 # More than this many are not kept in memory; who is refused beyond it is told a time all the same.
 MAX_RESERVATIONS = 50_000
 
@@ -44,7 +44,7 @@ class Reservation:
     open: bool = True
 
 
-class Share:
+class ClaimRate:
     """Of the reservations that ended, how many were claimed. Two sums that fade alike; at first everybody is expected."""
 
     def __init__(self) -> None:
@@ -52,14 +52,14 @@ class Share:
         self._ended = 1.0
 
     def add(self, claimed: bool) -> None:
-        self._claimed = SHARE_MEMORY * self._claimed + claimed
-        self._ended = SHARE_MEMORY * self._ended + 1
+        self._claimed = CLAIM_MEMORY * self._claimed + claimed
+        self._ended = CLAIM_MEMORY * self._ended + 1
 
     @property
     def upper(self) -> float:
         """One standard error above the mean: room that stays empty costs little, a broken promise much."""
         mean = self._claimed / self._ended
-        return min(1.0, max(MIN_SHARE, mean + math.sqrt(mean * (1 - mean) / self._ended)))
+        return min(1.0, max(MIN_CLAIMED, mean + math.sqrt(mean * (1 - mean) / self._ended)))
 
 
 class Reservations:
@@ -75,7 +75,7 @@ class Reservations:
         self._present_squares = 0
         self._open = 0
         self._timeline = Timeline(clock)
-        self._share = Share()
+        self._claim_rate = ClaimRate()
 
     def __len__(self) -> int:
         """Open ones; some of them may have lapsed without anybody having looked since."""
@@ -84,7 +84,7 @@ class Reservations:
     def reserve(self, key: bytes, tokens: int, seconds: float, tokens_per_second: float) -> float:
         """Keep room at the first moment that is not promised to others; returns the seconds until then, `seconds` or more."""
         self._advance()
-        seconds = self._timeline.place(tokens, seconds, PROMISED * tokens_per_second / self._share.upper)
+        seconds = self._timeline.place(tokens, seconds, PROMISED * tokens_per_second / self._claim_rate.upper)
         if self._open < MAX_RESERVATIONS and seconds < HORIZON_SECONDS:
             now = self._clock()
             # HTTP's Retry-After has whole seconds: who reads only that comes so much later
@@ -110,8 +110,8 @@ class Reservations:
     def kept(self) -> float:
         """Tokens of room that are not for newcomers now."""
         self._advance()
-        share = self._share.upper
-        return share * self._present_tokens + DEVIATIONS * math.sqrt(share * (1 - share) * self._present_squares)
+        rate = self._claim_rate.upper
+        return rate * self._present_tokens + DEVIATIONS * math.sqrt(rate * (1 - rate) * self._present_squares)
 
     def _advance(self) -> None:
         now = self._clock()
@@ -134,4 +134,4 @@ class Reservations:
         of_key.remove(reservation)
         if not of_key:
             del self._by_key[reservation.key]
-        self._share.add(claimed)
+        self._claim_rate.add(claimed)

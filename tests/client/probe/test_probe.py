@@ -65,7 +65,7 @@ def endpoint(dialect: str, score: Score = honest, *, vocab: int = VOCAB) -> Endp
         text = json.dumps(_answer(dialect, sequences, rows))
         return httpx.Response(200, text=text.replace("Infinity", "null").replace("-null", "null"))
 
-    return Endpoint("http://server", dialect, line=httpx.MockTransport(serve))
+    return Endpoint("http://server", dialect, transport=httpx.MockTransport(serve))
 
 
 def _read(body: Mapping[str, Any]) -> tuple[list[tuple[list[int], int]], float]:
@@ -216,12 +216,14 @@ def test_bare_nan_is_no_json() -> None:
         lambda request: httpx.Response(200, text='[{"meta_info": {"input_token_logprobs": [NaN]}}]')
     )
     with pytest.raises(EndpointFailed, match="shape"):
-        Endpoint("http://server", "sglang", line=line).score([Case((1, 2), 1)])
+        Endpoint("http://server", "sglang", transport=line).score([Case((1, 2), 1)])
 
 
 def test_a_check_that_cannot_be_asked_fails_alone_with_the_servers_words() -> None:
     line = httpx.MockTransport(lambda request: httpx.Response(500, json={"error": {"message": "on fire"}}))
-    findings = list(run_checks(Endpoint("http://server", "sglang", line=line), TableOracle(), tolerance=1e-3, long=40))
+    findings = list(
+        run_checks(Endpoint("http://server", "sglang", transport=line), TableOracle(), tolerance=1e-3, long=40)
+    )
     assert all(f.verdict is Verdict.FAIL and "on fire" in f.note for f in findings)
     assert not passed(findings)
 

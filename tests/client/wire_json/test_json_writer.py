@@ -1,4 +1,4 @@
-"""Writing JSON in pieces is writing JSON, and no piece takes long to write."""
+"""Writing JSON in chunks is writing JSON, and no chunk takes long to write."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from grpo_client import ReferenceInfo, ScoreResult, wire_json, wire_tensors
 from grpo_client.wire_json.result_writer import result_object
-from grpo_client.wire_json.writer import STEP, entries, in_steps, json_bytes, json_pieces, runs
-from grpo_client.wire_tensors.container import PIECE
+from grpo_client.wire_json.writer import STEP, entries, in_steps, json_bytes, json_chunks, runs
+from grpo_client.wire_tensors.container import CHUNK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic_core import from_json, to_json
@@ -59,13 +59,13 @@ SHAPES: dict[str, Any] = {
 
 @pytest.mark.parametrize("with_ids", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_answer_in_pieces_is_the_answer(shape: str, with_ids: bool) -> None:
+def test_an_answer_in_chunks_is_the_answer(shape: str, with_ids: bool) -> None:
     groups, top_k = SHAPES[shape]
     answer = result(groups, top_k, with_ids=with_ids)
     whole = to_json(result_object(answer), inf_nan_mode="null")
     assert from_json(wire_json.encode_result(answer)) == from_json(whole)
     assert wire_json.encode_result(answer) == whole
-    assert max(map(len, wire_json.result_pieces(answer))) <= 2 * STEP * LONGEST_FIGURE
+    assert max(map(len, wire_json.result_chunks(answer))) <= 2 * STEP * LONGEST_FIGURE
 
 
 JSON = st.recursive(
@@ -94,10 +94,10 @@ def test_arrays_and_rows_are_lists(length: int) -> None:
     assert from_json(json_bytes(in_steps(iter(values.tolist())))) == values.tolist()
     table = np.stack([values, values], axis=1)
     assert from_json(json_bytes({"x": table})) == {"x": table.tolist()}
-    assert max(map(len, json_pieces(table))) <= STEP * LONGEST_FIGURE
+    assert max(map(len, json_chunks(table))) <= STEP * LONGEST_FIGURE
 
 
-def test_a_piece_may_hold_several_entries() -> None:
+def test_a_chunk_may_hold_several_entries() -> None:
     assert json_bytes(iter([entries([1, 2]), {"a": iter([])}, b'"x"'])) == b'[1,2,{"a":[]},"x"]'
 
 
@@ -110,7 +110,7 @@ def test_runs_cover_all_and_weigh_no_more_than_a_step() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_tensors_in_pieces_are_what_the_library_writes(shape: str) -> None:
+def test_tensors_in_chunks_are_what_the_library_writes(shape: str) -> None:
     groups, top_k = SHAPES[shape]
     answer = result(groups, top_k, with_ids=True)
     body = wire_tensors.encode_result(answer)
@@ -118,9 +118,9 @@ def test_tensors_in_pieces_are_what_the_library_writes(shape: str) -> None:
     assert header_of(body) == header_of(written)
     assert body[-data_bytes(body) :] == written[-data_bytes(written) :]
     assert int.from_bytes(body[:8], "little") % 8 == 0
-    pieces = list(wire_tensors.result_pieces(answer))
-    assert b"".join(pieces) == body
-    assert max(map(len, pieces)) <= PIECE
+    chunks = list(wire_tensors.result_chunks(answer))
+    assert b"".join(chunks) == body
+    assert max(map(len, chunks)) <= CHUNK
 
 
 def header_of(body: bytes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reading JSON in pieces is reading JSON: the same values, the same refusals; and what is dear for its size is refused."""
+"""Reading JSON in chunks is reading JSON: the same values, the same refusals; and what is dear for its size is refused."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def plain(value: Any) -> Any:
 
 @settings(deadline=None)
 @given(VALUES, st.integers(1, 40), st.booleans(), st.sampled_from([None, 1]))
-def test_a_document_in_pieces_is_the_document(value: Any, step: int, ascii_only: bool, indent: int | None) -> None:
+def test_a_document_in_chunks_is_the_document(value: Any, step: int, ascii_only: bool, indent: int | None) -> None:
     body = json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode()
     assert plain(read_json(body, step)) == from_json(body)
 
 
 @settings(deadline=None)
 @given(VALUES, st.integers(1, 12), st.data())
-def test_what_is_no_json_whole_is_none_in_pieces(value: Any, step: int, data: st.DataObject) -> None:
+def test_what_is_no_json_whole_is_none_in_chunks(value: Any, step: int, data: st.DataObject) -> None:
     body = bytearray(json.dumps(value).encode())
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(body)))
@@ -74,7 +74,7 @@ def test_a_long_list_of_whole_numbers_is_an_array_and_a_mixed_one_a_list() -> No
 
 
 def test_no_call_of_the_parser_gets_more_than_a_step_and_its_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What holds Python's lock is short: the parser sees a piece at a time, however large the body."""
+    """What holds Python's lock is short: the parser sees a chunk at a time, however large the body."""
     sizes: list[int] = []
 
     def parse(text: bytes) -> Any:

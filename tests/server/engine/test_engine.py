@@ -10,7 +10,7 @@ from grpo_server.engine import EngineConfig, OutOfMemory, Piece, load_engine
 from grpo_server.engine.engine import TorchEngine
 from grpo_server.engine.fingerprint import fingerprint
 from grpo_server.engine.loading import Loaded, choose_dtype
-from grpo_server.engine.memory import split
+from grpo_server.engine.memory import halve
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 VOCAB = 151
@@ -144,11 +144,11 @@ def test_split_keeps_token_ids_with_their_completions():
     piece = Piece(
         ids(1), (ids(1), ids(2, 3), ids(4)), 1.0, token_ids=tuple(np.zeros((n, 2), np.int32) for n in (1, 2, 1))
     )
-    halves = split([piece])
+    halves = halve([piece])
     assert halves is not None
     assert [len(p.completions) for p in (*halves.first, *halves.second)] == [1, 2]
     assert [t.shape for t in halves.second[0].token_ids or ()] == [(2, 2), (1, 2)]
-    assert split([replace(piece, completions=piece.completions[:1], token_ids=None)]) is None
+    assert halve([replace(piece, completions=piece.completions[:1], token_ids=None)]) is None
 
 
 def save(model, path):

@@ -1,4 +1,4 @@
-"""What goes in comes out, in whatever pieces, and the store is empty then."""
+"""What goes in comes out, in whatever chunks, and the store is empty then."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ EDGES = [0, 1, SMALL_BYTES - 1, SMALL_BYTES, SMALL_BYTES + 1, BLOCK_BYTES - 1, B
 
 
 @pytest.mark.parametrize("size", [*EDGES, SMALL_BYTES + BLOCK_BYTES, 3 * BLOCK_BYTES, 3 * BLOCK_BYTES + 7])
-@pytest.mark.parametrize("piece", [1000, SMALL_BYTES, 2 * BLOCK_BYTES])
-def test_pieces_come_out_whole(size: int, piece: int) -> None:
+@pytest.mark.parametrize("chunk", [1000, SMALL_BYTES, 2 * BLOCK_BYTES])
+def test_chunks_come_out_whole(size: int, chunk: int) -> None:
     data = random.Random(size).randbytes(size)
     store = ByteStore()
     for _ in range(2):
-        for start in range(0, size, piece):
-            store.add(data[start : start + piece])
+        for start in range(0, size, chunk):
+            store.add(data[start : start + chunk])
             store.add(b"")
         assert store.size == size
         assert store.take() == data

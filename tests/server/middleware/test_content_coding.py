@@ -14,7 +14,7 @@ import pytest
 from grpo_client import wire_tensors
 from grpo_client.protocol import MEDIA_TENSORS
 from grpo_server.middleware.bodies import coding as content_coding
-from grpo_server.middleware.bodies.coding import CorruptBody, pieces
+from grpo_server.middleware.bodies.coding import CorruptBody, chunks
 from server_fakes import FakeEngine, ask, serving
 
 MIB = 2**20
@@ -46,10 +46,10 @@ packed = pytest.mark.parametrize(("coding", "pack"), PACKERS.values(), ids=PACKE
 def test_what_was_packed_comes_out(coding: str, pack: Callable[[bytes], bytes]) -> None:
     name = coding.lower().removeprefix("identity, ")
     data = bytes(range(256)) * 5000
-    got = list(pieces(pack(data), name, 1000))
+    got = list(chunks(pack(data), name, 1000))
     assert b"".join(got) == data
     assert max(map(len, got)) <= 1000
-    assert list(pieces(pack(b""), name, 1000)) == []
+    assert list(chunks(pack(b""), name, 1000)) == []
 
 
 @packed
@@ -58,7 +58,7 @@ def test_what_breaks_off_or_is_something_else_is_told(coding: str, pack: Callabl
     whole = pack(b"some text " * 50)
     for broken in (whole[:-1], whole[: len(whole) // 2], b"", b"\x00\xff" * 20, whole + b"?"):
         with pytest.raises(CorruptBody):
-            list(pieces(broken, name, 1000))
+            list(chunks(broken, name, 1000))
 
 
 @packed
@@ -67,7 +67,7 @@ def test_a_bomb_costs_what_is_asked_for(coding: str, pack: Callable[[bytes], byt
     bomb = pack(b"\0" * (256 * MIB))
     tracemalloc.start()
     try:
-        unpacking = pieces(bomb, name, MIB)
+        unpacking = chunks(bomb, name, MIB)
         assert sum(len(next(unpacking)) for _ in range(3)) > MIB
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -78,9 +78,9 @@ def test_a_bomb_costs_what_is_asked_for(coding: str, pack: Callable[[bytes], byt
 def test_members_without_end_are_refused() -> None:
     """An empty gzip member takes 20 bytes and a decoder of its own."""
     with pytest.raises(CorruptBody, match="members"):
-        list(pieces(gzip.compress(b"") * 100_000, "gzip", 1000))
+        list(chunks(gzip.compress(b"") * 100_000, "gzip", 1000))
     blocks = [random.Random(n).randbytes(2000) for n in range(64)]  # as bgzip writes them
-    assert b"".join(pieces(b"".join(map(gzip.compress, blocks)) * 2, "gzip", 1000)) == b"".join(blocks) * 2
+    assert b"".join(chunks(b"".join(map(gzip.compress, blocks)) * 2, "gzip", 1000)) == b"".join(blocks) * 2
 
 
 @pytest.mark.skipif("zstd" not in PACKERS, reason="no zstd in this Python")
@@ -90,7 +90,7 @@ def test_a_zstd_window_that_is_larger_than_http_allows_is_refused() -> None:
     packer = zstd.ZstdCompressor(options=options)  # a stream: its size is not known, so that the window stays as asked
     wide = packer.compress(b"x") + packer.flush()
     with pytest.raises(CorruptBody):
-        list(pieces(wide, "zstd", 1000))
+        list(chunks(wide, "zstd", 1000))
 
 
 ROUTES: list[tuple[str, Any]] = [

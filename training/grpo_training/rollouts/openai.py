@@ -21,7 +21,7 @@ import torch
 from grpo_client import GrpoClientError, RetryPolicy
 from grpo_client.http.exchange import Call, raise_for_status
 from grpo_client.http.retry_log import RetryLog
-from grpo_client.http.transport import LineSettings, SyncLine, SyncTransport
+from grpo_client.http.transport import BaseTransport, SyncTransport, TransportSettings
 from torch import Tensor
 
 from grpo_training.config import RolloutConfig, RolloutError
@@ -44,7 +44,7 @@ class OpenAISampler:
         device: torch.device,
         api_key: str | None = None,
         bring_weights: Callable[[int], None] | None = None,
-        transport: SyncLine | None = None,
+        transport: BaseTransport | None = None,
         sleep: Callable[[float], None] | None = None,
     ) -> None:
         """eos_ids, vocab_size: of the policy. api_key: sent as a bearer token, never shown. bring_weights: called ahead of
@@ -61,7 +61,7 @@ class OpenAISampler:
         headers = {"User-Agent": f"grpo-train/{version('grpo-refserver')}"}
         if api_key:
             headers["Authorization"] = f"Bearer {api_key}"
-        self._line = SyncTransport(LineSettings(options.timeout, options.concurrency, headers), transport)
+        self._line = SyncTransport(TransportSettings(options.timeout, options.concurrency, headers), transport)
         self._threads = ThreadPoolExecutor(options.concurrency, "grpo-rollout")
         self._closed = threading.Event()
         self._sleep = sleep or self._wait_unless_closed

@@ -1,4 +1,4 @@
-"""Unpacking what a client compressed (Content-Encoding), a bounded piece at a time. Plain values: no HTTP, no event loop.
+"""Unpacking what a client compressed (Content-Encoding), a bounded chunk at a time. Plain values: no HTTP, no event loop.
 
 gzip and deflate come with Python; zstd with Python 3.14, or with `backports.zstd` before. A decoder gives at most as many
 bytes as it is asked for, so that a few bytes which unpack to gigabytes cost no more memory than the caller allows.
@@ -34,8 +34,8 @@ class _Decoder(Protocol):
     def decompress(self, data: bytes | memoryview, max_length: int, /) -> bytes: ...
 
 
-def pieces(body: bytes, coding: str, size: int) -> Iterator[bytes]:
-    """The unpacked body in pieces of at most `size` bytes; none is unpacked before it is asked for.
+def chunks(body: bytes, coding: str, size: int) -> Iterator[bytes]:
+    """The unpacked body in chunks of at most `size` bytes; none is unpacked before it is asked for.
 
     coding: a key of `codings()`. Raises CorruptBody where the body breaks off, or is something else.
     """
@@ -61,12 +61,12 @@ def _member(decoder: _Decoder, coding: str, view: memoryview, at: int, size: int
             step = min(2 * step, MOST_BYTES)
             fed_all = not waiting
         try:
-            piece = decoder.decompress(waiting, size)
+            chunk = decoder.decompress(waiting, size)
         except (zlib.error, ValueError, _zstd_error()) as error:
             raise CorruptBody(f"the body is no valid {coding} ({error})") from error
         waiting = getattr(decoder, "unconsumed_tail", b"")
-        if piece:
-            yield piece
+        if chunk:
+            yield chunk
         elif fed_all and not decoder.eof:
             raise CorruptBody(f"the body is no whole {coding}; is it cut off?")
     return at - len(decoder.unused_data)

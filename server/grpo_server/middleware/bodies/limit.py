@@ -107,16 +107,16 @@ class BodyLimit:
     async def _unpack(self, body: _Body, coding: str) -> None:
         """Replace a packed body by the unpacked one. Both are held meanwhile."""
         packed = body.take()
-        unpacked = content_coding.pieces(packed, coding, STEP_BYTES)
+        unpacked = content_coding.chunks(packed, coding, STEP_BYTES)
         async with self._unpacking:
             while True:
                 try:
-                    piece = await self._in_thread(next, unpacked, None)
+                    chunk = await self._in_thread(next, unpacked, None)
                 except content_coding.CorruptBody as error:
                     raise ServiceError(ErrorCode.MALFORMED, str(error), param="Content-Encoding") from error
-                if piece is None:
+                if chunk is None:
                     break
-                body.add(piece)
+                body.add(chunk)
                 if body.size > self._max_bytes:
                     raise self._too_large(f"more than {self._max_bytes} bytes when unpacked")
         body.give_back(len(packed))

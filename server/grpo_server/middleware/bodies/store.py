@@ -1,4 +1,4 @@
-"""Bytes that come in pieces and are taken out whole, in memory of their own.
+"""Bytes that come in chunks and are taken out whole, in memory of their own.
 
 malloc keeps what was freed for the next forward (`grpo_numerics.heap`) and is left with holes where buffers grew. A large
 body lies in pages from the kernel in place of that: it never moves while it grows, and its pages go back when it is dropped.

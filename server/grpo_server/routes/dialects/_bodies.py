@@ -107,9 +107,9 @@ def parse(model: type[Model], body: bytes) -> Model:
 
 
 async def json_response(request: Request, service: Service, who: ReferenceInfo, build: Callable[[], Any]) -> Response:
-    """What `build` returns, as JSON: see `wire_json.json_pieces`, which takes large lists as iterators. who: computed it."""
-    pieces = await service.in_codec(lambda: gathered(wire_json.json_pieces(build())))
-    return response_of(request, pieces, MEDIA_JSON, identity_headers(who))
+    """What `build` returns, as JSON: see `wire_json.json_chunks`, which takes large lists as iterators. who: computed it."""
+    chunks = await service.in_codec(lambda: gathered(wire_json.json_chunks(build())))
+    return response_of(request, chunks, MEDIA_JSON, identity_headers(who))
 
 
 def described(model: type[BaseModel]) -> dict[str, Any]:

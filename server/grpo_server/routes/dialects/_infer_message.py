@@ -9,11 +9,11 @@ import numpy.typing as npt
 from grpo_client import wire_tensors
 from grpo_client.protocol import ScoreRequest, ScoreResult
 from grpo_client.validation.request import Limits
-from grpo_client.wire_json import json_pieces
+from grpo_client.wire_json import json_chunks
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 from grpo_server.errors import ErrorCode, ServiceError
-from grpo_server.routes._answers import PIECE, gathered
+from grpo_server.routes._answers import CHUNK, gathered
 from grpo_server.routes.dialects._bodies import parse
 from grpo_server.routes.dialects._sampling import null_means
 
@@ -133,7 +133,7 @@ def _array(tensor: InputTensor, raw: memoryview | None, param: str) -> npt.NDArr
 
 
 def encode(asked: InferRequest, result: ScoreResult) -> tuple[list[bytes], int | None]:
-    """The body in pieces, and the length of its JSON part when tensors follow it."""
+    """The body in chunks, and the length of its JSON part when tensors follow it."""
     arrays: dict[str, npt.NDArray[Any]] = {"logprobs": result.logprobs, "status": result.status, **result.extras}
     as_binary = bool(asked.parameters.get("binary_data_output", False))
     wanted = asked.outputs or [WantedTensor(name=name) for name in arrays]
@@ -165,8 +165,8 @@ def encode(asked: InferRequest, result: ScoreResult) -> tuple[list[bytes], int |
         "parameters": {"fingerprint": info.fingerprint, "normalizer": result.normalizer},
         "outputs": iter(outputs),
     }
-    header = gathered(json_pieces({k: v for k, v in answer.items() if v is not None}))
-    buffers = [bytes(data[start : start + PIECE]) for data in binary for start in range(0, len(data), PIECE)]
+    header = gathered(json_chunks({k: v for k, v in answer.items() if v is not None}))
+    buffers = [bytes(data[start : start + CHUNK]) for data in binary for start in range(0, len(data), CHUNK)]
     return gathered([*header, *buffers]), sum(map(len, header)) if binary else None
 
 

@@ -21,7 +21,7 @@ MANY = 2**12
 
 
 def prompt_logprobs(scores: SequenceScores, strings: Mapping[int, str | None]) -> Iterator[bytes]:
-    """(n,) entries, as `wire_json.json_pieces` takes them, for a sequence scored from position 1 with its ranks. strings: text
+    """(n,) entries, as `wire_json.json_chunks` takes them, for a sequence scored from position 1 with its ranks. strings: text
     of each id, see `ids_shown`."""
     return in_steps(chain([None], _positions(scores, strings)), figures=3 * (1 + scores.top_ids.shape[1]))
 

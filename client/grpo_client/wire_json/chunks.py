@@ -33,9 +33,9 @@ Positions = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Chunk:
     """text: the bytes from `start` up to the next cut, the comma itself left out. stack: the containers open there, each
-    LIST or OBJECT, outermost first. kept: how many of those were open at the start of the piece already. last: no cut follows.
+    LIST or OBJECT, outermost first. kept: how many of those were open at the start of the chunk already. last: no cut follows.
     """
 
     text: bytes
@@ -45,8 +45,8 @@ class Piece:
     last: bool
 
 
-def pieces(body: bytes, step: int) -> Iterator[Piece]:
-    """The document in pieces of about `step` bytes, more where there is no comma. Raises ProtocolError (413)."""
+def chunks(body: bytes, step: int) -> Iterator[Chunk]:
+    """The document in chunks of about `step` bytes, more where there is no comma. Raises ProtocolError (413)."""
     scan = _Scan()
     start, stack = 0, list[int]()
     opened: list[npt.NDArray[np.uint8]] = []  # brackets since `start`
@@ -67,9 +67,9 @@ def pieces(body: bytes, step: int) -> Iterator[Piece]:
             raise ProtocolError(
                 f"the body is not valid JSON (it goes on behind its end, at byte {begin + cut})", code="malformed_json"
             )
-        yield Piece(body[start : begin + cut], start, stack, kept, last=False)
+        yield Chunk(body[start : begin + cut], start, stack, kept, last=False)
         start, opened = begin + cut + 1, [block[brackets[before:]]]
-    yield Piece(body[start:], start, [], 0, last=True)
+    yield Chunk(body[start:], start, [], 0, last=True)
 
 
 class _Scan:
