@@ -25,7 +25,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-clients test-doors serve bench docs generate lint format slim clean
+.PHONY: help install demo test test-clients test-doors serve bench docs generate dist lint format slim clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,13 +65,19 @@ lint: $(STAMP) ## Check formatting, style, types and the arrows between the pack
 	$(RUN) -m ruff check .
 	$(RUN) -m pyright
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/zizmor --offline --quiet .github
 
 format: $(STAMP) ## Put the code in the house's format
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
 
-slim: $(STAMP) ## Install the base package alone in a throw-away environment and use the client there
-	.ci/slim-install $(RUN)
+dist: $(STAMP) ## Build wheel and sdist into dist/ and check what they hold
+	rm -rf dist
+	$(RUN) -m build
+	$(RUN) -m tools.check_dist dist
+
+slim: dist ## Install the wheel alone in a throw-away environment and use the client there
+	.ci/slim-install $(RUN) dist/*.whl
 
 clean: ## Remove .venv, caches and builds; runs/ stays
 	rm -rf $(VENV) $(CLIENTS) $(DOORS) build dist site .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
