@@ -29,6 +29,7 @@ from ..transforms import Normalizer, check_targets
 from .choice import on_triton
 from .figures import WANTS, Chosen, HeadScores, Want, figures, joined
 from .online import OnlineLogSumExp
+from .shifted import ShiftedTiles
 from .spec import HeadSpec, Tile
 from .tiles import LogitTiles, RowBlock, padded
 
@@ -46,15 +47,18 @@ def score_rows(
     top_k: int = 0,
     token_ids: Tensor | None = None,
     tile: Tile | tuple[int, int] | None = None,
+    shifted: bool = False,
 ) -> HeadScores:
     """Score one target a row, without gradient.
 
     hidden: (R, D) last hidden states, any float dtype. weight: (V, D) of the LM head. targets: (R,) integer ids.
     spec: bias, logit scale, soft-cap. temperature: a number or (R,), > 0; divides the logits. want: further figures.
     top_k: how many best tokens a row. token_ids: (R, j) further ids to score, -1 for none. tile: (rows, vocabulary) held at
-    a time.
+    a time. shifted: where neither rank nor best tokens are asked, a CPU may multiply bf16 rows with a bf16 weight in bf16, for
+    speed; the error is in the module `shifted`.
 
-    Logits are computed in fp32 or better from half weights too. Raises ValueError for what cannot be computed.
+    Logits are computed in fp32 or better from half weights too, unless `shifted`. Raises ValueError for what cannot be
+    computed.
     """
     spec = spec or HeadSpec()
     if unknown := want - WANTS:
@@ -69,7 +73,9 @@ def score_rows(
             hidden, weight, targets, spec=spec, temperature=temperature, normalizer=normalizer, tile=tile
         )
         return joined([block_scores(kernels, block, want, top_k, token_ids) for block in kernels.blocks])
-    tiles = LogitTiles(hidden, weight, targets, spec=spec, temperature=temperature, normalizer=normalizer, tile=tile)
+    shifted = shifted and not top_k and "rank" not in want and ShiftedTiles.take(hidden, weight)
+    make = ShiftedTiles if shifted else LogitTiles
+    tiles = make(hidden, weight, targets, spec=spec, temperature=temperature, normalizer=normalizer, tile=tile)
     tallies = [_Tally(tiles, block, want, top_k, token_ids) for block in tiles.blocks]
     for columns in tiles.columns():
         weight_rows = tiles.weight_rows(columns)

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..elementwise import log_add_exp, sigmoid
 from .kernels import Flash, Kernel, Plain
 from .schedule import CausalCall, Schedule
+from .stacked import stacked_attention
 
 
 def packed_attention(
@@ -39,9 +40,15 @@ def packed_attention(
     further back than window - 1 are not seen; sinks: (H,) an extra logit a head that takes weight and gives nothing.
     Returns (T, H, D) in q's dtype.
     """
+    differentiable = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    whole = (
+        not softcap and sinks is None and not schedule.cuts(window) and not differentiable and q.device.type == "cpu"
+    )
+    if whole and schedule.blocks is not None:
+        return stacked_attention(q, k, v, schedule.blocks, scale=scale)
     plain = softcap or sinks is not None or not Flash.takes(q, k, v)
     kernel: Kernel = Plain(scale, softcap, schedule.block if schedule.exact else None) if plain else Flash(scale)
-    if not torch.is_grad_enabled() or not (q.requires_grad or k.requires_grad or v.requires_grad):
+    if not differentiable:
         out, lse = _forward(q, k, v, schedule, kernel, window)
     else:
         out, lse = _PackedAttention.apply(q, k, v, schedule, kernel, window)  # pyright: ignore[reportCallIssue]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..alignment import LANES, aligned_rows, row_block
 from .layout import PackedLayout, Segment
+from .stacked import Block, blocks_of
 
 # A masked call holds a (queries, keys) mask: queries are taken this many at a time.
 _MASK_ROWS = 1024
@@ -64,6 +65,7 @@ class Schedule:
     rows: int = 1
     widths: tuple[int, ...] = ()
     threads: int = 1
+    stacked: bool = False
     _calls: dict[int | None, tuple[list[CausalCall], list[CrossCall]]] = field(default_factory=lambda: {}, repr=False)
 
     @property
@@ -79,10 +81,19 @@ class Schedule:
         whole = -(-self.layout.tokens // self.rows) * self.rows
         return aligned_rows(whole + self.block, self.widths, self.threads)
 
+    @cached_property
+    def blocks(self) -> list[Block] | None:
+        """What `stacked_attention` goes by; None where it is not wanted, or sequences are too long for it."""
+        return blocks_of(self.layout) if self.stacked and not self.exact else None
+
+    def cuts(self, window: int | None) -> bool:
+        """Whether a sliding window of so many tokens hides anything from anybody here."""
+        return window is not None and window <= self.layout.positions.max(initial=0)
+
     def calls(self, window: int | None) -> tuple[list[CausalCall], list[CrossCall]]:
         """Causal calls, then cross calls with parents before children. window: sliding window in tokens, or None."""
-        if window is not None and window > self.layout.positions.max(initial=0):
-            window = None  # it cuts nothing here
+        if not self.cuts(window):
+            window = None
         if window not in self._calls:
             self._calls[window] = (list(self._causal(window)), list(self._cross(window)))
         return self._calls[window]
