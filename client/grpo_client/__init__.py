@@ -49,7 +49,8 @@ from grpo_client.protocol import (
 )
 from grpo_client.settings import ClientOptions
 from grpo_client.text import ChatMessage, Prompt, TextGroup, TextScoreRequest
-from grpo_client.validation.request import Limits, check_request
+from grpo_client.validation.limits import Limits
+from grpo_client.validation.request import check_request
 
 __all__ = [
     "EXTRAS",

@@ -21,7 +21,7 @@ from grpo_client.files.score_file import ScoreFile
 from grpo_client.http.exchange import Encoding
 from grpo_client.http.retry import RetryPolicy
 from grpo_client.protocol import EXTRAS, Normalizer
-from grpo_client.validation.request import read_extras, read_temperature, read_top_k
+from grpo_client.validation.fields import read_extras, read_temperature, read_top_k
 from grpo_client.version import package_version
 
 app = typer.Typer(

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from grpo_client.addresses import without_secrets
 from grpo_client.commands.terminal import told
-from grpo_client.probe.checks import Finding, run_checks
+from grpo_client.probe.checks import CheckResult, run_checks
 from grpo_client.probe.dialects import DIALECTS
 from grpo_client.probe.endpoint import Endpoint, EndpointFailed
 from grpo_client.probe.oracle import OracleFailed, open_oracle
@@ -45,7 +45,7 @@ def probe(
     as_object: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
     console = Console(stderr=True)
-    findings: list[Finding] = []
+    results: list[CheckResult] = []
     try:
         with (
             told(console),
@@ -54,15 +54,15 @@ def probe(
             open_oracle(against) as oracle,
         ):
             status.update("checking")
-            for finding in run_checks(endpoint, oracle, tolerance=tolerance, long=long):
-                findings.append(finding)
-                status.update(f"checked: {finding.check}")
+            for result in run_checks(endpoint, oracle, tolerance=tolerance, long=long):
+                results.append(result)
+                status.update(f"checked: {result.check}")
     except (OracleFailed, EndpointFailed) as error:
         console.print(Text.assemble(("error: ", "red"), str(error)))
         raise typer.Exit(1) from error
     if as_object:
-        typer.echo(json.dumps(as_json(url, dialect, against, tolerance, findings)))
+        typer.echo(json.dumps(as_json(url, dialect, against, tolerance, results)))
     else:
-        Console().print(as_table(f"{url} as {dialect}, against {against}, tolerance {tolerance:g} nats", findings))
-    if not passed(findings):
+        Console().print(as_table(f"{url} as {dialect}, against {against}, tolerance {tolerance:g} nats", results))
+    if not passed(results):
         raise typer.Exit(1)

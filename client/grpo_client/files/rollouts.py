@@ -11,7 +11,8 @@ from pydantic_core import from_json
 from grpo_client.errors import ProtocolError
 from grpo_client.protocol import Extra, Normalizer
 from grpo_client.text import AnyRequest
-from grpo_client.validation.request import Limits, as_object, describe
+from grpo_client.validation.limits import Limits
+from grpo_client.validation.words import as_object, describe
 from grpo_client.wire_json.request import request_from_object
 
 _GROUP_FIELDS = ("prompt", "messages", "completions")

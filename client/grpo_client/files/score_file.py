@@ -25,7 +25,7 @@ from pydantic_core import from_json, to_json
 from grpo_client.files.json_lines import PIPE, is_regular, one_line
 from grpo_client.files.rollouts import Rollout
 from grpo_client.protocol import EXTRAS, ScoreResult
-from grpo_client.validation.request import as_object
+from grpo_client.validation.words import as_object
 from grpo_client.wire_json.request import encode_request
 from grpo_client.wire_json.result_writer import result_object
 

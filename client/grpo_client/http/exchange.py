@@ -23,7 +23,7 @@ from grpo_client.protocol import (
 )
 from grpo_client.text import AnyRequest
 from grpo_client.validation.answers import check_answer
-from grpo_client.validation.request import as_object
+from grpo_client.validation.words import as_object
 
 Encoding = Literal["tensors", "json"]
 ROUTE_READY = "/readyz"

@@ -6,19 +6,19 @@
 the oracle is a process of its own or another server.
 """
 
-from grpo_client.probe.checks import Finding, Verdict, run_checks
+from grpo_client.probe.checks import CheckResult, Outcome, run_checks
 from grpo_client.probe.dialects import DIALECTS
 from grpo_client.probe.endpoint import Endpoint, EndpointFailed
 from grpo_client.probe.oracle import Oracle, OracleFailed, open_oracle
 
 __all__ = [
     "DIALECTS",
+    "CheckResult",
     "Endpoint",
     "EndpointFailed",
-    "Finding",
     "Oracle",
     "OracleFailed",
-    "Verdict",
+    "Outcome",
     "open_oracle",
     "run_checks",
 ]

@@ -24,7 +24,7 @@ TEMPERATURES = (0.5, 2.0)
 OVERFLOWING = 1e-38
 
 
-class Verdict(StrEnum):
+class Outcome(StrEnum):
     PASS = "pass"
     DIFFERS = "differs"  # within the tolerance, but not the same bits
     FAIL = "FAIL"
@@ -32,11 +32,11 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """largest: error or difference in nats, where there is one. note: what was seen, for people."""
 
     check: str
-    verdict: Verdict
+    verdict: Outcome
     largest: float | None = None
     mean: float | None = None
     note: str = ""
@@ -61,73 +61,77 @@ class _Probe:
                 self._known[case, temperature] = scores
         return [self._known[c, temperature] for c in cases]
 
-    def right(self, name: str, cases: Sequence[Case], temperature: float = 1.0, note: str = "") -> Finding:
+    def right(self, name: str, cases: Sequence[Case], temperature: float = 1.0, note: str = "") -> CheckResult:
         """Compare with the oracle."""
         if not cases:
-            return Finding(name, Verdict.SKIP, note="the model has no such token")
+            return CheckResult(name, Outcome.SKIP, note="the model has no such token")
         truth = np.concatenate(self.truth(cases, temperature))
         got = np.concatenate(self.endpoint.score(cases, temperature))
         error = np.abs(got - truth)
         if not np.isfinite(got).all():
-            return Finding(name, Verdict.FAIL, note=f"{(~np.isfinite(got)).sum()} of {len(got)} scores are not finite")
+            return CheckResult(
+                name, Outcome.FAIL, note=f"{(~np.isfinite(got)).sum()} of {len(got)} scores are not finite"
+            )
         largest = float(error.max(initial=0.0))
-        verdict = Verdict.PASS if largest <= self.tolerance else Verdict.FAIL
-        return Finding(name, verdict, largest, float(error.mean()) if len(error) else 0.0, note)
+        verdict = Outcome.PASS if largest <= self.tolerance else Outcome.FAIL
+        return CheckResult(name, verdict, largest, float(error.mean()) if len(error) else 0.0, note)
 
-    def same(self, name: str, one: Sequence[Scores], other: Sequence[Scores]) -> Finding:
+    def same(self, name: str, one: Sequence[Scores], other: Sequence[Scores]) -> CheckResult:
         """Compare two answers to the same question."""
         a, b = np.concatenate(one), np.concatenate(other)
         if np.array_equal(a, b, equal_nan=True):
-            return Finding(name, Verdict.PASS, 0.0, 0.0, "equal to the bit")
+            return CheckResult(name, Outcome.PASS, 0.0, 0.0, "equal to the bit")
         difference = np.abs(a - b)
         largest = float(difference.max())
-        verdict = Verdict.DIFFERS if largest <= self.tolerance else Verdict.FAIL
-        return Finding(name, verdict, largest, float(difference.mean()), f"{(a != b).sum()} of {len(a)} scores changed")
+        verdict = Outcome.DIFFERS if largest <= self.tolerance else Outcome.FAIL
+        return CheckResult(
+            name, verdict, largest, float(difference.mean()), f"{(a != b).sum()} of {len(a)} scores changed"
+        )
 
 
-def run_checks(endpoint: Endpoint, oracle: Oracle, *, tolerance: float, long: int) -> Iterator[Finding]:
-    """Every check's finding, in order. tolerance: nats. long: tokens of the long input."""
+def run_checks(endpoint: Endpoint, oracle: Oracle, *, tolerance: float, long: int) -> Iterator[CheckResult]:
+    """Every check's result, in order. tolerance: nats. long: tokens of the long input."""
     probe = _Probe(endpoint, oracle, tolerance, long)
     for name, check in CHECKS.items():
         try:
             yield check(probe, name)
         except EndpointFailed as failure:
-            yield Finding(name, Verdict.FAIL, note=str(failure))
+            yield CheckResult(name, Outcome.FAIL, note=str(failure))
 
 
-def _accuracy(probe: _Probe, name: str) -> Finding:
+def _accuracy(probe: _Probe, name: str) -> CheckResult:
     return probe.right(name, built_in.ordinary(probe.facts))
 
 
-def _temperature(at: float) -> Callable[[_Probe, str], Finding]:
-    def check(probe: _Probe, name: str) -> Finding:
+def _temperature(at: float) -> Callable[[_Probe, str], CheckResult]:
+    def check(probe: _Probe, name: str) -> CheckResult:
         cases = built_in.ordinary(probe.facts)
-        finding = probe.right(name, cases, at)
-        if finding.verdict is Verdict.FAIL:
+        result = probe.right(name, cases, at)
+        if result.verdict is Outcome.FAIL:
             at_one = np.concatenate(probe.truth(cases, 1.0))
             got = np.concatenate(probe.endpoint.score(cases, at))
             if np.abs(got - at_one).max() <= probe.tolerance:
                 ignored = "temperature is ignored: the answer is that of temperature 1"
-                return Finding(name, Verdict.FAIL, finding.largest, finding.mean, ignored)
-        return finding
+                return CheckResult(name, Outcome.FAIL, result.largest, result.mean, ignored)
+        return result
 
     return check
 
 
-def _batch(probe: _Probe, name: str) -> Finding:
+def _batch(probe: _Probe, name: str) -> CheckResult:
     cases = built_in.ordinary(probe.facts)
     together = probe.endpoint.score(cases)
     alone = [probe.endpoint.score([case])[0] for case in cases]
     return probe.same(name, together, alone)
 
 
-def _order(probe: _Probe, name: str) -> Finding:
+def _order(probe: _Probe, name: str) -> CheckResult:
     cases = built_in.ordinary(probe.facts)
     backwards = probe.endpoint.score(cases[::-1])[::-1]
     return probe.same(name, probe.endpoint.score(cases), backwards)
 
 
-def _warm(probe: _Probe, name: str) -> Finding:
+def _warm(probe: _Probe, name: str) -> CheckResult:
     """A sequence never asked before, then prefixes of it as a prefix cache would meet them, then itself again."""
     case = built_in.fresh(probe.facts)
     cold = probe.endpoint.score([case])
@@ -136,35 +140,35 @@ def _warm(probe: _Probe, name: str) -> Finding:
     return probe.same(name, cold, probe.endpoint.score([case]))
 
 
-def _eos(probe: _Probe, name: str) -> Finding:
+def _eos(probe: _Probe, name: str) -> CheckResult:
     return probe.right(name, built_in.with_eos(probe.facts))
 
 
-def _empty(probe: _Probe, name: str) -> Finding:
+def _empty(probe: _Probe, name: str) -> CheckResult:
     case = built_in.alone(probe.facts)
     among = [*built_in.ordinary(probe.facts), case]
     probe.endpoint.score([case])  # raises unless it is answered with no scores
     return probe.right(name, among, note="no scores, and the others keep theirs")
 
 
-def _first_token(probe: _Probe, name: str) -> Finding:
+def _first_token(probe: _Probe, name: str) -> CheckResult:
     cases = [Case(c.ids[:2], 1) for c in built_in.from_the_start(built_in.ordinary(probe.facts))]
     return probe.right(name, cases, note="one token of context")
 
 
-def _long(probe: _Probe, name: str) -> Finding:
+def _long(probe: _Probe, name: str) -> CheckResult:
     case = built_in.long_one(probe.facts, probe.long)
     return probe.right(name, [case], note=f"{len(case.ids)} tokens")
 
 
-def _nonfinite(probe: _Probe, name: str) -> Finding:
+def _nonfinite(probe: _Probe, name: str) -> CheckResult:
     """A temperature at which fp32 overflows: refused, said to be not finite, or right. Not made up, and no broken JSON."""
     cases = built_in.ordinary(probe.facts)
     try:
         got = np.concatenate(probe.endpoint.score(cases, OVERFLOWING))
     except EndpointFailed as failure:
         if failure.status is not None and 400 <= failure.status < 500:
-            return Finding(name, Verdict.PASS, note="refused")
+            return CheckResult(name, Outcome.PASS, note="refused")
         raise
     truth = np.concatenate(probe.truth(cases, OVERFLOWING))
     # Where the endpoint gives a number, it must be the true one; the true one of a token that is not the best is -inf.
@@ -174,11 +178,11 @@ def _nonfinite(probe: _Probe, name: str) -> Finding:
     if made_up.any():
         where = int(np.flatnonzero(made_up)[0])
         note = f"at temperature {OVERFLOWING:g} {made_up.sum()} scores are made up, the first {got[where]:g}"
-        return Finding(name, Verdict.FAIL, note=note)
-    return Finding(name, Verdict.PASS, note=f"{(~np.isfinite(got)).sum()} of {len(got)} said to be not finite")
+        return CheckResult(name, Outcome.FAIL, note=note)
+    return CheckResult(name, Outcome.PASS, note=f"{(~np.isfinite(got)).sum()} of {len(got)} said to be not finite")
 
 
-def _k3_floor(probe: _Probe, name: str) -> Finding:
+def _k3_floor(probe: _Probe, name: str) -> CheckResult:
     """The KL estimate k3 = e^(r-t) - (r-t) - 1 of the endpoint against the same model elsewhere: it should be nothing.
 
     It is about half the squared error: what a training run would see as KL although the policy is the reference.
@@ -188,22 +192,22 @@ def _k3_floor(probe: _Probe, name: str) -> Finding:
     with np.errstate(over="ignore"):
         k3 = np.expm1(delta) - delta
     floor = float(k3.mean())
-    verdict = Verdict.PASS if floor <= probe.tolerance**2 else Verdict.FAIL
-    return Finding(name, verdict, float(k3.max()), floor, "of k3, not of the score")
+    verdict = Outcome.PASS if floor <= probe.tolerance**2 else Outcome.FAIL
+    return CheckResult(name, verdict, float(k3.max()), floor, "of k3, not of the score")
 
 
-def _unknown_id(probe: _Probe, name: str) -> Finding:
+def _unknown_id(probe: _Probe, name: str) -> CheckResult:
     beyond = probe.facts.vocab_size
     try:
         probe.endpoint.score([Case((1, beyond, 1), 1)])
     except EndpointFailed as failure:
         if failure.status is not None and 400 <= failure.status < 500:
-            return Finding(name, Verdict.PASS, note=f"refused with {failure.status}")
+            return CheckResult(name, Outcome.PASS, note=f"refused with {failure.status}")
         raise
-    return Finding(name, Verdict.FAIL, note=f"the id {beyond} was scored; the vocabulary ends before it")
+    return CheckResult(name, Outcome.FAIL, note=f"the id {beyond} was scored; the vocabulary ends before it")
 
 
-CHECKS: dict[str, Callable[[_Probe, str], Finding]] = {
+CHECKS: dict[str, Callable[[_Probe, str], CheckResult]] = {
     "accuracy": _accuracy,
     **{f"temperature {t:g}": _temperature(t) for t in TEMPERATURES},
     "alone or in a batch": _batch,

@@ -7,128 +7,17 @@ and is the server's. Shape errors are 400, values that no model can answer 422, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Final
 
 import numpy as np
 
 from grpo_client.errors import ProtocolError
-from grpo_client.protocol import EXTRAS, NORMALIZERS, Extra, Group, IntArray, Normalizer, ScoreRequest
+from grpo_client.protocol import Group, IntArray, ScoreRequest
 from grpo_client.text import TextScoreRequest
+from grpo_client.validation.fields import read_extras, read_normalizer, read_temperature, read_top_k
 
 MAX_INT32: Final = 2**31 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a decoder accepts at all, before anybody prices it.
-
-    max_body_bytes: the whole body. max_header_bytes: the safetensors header. max_completions: sequences in a request.
-    """
-
-    max_body_bytes: int = 64 * 2**20
-    max_header_bytes: int = 2**16
-    max_completions: int = 65_536
-
-
-def check_body(body: bytes, limits: Limits) -> None:
-    """Refuse an empty or an overlong body before anything is parsed."""
-    if not body:
-        raise ProtocolError("the body is empty; send a request as JSON or safetensors", code="empty_body")
-    if len(body) > limits.max_body_bytes:
-        raise ProtocolError(
-            f"the body has {len(body)} bytes and the limit is {limits.max_body_bytes}; "
-            "cut the request into smaller ones (grpo_client does so by itself)",
-            code="body_too_large",
-            status=413,
-        )
-
-
-def check_count(completions: int, limits: Limits) -> None:
-    """Refuse more sequences than the limit."""
-    if completions > limits.max_completions:
-        raise ProtocolError(
-            f"{completions} completions in one request; the limit is {limits.max_completions}; cut it into smaller ones",
-            "groups",
-            code="too_many_completions",
-            status=413,
-        )
-
-
-def read_temperature(value: object, param: str) -> float:
-    """A temperature as every encoding carries it: finite, above zero, rounded to fp32 so that encodings agree."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ProtocolError(f"{param} must be a number, got {describe(value)}", param, code="wrong_type")
-    try:
-        with np.errstate(over="ignore", under="ignore"):
-            temperature = float(np.float32(float(value)))
-    except OverflowError:  # a whole number of hundreds of digits
-        temperature = math.inf
-    if not math.isfinite(temperature) or temperature <= 0.0:
-        raise ProtocolError(
-            f"{param} is {describe(value)}; it must be finite and above 0 in fp32, since logits are divided by it "
-            "(for greedy sampling, score at temperature 1)",
-            param,
-            code="invalid_temperature",
-            status=422,
-        )
-    return temperature
-
-
-def read_normalizer(value: object) -> Normalizer:
-    """One of NORMALIZERS."""
-    if value not in NORMALIZERS:
-        raise ProtocolError(
-            f"normalizer is {describe(value)}; it must be one of {', '.join(NORMALIZERS)}",
-            "normalizer",
-            code="unknown_normalizer",
-        )
-    return value
-
-
-def read_extras(value: object) -> frozenset[Extra]:
-    """A list of distinct EXTRAS; what "return" holds."""
-    if not isinstance(value, list):
-        raise ProtocolError(f"return must be a list of names, got {describe(value)}", "return", code="wrong_type")
-    names = cast("list[object]", value)
-    for i, name in enumerate(names):
-        if name not in EXTRAS:
-            raise ProtocolError(
-                f"return[{i}] is {describe(name)}; choose from {', '.join(EXTRAS)} (log-probs always come)",
-                f"return[{i}]",
-                code="unknown_extra",
-            )
-        if name in names[:i]:
-            raise ProtocolError(
-                f"return[{i}] names {name!r} a second time; give each once", f"return[{i}]", code="duplicate_extra"
-            )
-    return frozenset(cast("list[Extra]", names))
-
-
-def read_top_k(value: object) -> int:
-    """A whole number, 0 or more."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ProtocolError(f"top_k must be a whole number, got {describe(value)}", "top_k", code="wrong_type")
-    if value < 0:
-        raise ProtocolError(
-            f"top_k is {describe(value)}; it must be 0 (none) or more", "top_k", code="invalid_top_k", status=422
-        )
-    return value
-
-
-def read_fingerprint(value: object) -> str | None:
-    """A string, or None."""
-    if value is None:
-        return None
-    if not isinstance(value, str) or not value:
-        raise ProtocolError(
-            "fingerprint must be the string that GET /v1/reference shows, or null for no pin",
-            "fingerprint",
-            code="invalid_fingerprint",
-        )
-    return value
 
 
 def check_structure(req: ScoreRequest | TextScoreRequest) -> None:
@@ -273,32 +162,3 @@ def _check_token_ids(groups: Sequence[Group]) -> None:
                     param,
                     code="length_mismatch",
                 )
-
-
-def as_object(value: object) -> dict[str, Any] | None:
-    """The value if it is a JSON object, else None."""
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
-
-
-def as_list(value: object) -> list[Any] | None:
-    """The value if it is a JSON list, else None."""
-    return cast("list[Any]", value) if isinstance(value, list) else None
-
-
-def clipped(name: str) -> str:
-    """A name that somebody sent, short enough to be given back in an error."""
-    return name if len(name) <= 60 else f"{name[:60]}..."
-
-
-def describe(value: Any) -> str:
-    """A JSON reader's words for a value that should have been something else."""
-    if isinstance(value, str):
-        value = value[:40]  # the repr of 60 MB takes its time
-    words = (
-        (dict, "an object"),
-        (list, "a list"),
-        (np.ndarray, "a list"),
-        (bool, "true or false"),
-        (type(None), "null"),
-    )
-    return next((word for kind, word in words if isinstance(value, kind)), f"{value!r:.40}")

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from grpo_client.errors import ProtocolError
 from grpo_client.protocol import IntArray
-from grpo_client.validation.request import MAX_INT32, describe
+from grpo_client.validation.request import MAX_INT32
+from grpo_client.validation.words import describe
 
 # Ids that are checked and converted at once: in C, which keeps Python's lock meanwhile, for a millisecond or two.
 _BATCH: Final = 2**14

@@ -12,21 +12,10 @@ from pydantic_core import to_json
 from grpo_client.errors import ProtocolError
 from grpo_client.protocol import EXTRAS, Group, ScoreRequest
 from grpo_client.text import AnyRequest, ChatMessage, TextGroup, TextScoreRequest
-from grpo_client.validation.request import (
-    Limits,
-    as_list,
-    as_object,
-    check_body,
-    check_count,
-    check_shape,
-    clipped,
-    describe,
-    read_extras,
-    read_fingerprint,
-    read_normalizer,
-    read_temperature,
-    read_top_k,
-)
+from grpo_client.validation.fields import read_extras, read_fingerprint, read_normalizer, read_temperature, read_top_k
+from grpo_client.validation.limits import Limits, check_body, check_count
+from grpo_client.validation.request import check_shape
+from grpo_client.validation.words import as_list, as_object, clipped, describe
 from grpo_client.wire_json.ids import id_arrays, read_token_ids
 from grpo_client.wire_json.reader import read_json
 

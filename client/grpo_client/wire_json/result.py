@@ -12,7 +12,7 @@ from pydantic_core import from_json
 
 from grpo_client.errors import InvalidResponse
 from grpo_client.protocol import EXTRA_ARRAYS, IntArray, ReferenceInfo, ScoreResult, Status, Usage
-from grpo_client.validation.request import as_list
+from grpo_client.validation.words import as_list
 
 _STATUS_NAMES: Final = {status.name.lower(): status for status in Status}
 _PER_ID: Final = ("top_ids", "top_logprobs", "token_logprobs")

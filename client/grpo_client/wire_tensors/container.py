@@ -17,7 +17,7 @@ from safetensors import deserialize as _deserialize  # pyright: ignore[reportUnk
 from safetensors.numpy import save
 
 from grpo_client.errors import ProtocolError
-from grpo_client.validation.request import as_list, as_object, clipped, describe
+from grpo_client.validation.words import as_list, as_object, clipped, describe
 
 Arrays = dict[str, npt.NDArray[Any]]
 # Bytes that are copied in well under a millisecond.

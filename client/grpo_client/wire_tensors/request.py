@@ -11,18 +11,10 @@ import numpy.typing as npt
 
 from grpo_client.errors import ProtocolError
 from grpo_client.protocol import EXTRAS, Group, IntArray, ScoreRequest
-from grpo_client.validation.request import (
-    Limits,
-    check_body,
-    check_count,
-    check_structure,
-    clipped,
-    read_extras,
-    read_fingerprint,
-    read_normalizer,
-    read_temperature,
-    read_top_k,
-)
+from grpo_client.validation.fields import read_extras, read_fingerprint, read_normalizer, read_temperature, read_top_k
+from grpo_client.validation.limits import Limits, check_body, check_count
+from grpo_client.validation.request import check_structure
+from grpo_client.validation.words import clipped
 from grpo_client.wire_tensors.container import Arrays, check_arrays, read_container, write_container
 
 _KNOWN: Final = {

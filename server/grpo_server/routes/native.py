@@ -7,7 +7,7 @@ from types import ModuleType
 from fastapi import APIRouter, Request, Response
 from grpo_client import wire_json, wire_tensors
 from grpo_client.protocol import MEDIA_JSON, MEDIA_TENSORS, ROUTE_LOGPROBS, ScoreResult
-from grpo_client.validation.request import Limits
+from grpo_client.validation.limits import Limits
 
 from grpo_server.routes._answers import gathered, response_of
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, identity_headers

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from grpo_client import Group, ScoreResult, wire_tensors
-from grpo_client.probe import DIALECTS, Endpoint, EndpointFailed, Verdict, run_checks
+from grpo_client.probe import DIALECTS, Endpoint, EndpointFailed, Outcome, run_checks
 from grpo_client.probe.cases import Case, Facts
 from grpo_client.probe.report import as_json, as_table, passed
 from grpo_client.protocol import ReferenceInfo
@@ -121,18 +121,18 @@ def _answer(dialect: str, sequences: Sequence[tuple[Sequence[int], int]], rows: 
             }
 
 
-def verdicts(probed: Endpoint) -> dict[str, Verdict]:
+def verdicts(probed: Endpoint) -> dict[str, Outcome]:
     found = run_checks(probed, TableOracle(), tolerance=TOLERANCE, long=40)
     return {f.check: f.verdict for f in found}
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_an_honest_endpoint_passes_in_every_dialect(dialect: str) -> None:
-    findings = list(run_checks(endpoint(dialect), TableOracle(), tolerance=TOLERANCE, long=40))
-    assert {f.check: f.note for f in findings if f.verdict is not Verdict.PASS} == {}
-    assert passed(findings)
-    assert as_table("t", findings).row_count == len(findings)
-    assert json.loads(json.dumps(as_json("u", dialect, "m", TOLERANCE, findings)))["passed"] is True
+    results = list(run_checks(endpoint(dialect), TableOracle(), tolerance=TOLERANCE, long=40))
+    assert {f.check: f.note for f in results if f.verdict is not Outcome.PASS} == {}
+    assert passed(results)
+    assert as_table("t", results).row_count == len(results)
+    assert json.loads(json.dumps(as_json("u", dialect, "m", TOLERANCE, results)))["passed"] is True
 
 
 def forgetful() -> Score:
@@ -186,7 +186,7 @@ def shifted(ids: Sequence[int], temperature: float) -> list[float]:
     ],
 )
 def test_a_lie_is_seen(score: Score, caught: set[str]) -> None:
-    failed = {check for check, verdict in verdicts(endpoint("openai", score)).items() if verdict is Verdict.FAIL}
+    failed = {check for check, verdict in verdicts(endpoint("openai", score)).items() if verdict is Outcome.FAIL}
     assert caught <= failed
 
 
@@ -197,7 +197,7 @@ def test_a_temperature_that_is_ignored_is_called_so() -> None:
 
 
 def test_answers_that_depend_on_the_batch_are_seen_and_their_size_decides() -> None:
-    for size, verdict in ((1e-5, Verdict.DIFFERS), (0.1, Verdict.FAIL)):
+    for size, verdict in ((1e-5, Outcome.DIFFERS), (0.1, Outcome.FAIL)):
         calls = iter(range(10**6))
 
         def unsteady(ids: Sequence[int], t: float, size: float = size, calls: Any = calls) -> list[float]:
@@ -208,7 +208,7 @@ def test_answers_that_depend_on_the_batch_are_seen_and_their_size_decides() -> N
 
 def test_an_id_that_does_not_exist_must_not_be_scored() -> None:
     wrapped = endpoint("sglang", lambda ids, t: honest([i % VOCAB for i in ids], t), vocab=10**6)
-    assert verdicts(wrapped)["id beyond the vocabulary"] is Verdict.FAIL
+    assert verdicts(wrapped)["id beyond the vocabulary"] is Outcome.FAIL
 
 
 def test_bare_nan_is_no_json() -> None:
@@ -221,11 +221,11 @@ def test_bare_nan_is_no_json() -> None:
 
 def test_a_check_that_cannot_be_asked_fails_alone_with_the_servers_words() -> None:
     line = httpx.MockTransport(lambda request: httpx.Response(500, json={"error": {"message": "on fire"}}))
-    findings = list(
+    results = list(
         run_checks(Endpoint("http://server", "sglang", transport=line), TableOracle(), tolerance=1e-3, long=40)
     )
-    assert all(f.verdict is Verdict.FAIL and "on fire" in f.note for f in findings)
-    assert not passed(findings)
+    assert all(f.verdict is Outcome.FAIL and "on fire" in f.note for f in results)
+    assert not passed(results)
 
 
 def test_an_unknown_dialect_is_named() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from grpo_client import wire_tensors
 from grpo_client.protocol import ScoreRequest, ScoreResult
-from grpo_client.validation.request import Limits
+from grpo_client.validation.limits import Limits
 from grpo_client.wire_json import json_chunks
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grpo_client.protocol import ReferenceInfo
-from grpo_client.validation.request import read_temperature
+from grpo_client.validation.fields import read_temperature
 
 from grpo_server.errors import ErrorCode, ServiceError
 

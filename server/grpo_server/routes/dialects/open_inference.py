@@ -14,7 +14,7 @@ import numpy as np
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 from grpo_client.protocol import EXTRA_ARRAYS, ReferenceInfo, ScoreResult
-from grpo_client.validation.request import Limits
+from grpo_client.validation.limits import Limits
 from grpo_client.version import package_version
 
 from grpo_server.engine.contract import Hosted

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request, Response
-from grpo_client.validation.request import read_temperature
+from grpo_client.validation.fields import read_temperature
 from grpo_client.wire_json.writer import in_steps, rows_of
 from pydantic import BaseModel, ConfigDict, Field
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
 from grpo_client.protocol import ReferenceInfo
-from grpo_client.validation.request import read_temperature
+from grpo_client.validation.fields import read_temperature
 
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError

@@ -1,0 +1,46 @@
+"""The message that client and server share: what is asked, what comes back, and how each is shaped.
+
+Values only: how they travel is in `wire_json` and `wire_tensors`; nothing here does I/O. All token arrays are flat
+int32 vectors with lengths beside them, so that a request of ten thousand sequences is five arrays and not ten
+thousand lists. Order is everywhere the caller's: group by group, completion by completion, token by token.
+
+Shape letters: K groups, S completions over all groups, N completion tokens over all completions.
+"""
+
+from grpo_client.protocol.names import (
+    EXTRA_ARRAYS,
+    EXTRAS,
+    MEDIA_JSON,
+    MEDIA_TENSORS,
+    NORMALIZERS,
+    ROUTE_LOGPROBS,
+    ROUTE_REFERENCE,
+    Extra,
+    FloatArray,
+    IntArray,
+    Normalizer,
+    Status,
+)
+from grpo_client.protocol.request import Group, ScoreRequest
+from grpo_client.protocol.result import CompletionScores, ReferenceInfo, ScoreResult, Usage
+
+__all__ = [
+    "EXTRAS",
+    "EXTRA_ARRAYS",
+    "MEDIA_JSON",
+    "MEDIA_TENSORS",
+    "NORMALIZERS",
+    "ROUTE_LOGPROBS",
+    "ROUTE_REFERENCE",
+    "CompletionScores",
+    "Extra",
+    "FloatArray",
+    "Group",
+    "IntArray",
+    "Normalizer",
+    "ReferenceInfo",
+    "ScoreRequest",
+    "ScoreResult",
+    "Status",
+    "Usage",
+]

@@ -1,0 +1,99 @@
+"""What is asked: groups of one prompt and its completions, and how they are to be scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from grpo_client import shown
+from grpo_client.arguments import readers
+from grpo_client.arguments.id_lists import check_counts, group_completions, id_vector, read_wanted_ids
+from grpo_client.arguments.types import Completions, Prompts, WantedIds
+from grpo_client.protocol.names import Extra, IntArray, Normalizer
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Group:
+    """One prompt and its completions.
+
+    prompt: (P,) int32, P >= 1. completions: each (C,) int32, C >= 0; an empty one is legal and scores to nothing.
+    token_ids: None, or per completion (C, k) int32: the ids to score at each position beside the one that is there.
+    """
+
+    prompt: IntArray
+    completions: tuple[IntArray, ...]
+    temperature: float = 1.0
+    token_ids: tuple[IntArray, ...] | None = None
+
+    def __repr__(self) -> str:
+        return shown.group(self)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ScoreRequest:
+    """What is asked of the reference, whatever dialect it came in.
+
+    groups: K of them, each with its own temperature (logits are divided by it before normalising).
+    normalizer: what turns logits into probabilities. extras: which further figures to return for every completion token.
+    top_k: how many best tokens to return a position. fingerprint: answer only if this is the reference.
+    """
+
+    groups: tuple[Group, ...]
+    normalizer: Normalizer = "softmax"
+    extras: frozenset[Extra] = frozenset()
+    top_k: int = 0
+    fingerprint: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Prompts,
+        completions: Completions,
+        *,
+        temperature: float | Sequence[float] = 1.0,
+        normalizer: Normalizer = "softmax",
+        extras: Sequence[Extra] = (),
+        top_k: int = 0,
+        token_ids: WantedIds | None = None,
+        fingerprint: str | None = None,
+    ) -> ScoreRequest:
+        """Build a request from lists, tuples, arrays or tensors: `prompts[k]` with `completions[k][g]`.
+
+        One completion a prompt may come without a list around it: `prompts[k]` with `completions[k]`; `token_ids[k]` then too.
+        temperature: one, or one per group. Raises ProtocolError, which names the entry, for what is no list of ids.
+        """
+        asked = readers.rows(prompts, "prompts", "prompts, each a list of token ids")
+        answers, flat = group_completions(completions)
+        check_counts(len(asked), len(answers), flat=flat)
+        temperatures = readers.read_temperatures(temperature, len(asked))
+        vectors = [
+            [id_vector(c, f"completions[{k}]" + ("" if flat else f"[{g}]")) for g, c in enumerate(group)]
+            for k, group in enumerate(answers)
+        ]
+        wanted = [None] * len(asked) if token_ids is None else read_wanted_ids(token_ids, vectors, flat=flat)
+        groups = tuple(
+            Group(id_vector(prompt, f"prompts[{k}]"), tuple(vectors[k]), temperatures[k], wanted[k])
+            for k, prompt in enumerate(asked)
+        )
+        return cls(
+            groups,
+            normalizer,
+            readers.read_names(extras, "extras"),
+            readers.read_count(top_k, "top_k"),
+            fingerprint,
+        )
+
+    @property
+    def group_sizes(self) -> IntArray:
+        """(K,) completions per group."""
+        return np.array([len(g.completions) for g in self.groups], dtype=np.int32)
+
+    @property
+    def completion_lengths(self) -> IntArray:
+        """(S,) tokens per completion."""
+        return np.array([len(c) for g in self.groups for c in g.completions], dtype=np.int32)
+
+    def __repr__(self) -> str:
+        return shown.request(self)
