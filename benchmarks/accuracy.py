@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from grpo_server.engine import environment
 
-environment.prepare("exact")
+environment.set_environment("exact")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

@@ -95,7 +95,7 @@ def in_own_process(mode: Mode) -> Iterator[Score]:
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_answer, args=(mode, theirs), daemon=True)
     before = dict(os.environ)
-    environment.prepare(mode)  # for the child to find before it imports torch
+    environment.set_environment(mode)  # for the child to find before it imports torch
     process.start()
     os.environ.clear()
     os.environ.update(before)

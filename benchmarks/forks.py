@@ -46,7 +46,7 @@ def main() -> None:
     keep_freed_pages()
     model = load(EngineConfig(args.model, mode="fast", dtype="float32")).model
     model.base_model.layers = model.base_model.layers[: args.layers]
-    forward = PackedForward(model, anatomy(model), exact=False)
+    forward = PackedForward(model, anatomy(model), heights=None)
     table = Table("completions", "common tokens", "rows saved", "rows below", "saved, ms", "saved, rows")
     known: list[tuple[float, float, float]] = []
     for completions, common in ((4, 4), (4, 16), (16, 4), (32, 2)):

@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=[w for w in WORKLOADS if w != "smoke"])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32"])
-    parser.add_argument("--modes", nargs="+", choices=["exact", "fast"], default=["exact", "fast"])
+    parser.add_argument("--modes", nargs="+", choices=["exact", "invariant", "fast"], default=["exact", "fast"])
     parser.add_argument("--vllm-url", help="a vLLM server of the same weights, started by hand, as one more contender")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("runs/bench"))

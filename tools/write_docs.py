@@ -19,7 +19,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from grpo_server.app import create_app
-from grpo_server.config import SECRETS, ServerConfig, Size
+from grpo_server.config import SECRETS, AutoSize, ServerConfig, Size
 from grpo_training.config import TrainConfig
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
@@ -29,7 +29,7 @@ DOCS = ROOT / "docs"
 OPENAPI = DOCS / "openapi.json"
 TABLE = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->\n)", re.DOTALL)
 UNITS = {2**30: "GiB", 2**20: "MiB", 2**10: "KiB", 1: ""}
-[SIZE] = get_args(Size)[1:]  # what reads 256MiB as a number
+[SIZE], [AUTO_SIZE] = get_args(Size)[1:], get_args(AutoSize)[1:]  # what reads 256MiB as a number, and "auto"
 
 
 def contents() -> dict[Path, str]:
@@ -101,6 +101,8 @@ def values(field: FieldInfo) -> str:
     kinds = [kind for kind in alternatives(field.annotation) if kind is not NoneType]
     if SIZE in (*field.metadata, *(part for kind in get_args(field.annotation) for part in metadata(kind))):
         return "size"
+    if AUTO_SIZE in field.metadata:
+        return "size, `auto`"
     return ", ".join(dict.fromkeys(kind_name(kind) for kind in kinds))
 
 
@@ -123,6 +125,8 @@ def kind_name(kind: Any) -> str:
 def default(name: str, field: FieldInfo, booleans: Mapping[bool, str]) -> str:
     if field.is_required():
         return "needed"
+    if AUTO_SIZE in field.metadata:
+        return "`auto`"
     value = field.get_default(call_default_factory=True)
     if isinstance(value, bool):
         return booleans[value]

@@ -29,3 +29,8 @@ def parse_size(text: str) -> int:
 def read_size(value: Any) -> Any:
     """`parse_size` for a string, and anything else as it is: a validator to go before a field's own."""
     return parse_size(value) if isinstance(value, str) else value
+
+
+def read_size_or_auto(value: Any) -> Any:
+    """As `read_size`, with None for "auto"."""
+    return None if isinstance(value, str) and value.strip().lower() == "auto" else read_size(value)

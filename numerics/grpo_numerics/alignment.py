@@ -36,6 +36,12 @@ def aligned_rows(rows: int, widths: Collection[int], threads: int) -> int:
     return count
 
 
+def stream_rows(tokens: int, step: int, widths: Collection[int], threads: int) -> int:
+    """Rows of a stream of so many tokens: filled up to a multiple of `step`, a `row_block` of padding behind, aligned."""
+    whole = -(-tokens // step) * step
+    return aligned_rows(whole + row_block(threads), widths, threads)
+
+
 def _comes_out_even(numbers: int, threads: int) -> bool:
     """Whether each thread's share of a loop over so many numbers is in whole pairs of vectors."""
     shares = max(1, min(threads, -(-numbers // _GRAIN)))

@@ -7,11 +7,12 @@ some of these values must be in the process environment before torch is loaded (
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from grpo_client.sizes import read_size
+from grpo_client.sizes import read_size, read_size_or_auto
 from grpo_client.version import package_version
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import (
@@ -24,14 +25,20 @@ from pydantic_settings import (
 )
 
 from grpo_server.config_file import read_config_file
-from grpo_server.engine.config import DType, EngineConfig, Mode, Tier
+from grpo_server.engine.config import BatchLimits, DType, EngineConfig, ModeChoice, Tier
 from grpo_server.help_text import DESCRIPTION, EXAMPLES
 from grpo_server.scheduler import SchedulerLimits
 
 ENV_PREFIX = "GRPO_SERVER_"
+# What the environment would otherwise ignore without a word.
+OTHER_SPELLINGS: dict[str, str] = dict.fromkeys(
+    ("constant_shape", "no_constant_shape"), "--mode invariant, or --mode fast"
+)
 MIB = 2**20
 # A number, or as people write it: 256MiB, 1GB, 64k.
 Size = Annotated[int, BeforeValidator(read_size)]
+# The same, or "auto", which is None.
+AutoSize = Annotated[int | None, BeforeValidator(read_size_or_auto)]
 SECRETS = frozenset({"api_key", "admin_key"})
 
 
@@ -59,17 +66,13 @@ class ServerConfig(BaseSettings):
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model; refused otherwise.")
 
     # how it computes
-    mode: Mode = Field(
-        "exact",
-        description="exact: float32, the same bits whatever else is in the batch. fast: bfloat16 body, float32 head.",
+    mode: ModeChoice = Field(
+        "auto",
+        description="exact: float32, the same bits whatever else is in the batch. invariant: bfloat16 or float16, the same "
+        "bits too. fast: bfloat16 or float16, no promise about bits. auto: exact on a CPU, invariant on a GPU.",
     )
-    dtype: DType = Field("auto", description="auto: float32 in exact mode; in fast mode bfloat16 where it is faster.")
+    dtype: DType = Field("auto", description="auto: float32 in exact mode, else bfloat16 where it is faster.")
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto: a GPU if there is one.")
-    constant_shape: bool = Field(
-        False,
-        description="Pad every forward pass to --max-batch-tokens rows: the same bits in fast mode too, but a small request "
-        "costs as much as a full batch.",
-    )
     device_map: str | None = Field(
         None, description='"auto" spreads a model that does not fit one device over all of them.'
     )
@@ -101,11 +104,15 @@ class ServerConfig(BaseSettings):
     )
 
     # how much it takes
-    max_batch_tokens: Size = Field(
-        6144, ge=1, description="Tokens in one forward pass. More is faster on a GPU and takes more memory."
+    max_batch_tokens: AutoSize = Field(
+        None,
+        ge=1,
+        description="Tokens in one forward pass; auto: 6144 on a CPU, 32768 on a GPU, or fewer where free memory is short.",
     )
-    max_batch_bytes: Size | None = Field(
-        None, ge=1, description="Working memory of one forward pass, in bytes; no limit by default."
+    max_batch_bytes: AutoSize = Field(
+        None,
+        ge=1,
+        description="Working memory of one forward pass, in bytes; auto: most of what is free once the model is loaded.",
     )
     max_queue_tokens: Size = Field(
         524_288, ge=1, description="Tokens accepted but not yet computed; beyond that, 429 with Retry-After."
@@ -173,7 +180,7 @@ class ServerConfig(BaseSettings):
 
     @model_validator(mode="after")
     def _batch_fits_queue(self) -> ServerConfig:
-        if self.max_batch_tokens > self.max_queue_tokens:
+        if (self.max_batch_tokens or 0) > self.max_queue_tokens:
             raise ValueError(
                 f"max_batch_tokens ({self.max_batch_tokens}) is larger than max_queue_tokens ({self.max_queue_tokens}), "
                 "so no batch could ever fill; raise --max-queue-tokens"
@@ -194,13 +201,15 @@ class ServerConfig(BaseSettings):
             served_name=self.served_name,
             tier=self.tier,
             tensor_parallel=self.tensor_parallel,
-            batch_rows=self.max_batch_tokens if self.constant_shape else None,
-        )
-
-    def scheduler(self) -> SchedulerLimits:
-        return SchedulerLimits(
             max_batch_tokens=self.max_batch_tokens,
             max_batch_bytes=self.max_batch_bytes,
+        )
+
+    def scheduler(self, batch: BatchLimits) -> SchedulerLimits:
+        """batch: what the loaded engine takes at a time."""
+        return SchedulerLimits(
+            max_batch_tokens=self.max_batch_tokens or min(batch.tokens, self.max_queue_tokens),
+            max_batch_bytes=self.max_batch_bytes or batch.nbytes,
             max_queue_tokens=self.max_queue_tokens,
             max_queue_bytes=self.max_queue_bytes,
             cache_bytes=self.cache_bytes,
@@ -210,7 +219,8 @@ class ServerConfig(BaseSettings):
 def load_config(argv: Sequence[str]) -> ServerConfig:
     """Flags over environment over file over defaults.
 
-    Raises pydantic.ValidationError for a bad value, and SystemExit as argparse does for an unknown flag or --help.
+    Raises pydantic.ValidationError for a bad value, ValueError for a setting that is spelled otherwise here, and SystemExit as
+    argparse does for an unknown flag or --help.
     """
 
     class Sourced(ServerConfig):
@@ -226,11 +236,22 @@ def load_config(argv: Sequence[str]) -> ServerConfig:
             flags = _flags(settings_cls, argv)
             file = flags().get("config") or env_settings().get("config")
             sources = (flags, env_settings)
-            return (
-                sources if file is None else (*sources, InitSettingsSource(settings_cls, read_config_file(Path(file))))
-            )
+            if file is None:
+                return sources
+            written = read_config_file(Path(file))
+            _refuse_other_spellings(written)
+            return (*sources, InitSettingsSource(settings_cls, written))
+
+    _refuse_other_spellings(arg.split("=", 1)[0].removeprefix("--").replace("-", "_") for arg in argv)
+    _refuse_other_spellings(name.lower().removeprefix(ENV_PREFIX.lower()) for name in os.environ)
 
     return Sourced()  # pyright: ignore[reportCallIssue]  # every value comes from the sources
+
+
+def _refuse_other_spellings(names: Iterable[str]) -> None:
+    for name in names:
+        if (told := OTHER_SPELLINGS.get(name)) is not None:
+            raise ValueError(f"{name} is not a setting: use {told}")
 
 
 def _flags(settings: type[BaseSettings], argv: Sequence[str]) -> CliSettingsSource[Any]:

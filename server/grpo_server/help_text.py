@@ -12,8 +12,8 @@ EXAMPLES = """\
 examples:
   grpo-server --model demo
       SmolLM2-135M-Instruct on this machine, port 8000, no download from a hub.
-  grpo-server --model ./checkpoints/sft --mode fast --device cuda --host 0.0.0.0 --api-key-file keys.txt
-      a local directory in bfloat16 on a GPU, open to the network for whoever holds a key.
+  grpo-server --model ./checkpoints/sft --device cuda --host 0.0.0.0 --api-key-file keys.txt
+      a local directory in bfloat16 on a GPU, the same bits in any batch, open to the network for whoever holds a key.
   grpo-server --model org/large-model --revision 4f2c9ab --device-map auto --max-batch-tokens 4096
       a hub model over several devices, in smaller batches.
   torchrun --nproc-per-node 4 -m grpo_server --model org/large-model --tensor-parallel --device cuda

@@ -131,7 +131,7 @@ class Service:
             return
         scheduler = Scheduler(
             engine,
-            self.config.scheduler(),
+            self.config.scheduler(engine.limits),
             door=self.door,
             compute_thread=self._compute_thread,
             prepare_thread=self._prepare_thread,
@@ -152,12 +152,13 @@ class Service:
     def _announce(self, info: ReferenceInfo) -> None:
         self.metrics.reference(info)
         logger.info(
-            "serving %s version %d, fingerprint %s, %s, %s mode, tier %s, context %d",
+            "serving %s version %d, fingerprint %s, %s, %s mode%s, tier %s, context %d",
             info.model,
             info.version,
             info.fingerprint[:16],
             info.dtype,
             info.mode,
+            " (bitwise)" if info.bitwise else "",
             info.tier,
             info.max_length,
         )

@@ -79,6 +79,7 @@ class Metrics:
         self._reference.info(
             {"model": info.model, "fingerprint": info.fingerprint, "dtype": info.dtype, "mode": info.mode}
             | ({"tier": info.tier} if info.tier else {})
+            | ({} if info.bitwise is None else {"bitwise": str(info.bitwise).lower()})
         )
 
     def request_done(self, route: str, status: int, seconds: float, error_code: str | None) -> None:

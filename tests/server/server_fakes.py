@@ -21,6 +21,7 @@ from grpo_client.protocol import EXTRA_ARRAYS, Group, ReferenceInfo, ScoreReques
 from grpo_server.app import create_app
 from grpo_server.config import ServerConfig
 from grpo_server.connections import server_settings
+from grpo_server.engine.config import BatchLimits
 from grpo_server.engine.contract import BatchScores, Hosted, Piece, PieceScores, Tally
 from grpo_server.engine.tallies import EveryPiece
 from grpo_server.lifecycle import Service
@@ -108,6 +109,7 @@ class FakeEngine:
         self.fail_prepare: Callable[[Sequence[Piece]], BaseException | None] = lambda pieces: None
         self.piece_bytes = 1
         self.counts: Callable[[], Tally] = EveryPiece
+        self.batch_tokens = 6144
         self._open = threading.Event()
         self._open.set()
         self._entered = threading.Semaphore(0)
@@ -130,6 +132,10 @@ class FakeEngine:
     @property
     def hosted(self) -> Hosted:
         return Hosted(self.info, self.tokenizer)
+
+    @property
+    def limits(self) -> BatchLimits:
+        return BatchLimits(self.batch_tokens, 2**60)
 
     def bytes_of(self, piece: Piece) -> int:
         return self.piece_bytes

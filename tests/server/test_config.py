@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from grpo_server import cli
 from grpo_server.config import ServerConfig, load_config
-from grpo_server.engine.config import EngineConfig
+from grpo_server.engine.config import BatchLimits, EngineConfig
 from pydantic import ValidationError
 
 
@@ -101,9 +101,36 @@ def test_settings_reach_engine_and_scheduler() -> None:
         trust_remote_code=True,
         served_name="s",
         tier="plain",
+        max_batch_tokens=5,
     )
-    limits = config.scheduler()
-    assert (limits.max_batch_tokens, limits.max_queue_tokens, limits.cache_bytes) == (5, 6, 7)
+    limits = config.scheduler(BatchLimits(5, 99))
+    assert (limits.max_batch_tokens, limits.max_batch_bytes) == (5, 99)
+    assert (limits.max_queue_tokens, limits.cache_bytes) == (6, 7)
+
+
+def test_what_a_batch_holds_is_what_the_engine_takes_unless_it_is_said() -> None:
+    said = load_config(["--model", "m", "--max-batch-tokens", "100", "--max-batch-bytes", "1KiB"])
+    limits = said.scheduler(BatchLimits(32_768, 2**33))
+    assert (limits.max_batch_tokens, limits.max_batch_bytes) == (100, 1024)
+    for words in ([], ["--max-batch-tokens", "auto", "--max-batch-bytes", "AUTO"]):
+        config = load_config(["--model", "m", "--max-queue-tokens", "20k", *words])
+        assert (config.max_batch_tokens, config.max_batch_bytes) == (None, None)
+        limits = config.scheduler(BatchLimits(32_768, 2**33))
+        # a batch that the queue cannot hold would never fill
+        assert (limits.max_batch_tokens, limits.max_batch_bytes) == (20_000, 2**33)
+
+
+def test_another_spelling_of_a_mode_is_told_the_right_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text("constant_shape: true\n")
+    for arguments in (["--constant-shape"], ["--no-constant-shape"], ["--config", str(file)]):
+        assert cli.main(["--model", "m", *arguments]) == 2
+        assert "use --mode invariant" in capsys.readouterr().err
+    monkeypatch.setenv("GRPO_SERVER_CONSTANT_SHAPE", "true")
+    assert cli.main(["--model", "m"]) == 2
+    assert "use --mode invariant" in capsys.readouterr().err
 
 
 def test_a_config_does_not_change() -> None:
@@ -116,10 +143,10 @@ def test_a_config_does_not_change() -> None:
     [
         ([], "--model is needed .or GRPO_SERVER_MODEL, or model in the file."),
         (["--model", "m", "--port", "99999"], "--port: .* 65535, got '99999'"),
-        (["--model", "m", "--mode", "quick"], "--mode: .* 'exact' or 'fast', got 'quick'"),
+        (["--model", "m", "--mode", "quick"], "--mode: .* 'exact', 'invariant' or 'fast', got 'quick'"),
         (["--model", "m", "--max-batch-tokens", "0"], "--max-batch-tokens: .*greater than or equal to 1"),
         (["--model", "m", "--drain-timeout", "nan"], "--drain-timeout"),
-        (["--model", "m", "--max-queue-tokens", "10"], "raise --max-queue-tokens"),
+        (["--model", "m", "--max-batch-tokens", "11", "--max-queue-tokens", "10"], "raise --max-queue-tokens"),
         (["--model", "m", "--config", "nowhere.yaml"], "there is no file nowhere.yaml"),
     ],
 )

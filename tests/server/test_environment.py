@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from grpo_server.cli import _all_imported, _collector_off
@@ -16,6 +17,30 @@ def test_exact_mode_asks_for_reproducible_products() -> None:
     set_environment("exact", 2, env)
     assert env["MKL_CBWR"].endswith(",STRICT")
     assert env["OMP_NUM_THREADS"] == "2"
+
+
+@pytest.mark.parametrize("mode", ["auto", "exact", "invariant"])
+def test_sums_of_a_product_are_not_split_where_bits_are_promised(mode: Any) -> None:
+    set_environment(mode, env=(env := {}))
+    assert env["MKL_CBWR"].endswith(",STRICT")
+    assert env["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    assert env["CUBLASLT_WORKSPACE_SIZE"] == "1"
+    set_environment("fast", env=(env := {}))
+    assert not {"MKL_CBWR", "CUBLAS_WORKSPACE_CONFIG", "CUBLASLT_WORKSPACE_SIZE"} & env.keys()
+
+
+def test_a_driver_that_is_told_to_round_is_told_otherwise_in_exact_mode_alone() -> None:
+    for mode, value in (("exact", "0"), ("invariant", "1"), ("fast", "1")):
+        set_environment(mode, env=(env := {"NVIDIA_TF32_OVERRIDE": "1"}))
+        assert env["NVIDIA_TF32_OVERRIDE"] == value
+
+
+def test_memory_of_a_gpu_grows_in_place_unless_its_allocator_is_configured() -> None:
+    set_environment("fast", env=(env := {}))
+    assert env["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"):
+        set_environment("fast", env=(env := {name: "max_split_size_mb:64"}))
+        assert {n: v for n, v in env.items() if "ALLOC" in n} == {name: "max_split_size_mb:64"}
 
 
 def test_waiting_threads_spin_a_moment_and_not_at_all_beside_a_trainer() -> None:

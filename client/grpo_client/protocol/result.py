@@ -23,7 +23,8 @@ class ReferenceInfo(BaseModel):
     fingerprint: str
     version: int
     dtype: str
-    mode: Literal["exact", "fast"]
+    # exact: float32. invariant: narrower, the same bits in any batch. fast: no promise about bits.
+    mode: Literal["exact", "invariant", "fast"]
     normalizer: Normalizer = "softmax"
     max_length: int
     vocab_size: int

@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..alignment import LANES, aligned_rows, row_block
+from ..alignment import LANES, row_block, stream_rows
 from .layout import PackedLayout, Segment
 from .stacked import Block, blocks_of
 
@@ -78,8 +78,7 @@ class Schedule:
         """Rows of the stream as it goes through the model."""
         if not self.exact:
             return self.layout.tokens
-        whole = -(-self.layout.tokens // self.rows) * self.rows
-        return aligned_rows(whole + self.block, self.widths, self.threads)
+        return stream_rows(self.layout.tokens, self.rows, self.widths, self.threads)
 
     @cached_property
     def blocks(self) -> list[Block] | None:

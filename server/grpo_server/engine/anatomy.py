@@ -28,8 +28,8 @@ class Anatomy:
 
     max_length: most tokens of prompt + completion. attention_layers: how many calls of attention one forward makes.
     token_bytes: activation bytes one token of a batch holds at the forward's peak. window: of sliding attention, 0 without.
-    rotary_edge: see `model_parts`. products: a matrix of each shape in the body. widths: numbers a token in the tensors between
-    two layers. Both as they lie on this process.
+    rotary_edge: see `model_parts`. widths: numbers a token in the tensors between two layers, as they lie on this process.
+    parameters: numbers in the body, as they lie on this process.
     """
 
     body: nn.Module
@@ -41,8 +41,8 @@ class Anatomy:
     token_bytes: int
     window: int
     rotary_edge: int | None
-    products: tuple[Tensor, ...]
     widths: tuple[int, ...]
+    parameters: int
 
     @property
     def device(self) -> torch.device:
@@ -62,7 +62,6 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     own_weight: Tensor = head.weight  # pyright: ignore[reportAssignmentType]
     # cut over several processes: each gets it whole, and scores its share of the rows
     weight = own_weight.full_tensor() if isinstance(own_weight, DTensor) else own_weight
-    products = _products(body)
     return Anatomy(
         body=body,
         weight=weight,
@@ -73,8 +72,8 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         token_bytes=max(_token_bytes(c, weight.element_size()) for c in layer_configs(config)),
         window=longest_window(config),
         rotary_edge=rotary_edge(config),
-        products=products,
-        widths=_widths(products),
+        widths=_widths(_products(body)),
+        parameters=sum(_local(p).numel() for p in body.parameters()),
     )
 
 
@@ -97,9 +96,13 @@ def _products(body: nn.Module) -> tuple[Tensor, ...]:
             continue
         for parameter in module.parameters(recurse=False):
             if parameter.dim() == 2 and parameter.is_floating_point():
-                local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+                local = _local(parameter)
                 by_shape.setdefault(local.shape, local.detach())
     return tuple(by_shape.values())
+
+
+def _local(parameter: Tensor) -> Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def _widths(products: Sequence[Tensor]) -> tuple[int, ...]:

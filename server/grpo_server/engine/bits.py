@@ -1,82 +1,160 @@
 """Whether a score keeps its bits alone, in company, in another order: claimed only where the loaded model shows it.
 
-A matrix product chooses its kernel by the number of rows, so that a row may change its bits when others join it. MKL's
-strict reproducible mode is known to let it keep them at any height (seen on Intel and AMD, at every width of vectors): there
-a few hundred rows of the model are proof enough. Elsewhere (cuBLAS, OpenBLAS, MKL in another mode) each kind of product
-that the model makes is tried up to the height of a full batch first.
+Three questions, from the cheap to the dear, each at the size of a full batch: do the rows of each product keep their bits at
+every number of rows that a batch can have (`products`), do those of the head, and do the scores of the probe's groups behind,
+before and among others that fill the batch? What fails the first two is replaced by something of a fixed shape.
+
+MKL's strict reproducible mode is known to keep a row's bits at any height (seen on Intel and AMD, at every width of vectors):
+there some of the heights are tried, and a batch as large as a second or so computes.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from grpo_client.protocol import FloatArray
-from grpo_numerics import default_tile
-from torch import Tensor
+from grpo_numerics import HeadSpec, default_tile
+from grpo_numerics.head.tiles import row_multiple
 
 from .anatomy import Anatomy
-from .config import EngineConfig
+from .config import TIERS, Mode, Tier
 from .contract import Piece
-from .probe import Score
+from .head_pass import Head, in_whole_blocks
+from .heights import Heights, spread
+from .probe import Score, full_batch
+from .products import products_of, settle
 
 log = logging.getLogger(__name__)
 
-# Streams are a multiple of 32 rows, head blocks one of 16.
-_STREAM_HEIGHTS = (32, 64, 96, 160, 192, 320, 768, 1056, 2048, 4096, 6144)
-_HEAD_HEIGHTS = (16, 48, 208, 1024)
+# What a batch of the probe may cost where MKL's mode is proof already.
+_FLOPS_WHERE_TRUSTED = 1e11
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a promise about bits stands on. heights: rows a stream may have; None where nothing is promised. head: the one that
+    keeps bits. obstacles: by tier, why none can be promised. trusted: MKL in strict mode. most: tokens of a full batch."""
+
+    heights: Heights | None
+    head: Head
+    obstacles: Mapping[Tier, str]
+    trusted: bool
+    most: int
+
+
+def prepare_ground(mode: Mode, parts: Anatomy, head: Head, most: int) -> Ground:
+    """Make the model's products and its head keep the bits of their rows in batches of up to `most` tokens."""
+    if mode == "fast":
+        return Ground(None, head, {}, False, most)
+    trusted = _strict_mkl(parts)
+    threads = torch.get_num_threads() if parts.device.type == "cpu" else 1
+    heights = Heights(parts.widths, threads, coarse=not trusted)
+    obstacles: dict[Tier, str] = {"cache": "a product has as many rows as the completions of its group"}
+    if (obstacle := settle(products_of(parts.body), heights.reachable(most), trusted=trusted)) is not None:
+        obstacles["packed"] = obstacle  # alone, a sequence has its own number of rows every time
+    if not _head_keeps_bits(head, parts, trusted):
+        head = in_whole_blocks(head)
+        if not _head_keeps_bits(head, parts, trusted):
+            obstacles = dict.fromkeys(TIERS, "the head changes the bits of a row with the number of rows")
+    return Ground(heights, head, obstacles, trusted, most)
 
 
 def keeps_bits(
-    config: EngineConfig, parts: Anatomy, score: Score, pieces: Sequence[Piece], together: Sequence[FloatArray]
+    ground: Ground,
+    tier: Tier,
+    parts: Anatomy,
+    score: Score,
+    pieces: Sequence[Piece],
+    together: Sequence[FloatArray],
+    max_length: int,
 ) -> bool:
-    """Whether `bitwise` may be claimed for what `score` computes. together: log-probs that it gave for the pieces as one
-    batch."""
-    constant = config.batch_rows is not None  # every product has one height, whatever is in the batch
-    if config.mode != "exact" and not constant:
+    """Whether `bitwise` may be claimed for what `score` computes in this tier. together: log-probs that it gave for the pieces
+    as one batch."""
+    if ground.heights is None:
         return False
-    kept = constant or _strict_mkl(parts.device) or _products_keep_bits(parts)
-    if kept and _same_bits(score, pieces, together):
-        return True
-    log.warning(
-        "scores of this model depend on the batch here: `bitwise` is not claimed%s",
-        "" if constant else "; --constant-shape makes all batches alike",
-    )
+    if (obstacle := ground.obstacles.get(tier)) is None:
+        most = ground.most
+        if ground.trusted:
+            most = min(most, int(_FLOPS_WHERE_TRUSTED / (2 * parts.parameters)))
+        crowd = full_batch(parts.vocab_size, max_length, most - sum(p.tokens for p in pieces))
+        if same_bits(score, pieces, together, crowd, permuted=not ground.trusted):
+            return True
+        obstacle = "scores changed in another batch"
+    log.warning("scores of this model depend on the batch here: `bitwise` is not claimed (%s)", obstacle)
     return False
 
 
-def _strict_mkl(device: torch.device) -> bool:
+def _strict_mkl(parts: Anatomy) -> bool:
     return (
-        device.type == "cpu"
+        parts.device.type == "cpu"
+        and parts.weight.dtype == torch.float32
         and torch.backends.mkl.is_available()
         and os.environ.get("MKL_CBWR", "").endswith(",STRICT")
     )
 
 
 @torch.inference_mode()
-def _products_keep_bits(parts: Anatomy) -> bool:
-    """Whether a row of the body's and the head's products has the same bits at every height."""
-    return all(_rows_keep_bits(weight, _STREAM_HEIGHTS) for weight in parts.products) and _rows_keep_bits(
-        parts.weight[: default_tile(parts.weight.shape[1]).vocab].float(), _HEAD_HEIGHTS
+def _head_keeps_bits(head: Head, parts: Anatomy, trusted: bool) -> bool:
+    """Whether every figure of a row has the same bits in a block of every height, over one tile of the vocabulary."""
+    tile = default_tile(parts.weight.shape[1])
+    step = row_multiple(parts.weight.device)
+    heights = list(range(step, tile.rows + 1, step))
+    weight = parts.weight[: tile.vocab].contiguous()
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(heights[-1], weight.shape[1], generator=generator).to(weight)
+    targets = torch.randint(len(weight), (heights[-1],), generator=generator).to(weight.device)
+
+    def figures(height: int) -> list[torch.Tensor]:
+        scores = head(
+            rows[:height],
+            weight,
+            targets[:height],
+            spec=HeadSpec(None, parts.spec.logit_scale, parts.spec.softcap),
+            temperature=torch.full((height,), 0.9, device=weight.device),
+            normalizer="softmax",
+            want=frozenset({"entropy", "logsumexp", "rank"}),
+            top_k=4,
+            token_ids=None,
+        )
+        return [f for f in (scores.logprobs, scores.entropy, scores.logsumexp, scores.top_logprobs) if f is not None]
+
+    whole = figures(heights[-1])
+    tried = spread(heights) if trusted else heights
+    return all(
+        torch.equal(part, of_whole[:height])
+        for height in tried
+        for part, of_whole in zip(figures(height), whole, strict=True)
     )
 
 
-def _rows_keep_bits(weight: Tensor, heights: Iterable[int]) -> bool:
-    """weight: (N, D)."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(max(heights), weight.shape[1], generator=generator).to(weight)
-    whole = torch.nn.functional.linear(x, weight)
-    return all(torch.equal(torch.nn.functional.linear(x[:height], weight), whole[:height]) for height in heights)
+def same_bits(
+    score: Score,
+    pieces: Sequence[Piece],
+    together: Sequence[FloatArray],
+    crowd: Sequence[Piece],
+    *,
+    permuted: bool,
+) -> bool:
+    """Whether scores keep their bits behind and among a crowd that fills the batch, and each group's last completion alone.
 
-
-def _same_bits(score: Score, pieces: Sequence[Piece], together: Sequence[FloatArray]) -> bool:
-    """Whether scores keep their bits: the whole batch, its reverse, each group's last completion alone."""
-    backwards = [s.logprobs for s in score(list(reversed(pieces)))]
-    if not all(np.array_equal(a, b) for a, b in zip(together, reversed(backwards), strict=True)):
-        return False
+    permuted: also in a second full batch, in an order of no design.
+    """
+    numbered = list(enumerate(pieces))
+    strangers = [(-1, piece) for piece in crowd]
+    batches = [[*strangers, *reversed(numbered)]]
+    if permuted:
+        mixed = [*numbered, *strangers]
+        order = np.random.default_rng(len(mixed)).permutation(len(mixed))
+        batches.append([mixed[i] for i in order])
+    for batch in batches:
+        for (number, _), scores in zip(batch, score([piece for _, piece in batch]), strict=True):
+            if number >= 0 and not np.array_equal(scores.logprobs, together[number]):
+                return False
     for piece, whole in zip(pieces, together, strict=True):
         last = next(c for c in reversed(piece.completions) if len(c))
         [alone] = score([Piece(piece.prompt, (last,), piece.temperature)])

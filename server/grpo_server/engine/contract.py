@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from grpo_client.protocol import Extra, FloatArray, IntArray, Normalizer, ReferenceInfo
 
+from .config import BatchLimits
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -107,6 +109,11 @@ class HostedEngine(Engine, Protocol):
     @property
     def hosted(self) -> Hosted:
         """Who answers now; `info` is its identity."""
+        ...
+
+    @property
+    def limits(self) -> BatchLimits:
+        """What it takes at a time; the same as long as it lives."""
         ...
 
     def swap(self, source: str, revision: str | None) -> ReferenceInfo:

@@ -18,15 +18,18 @@ from grpo_numerics import score_rows
 from transformers import PreTrainedTokenizerBase
 
 from .anatomy import anatomy
-from .config import EngineConfig
+from .bits import prepare_ground
+from .config import BatchLimits, EngineConfig, mode_on
 from .contract import BatchScores, Hosted, OutOfMemory, Piece, PieceScores, Tally
+from .device import Device, device_of
 from .fingerprint import fingerprint
 from .forwards import Prepared
-from .head_pass import in_whole_blocks, score_pieces
+from .head_pass import Head, score_pieces
 from .loading import Loaded, load
-from .memory import halve, is_out_of_memory
+from .memory import batch_limits, halve, is_out_of_memory
 from .mixing import check_mixable
-from .tiers import Head, choose
+from .precision import pin, require_ieee
+from .tiers import choose
 
 log = logging.getLogger(__name__)
 
@@ -40,20 +43,34 @@ class TorchEngine:
     """See `contract.Engine` for the contract. `tokenizer` is None when the source has none."""
 
     def __init__(
-        self, config: EngineConfig, loaded: Loaded, head: Head = score_rows, on_stage: OnStage = lambda _: None
+        self,
+        config: EngineConfig,
+        loaded: Loaded,
+        head: Head = score_rows,
+        on_stage: OnStage = lambda _: None,
+        device: Device | None = None,
     ) -> None:
-        self._config, self._head = config, head if config.batch_rows is None else in_whole_blocks(head)
+        """device: another than the one under the model's weights, for tests."""
+        self._config, self._given_head, self._given_device = config, head, device
         self._on_stage = on_stage
+        self._limits: BatchLimits | None = None  # of the first model, for the scheduler is told once
         self._adopt(loaded, config.served_name or config.model, version=1)
 
     def _adopt(self, loaded: Loaded, name: str, version: int) -> None:
         """Take a loaded model into service; nothing of the engine changes unless all of it succeeds."""
         model = loaded.model
+        device = self._given_device or device_of(model)
         with Reading(None):  # a model that cannot be taken apart is no better than one that cannot be read
             parts = anatomy(model)
             max_length = min(parts.max_length, self._config.max_length or parts.max_length)
+            mode = mode_on(self._config.mode, device.type)
             self._on_stage("probe")
-            forward, bitwise = choose(self._config, model, parts, max_length, self._head)
+            pin(mode, device.type)
+            if mode == "exact":
+                require_ieee(device)
+            limits = self._limits or batch_limits(self._config, device, parts.token_bytes)
+            ground = prepare_ground(mode, parts, self._given_head, limits.tokens)
+            chosen = choose(self._config, mode, model, parts, max_length, ground)
             self._on_stage("verify")
             identity = fingerprint(model, loaded.tokenizer)
         info = ReferenceInfo(
@@ -61,19 +78,26 @@ class TorchEngine:
             fingerprint=identity,
             version=version,
             dtype=str(model.dtype).removeprefix("torch."),
-            mode=self._config.mode,
+            mode=mode,
             max_length=max_length,
             vocab_size=parts.vocab_size,
-            tier=forward.tier,
-            bitwise=bitwise,
+            tier=chosen.forward.tier,
+            bitwise=chosen.bitwise,
         )
-        self._model, self._parts, self._forward = model, parts, forward
+        self._model, self._parts, self._device = model, parts, device
+        self._forward, self._head, self._limits = chosen.forward, chosen.head, limits
         self._hosted = Hosted(info, loaded.tokenizer)
 
     @property
     def hosted(self) -> Hosted:
         """Who answers now."""
         return self._hosted
+
+    @property
+    def limits(self) -> BatchLimits:
+        """What it takes at a time; of the first model, whichever is hosted."""
+        assert self._limits is not None
+        return self._limits
 
     @property
     def info(self) -> ReferenceInfo:
@@ -107,8 +131,7 @@ class TorchEngine:
             if not is_out_of_memory(error):
                 raise
         # outside the handler: the traceback held the tensors that did not fit
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self._device.release()
         halves = halve(batch.pieces)
         if halves is None:
             raise OutOfMemory("one completion with its prompt does not fit into the memory that is free")
@@ -127,6 +150,7 @@ class TorchEngine:
 
     @torch.inference_mode()
     def _run(self, batch: Prepared) -> list[PieceScores]:
+        pin(self.info.mode, self._device.type)
         if not len(batch.targets):
             rows = torch.zeros(0, self._parts.weight.shape[1], device=self._parts.weight.device)
         else:

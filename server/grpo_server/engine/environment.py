@@ -7,7 +7,7 @@ import platform
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from .config import Mode
+from .config import ModeChoice
 
 # Rounds that an idle worker thread spins before it sleeps, tens of microseconds: as long as it is from one operation of a
 # forward to the next. Each wait that is longer takes the core from whoever could use it, a competitor or the very thread that
@@ -15,25 +15,38 @@ from .config import Mode
 # times as long at fifty times as many rounds.
 SPIN_ROUNDS = 1000
 
+# vLLM's and PyTorch's names and values: no workspace, no partial sums to be added up in an order that depends on the shape.
+WITHOUT_SPLIT_K = {"CUBLAS_WORKSPACE_CONFIG": ":16:8", "CUBLASLT_WORKSPACE_SIZE": "1"}
+TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
+# Batches are of all sizes: segments that grow in place leave no holes that the next, larger batch does not fit into.
+ALLOCATOR = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"}
+
 
 def set_environment(
-    mode: Mode,
+    mode: ModeChoice,
     threads: int | None = None,
     env: MutableMapping[str, str] = os.environ,
     *,
     share_cores: bool = False,
     root: Path = Path("/"),
 ) -> None:
-    """Set the process environment for `mode`; what the operator has set already stays.
+    """Set the process environment for `mode`; what the operator has set already stays, unless it contradicts the mode.
 
     share_cores: other processes compute on these cores all the time. root: where proc and sys are.
 
-    exact: MKL is asked for conditional numerical reproducibility in strict form, so that a row of a product has the same
-    bits whatever the number of rows and threads. The widest instructions that the CPU has are named, because MKL accepts
-    no strict mode for "whatever is there".
+    exact, invariant: a row of a product shall have the same bits whatever the number of rows and threads. MKL is asked for
+    conditional numerical reproducibility in strict form, with the widest instructions that the CPU has, because it accepts no
+    strict mode for "whatever is there". cuBLAS gets workspaces too small to split the sum of a product over several blocks.
+    exact: and cuBLAS is not to round float32 to TF32, whatever the driver's variable says.
     """
-    if mode == "exact":
+    if mode != "fast":
         env.setdefault("MKL_CBWR", f"{_widest_vectors()},STRICT")
+        for name, value in WITHOUT_SPLIT_K.items():
+            env.setdefault(name, value)
+    if mode == "exact" and TF32_OVERRIDE in env:
+        env[TF32_OVERRIDE] = "0"
+    if not ALLOCATOR & env.keys():
+        env["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     quota = _quota(root)
     if threads is None and quota is not None and quota < _cores():
         threads = max(

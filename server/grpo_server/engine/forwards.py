@@ -31,6 +31,7 @@ from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from .anatomy import Anatomy
 from .config import Tier
 from .contract import Piece, Tally
+from .heights import Heights
 from .tallies import Beginnings, EqualPrompts, EveryPiece
 
 
@@ -57,31 +58,30 @@ class Forward(Protocol):
 
 
 class PackedForward:
-    """One stream for all pieces. exact: cut and scheduled so that a row's bits do not depend on the batch. batch_rows:
-    exact, and the stream is padded to a multiple of this many rows, for products whose bits depend on their number."""
+    """One stream for all pieces. heights: cut and scheduled so that a row's bits do not depend on the batch, with one of these
+    numbers of rows; None: as many rows as there are tokens, and the most sharing."""
 
     tier: Tier = "packed"
 
-    def __init__(self, model: PreTrainedModel, parts: Anatomy, exact: bool, batch_rows: int | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, parts: Anatomy, heights: Heights | None) -> None:
         AttentionInterface.register(NAME, attention_forward)
-        self.model, self.parts, self.exact = model, parts, exact or batch_rows is not None
-        self.rows_multiple = batch_rows or 1
+        self.model, self.parts, self.heights = model, parts, heights
         # of the thread that computes, which makes this object; `prepare` runs on another
         self.threads = torch.get_num_threads() if parts.device.type == "cpu" else 1
         self.calls = 0  # of attention in the last forward: the probe wants one per layer
 
     def tally(self) -> Tally:
-        return EqualPrompts() if self.exact else Beginnings()
+        return EqualPrompts() if self.heights is not None else Beginnings()
 
     def prepare(self, pieces: Sequence[Piece]) -> Prepared:
         wanted = [p.completions if any(len(c) for c in p.completions) else () for p in pieces]
         used = [(p.prompt, c) for p, c in zip(pieces, wanted, strict=True) if c]
-        layout = PackedLayout.build([p for p, _ in used], [c for _, c in used], share_prefixes=not self.exact)
+        layout = PackedLayout.build([p for p, _ in used], [c for _, c in used], share_prefixes=self.heights is None)
         schedule = Schedule(
             layout,
             self.parts.device,
-            exact=self.exact,
-            rows=self.rows_multiple,
+            exact=self.heights is not None,
+            rows=1 if self.heights is None else self.heights.step(layout.tokens),
             widths=self.parts.widths,
             threads=self.threads,
         )

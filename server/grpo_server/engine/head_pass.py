@@ -16,13 +16,15 @@ from torch import Tensor
 from .anatomy import Anatomy
 from .contract import Piece, PieceScores
 
+Head = Callable[..., HeadScores]  # `grpo_numerics.score_rows`, or the same over several processes
+
 
 def score_pieces(
     pieces: Sequence[Piece],
     rows: Tensor,
     targets: Tensor,
     parts: Anatomy,
-    head: Callable[..., HeadScores] = score_rows,
+    head: Head = score_rows,
 ) -> list[PieceScores]:
     """rows (N, D) hidden states, targets (N,) token ids. Pieces that ask alike share one pass of `head`."""
     sizes = [sum(len(c) for c in p.completions) for p in pieces]
@@ -52,7 +54,7 @@ def score_pieces(
     return [a for a in answers if a is not None]
 
 
-def in_whole_blocks(head: Callable[..., HeadScores]) -> Callable[..., HeadScores]:
+def in_whole_blocks(head: Head) -> Head:
     """`head` that always multiplies as many rows as a tile has: what is missing is made up by rows of zeros."""
 
     def score(rows: Tensor, weight: Tensor, targets: Tensor, *, temperature: Tensor, **asked: Any) -> HeadScores:

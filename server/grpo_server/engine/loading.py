@@ -17,7 +17,7 @@ from grpo_numerics.torch_ops import cpu_has_avx512_bf16
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.distributed.configuration_utils import DistributedConfig
 
-from .config import EngineConfig
+from .config import EngineConfig, mode_on
 from .reading import read_model, read_tokenizer
 
 log = logging.getLogger(__name__)
@@ -43,13 +43,16 @@ def choose_device(asked: str) -> torch.device:
 
 
 def choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
-    """float32 in exact mode; in fast mode bfloat16 where it is faster. Raises ValueError for exact with a half type."""
+    """float32 in exact mode, else bfloat16 where it is faster. Raises ValueError for exact with a half type."""
+    mode = mode_on(config.mode, device.type)
     if config.dtype != "auto":
         dtype = getattr(torch, config.dtype)
-        if config.mode == "exact" and dtype != torch.float32:
-            raise ValueError(f"dtype: exact mode computes in float32, not {config.dtype}; use --mode fast")
+        if mode == "exact" and dtype != torch.float32:
+            raise ValueError(
+                f"dtype: exact mode computes in float32, not {config.dtype}; use --mode invariant, or --mode fast"
+            )
         return dtype
-    if config.mode == "exact":
+    if mode == "exact":
         return torch.float32
     return torch.bfloat16 if _bfloat16_is_fast(device) else torch.float32
 

@@ -8,7 +8,34 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from .config import BatchLimits, EngineConfig
 from .contract import Piece, PieceScores
+from .device import Device
+
+# A CPU's products are at full speed from some hundred rows on: more would only make small requests wait for large ones.
+_CPU_TOKENS = 6144
+# From here on a GPU gains nothing by more rows; and what the ranks of one model take without asking each other.
+_GPU_TOKENS = 32_768
+_SHARED_TOKENS = 8192
+# Of the memory that is free once the model is loaded: the rest is for fragments and for other users of the device.
+_OF_FREE = 0.85
+_STEP = 256
+# A host that is out of memory at this moment will have some again.
+_LEAST_BYTES = 512 << 20
+
+
+def batch_limits(config: EngineConfig, device: Device, token_bytes: int) -> BatchLimits:
+    """A full batch: as configured, or as many tokens as speed asks for and memory holds, in most of what is free.
+
+    token_bytes: working memory of one token. Call it when the model is loaded.
+    """
+    nbytes = config.max_batch_bytes or max(_LEAST_BYTES, int(_OF_FREE * device.free_bytes()))
+    if config.max_batch_tokens is not None:
+        return BatchLimits(config.max_batch_tokens, nbytes)
+    if config.tensor_parallel:
+        return BatchLimits(_SHARED_TOKENS, nbytes)
+    wanted = _CPU_TOKENS if device.type == "cpu" else _GPU_TOKENS
+    return BatchLimits(max(_STEP, min(wanted, nbytes // token_bytes // _STEP * _STEP)), nbytes)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

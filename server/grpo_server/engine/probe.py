@@ -42,6 +42,25 @@ def probe_pieces(parts: Anatomy, max_length: int) -> list[Piece]:
     return [Piece(prompt, tuple(completions), temperature=1.0) for prompt, completions in groups]
 
 
+def full_batch(vocab_size: int, max_length: int, tokens: int) -> list[Piece]:
+    """Groups of random tokens that together fill a batch of so many tokens. Of few lengths, so that attention takes them in few
+    calls; half of the prompts begin with the first token of the vocabulary and half with the last, so that they come before
+    and after others wherever prompts are sorted."""
+    rng = np.random.default_rng(tokens & 0xFFFF)
+    prompt = max(1, min(192, max_length // 2))
+    length = max(1, min(64, max_length - prompt))
+    groups: list[Piece] = []
+    while tokens >= prompt + length:
+        first = 0 if len(groups) % 2 == 0 else vocab_size - 1
+        ids = rng.integers(0, vocab_size, prompt, dtype=np.int32)
+        ids[0] = first
+        count = min(8, (tokens - prompt) // length)
+        completions = tuple(rng.integers(0, vocab_size, (count, length), dtype=np.int32))
+        groups.append(Piece(ids, completions, temperature=1.0))
+        tokens -= groups[-1].tokens
+    return groups
+
+
 def check_scores(
     score: Score, model: PreTrainedModel, parts: Anatomy, pieces: Sequence[Piece], eager: str
 ) -> Comparison:

@@ -30,6 +30,7 @@ from grpo_client.protocol import ReferenceInfo
 from grpo_numerics import HeadScores, score_rows
 from torch import Tensor
 
+from .config import BatchLimits
 from .contract import BatchScores, Hosted, Piece, Tally
 from .forwards import Prepared
 
@@ -132,6 +133,10 @@ class LeadingEngine:
     @property
     def hosted(self) -> Hosted:
         return self._engine.hosted
+
+    @property
+    def limits(self) -> BatchLimits:
+        return self._engine.limits
 
     def bytes_of(self, piece: Piece) -> int:
         return self._engine.bytes_of(piece)

@@ -3,46 +3,57 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from grpo_numerics import HeadScores
 from transformers import PreTrainedModel
 
 from .anatomy import Anatomy
-from .bits import keeps_bits
-from .config import EngineConfig
+from .bits import Ground, keeps_bits
+from .config import EngineConfig, Mode
 from .contract import Piece, PieceScores
 from .forwards import CachedForward, Forward, PackedForward, PlainForward
-from .head_pass import score_pieces
+from .head_pass import Head, score_pieces
 from .probe import Comparison, check_scores, probe_pieces
 from .refusal import refusal
 
 log = logging.getLogger(__name__)
 
-Head = Callable[..., HeadScores]  # `grpo_numerics.score_rows`, or the same over several processes
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How a model is served. bitwise: its scores were seen to keep their bits."""
+
+    forward: Forward
+    head: Head
+    bitwise: bool
 
 
 def choose(
-    config: EngineConfig, model: PreTrainedModel, parts: Anatomy, max_length: int, head: Head
-) -> tuple[Forward, bool]:
-    """The best forward that the probe shows right, and whether its scores keep their bits."""
+    config: EngineConfig, mode: Mode, model: PreTrainedModel, parts: Anatomy, max_length: int, ground: Ground
+) -> Choice:
+    """The best way that the probe shows right, and whether its scores keep their bits."""
     pieces = probe_pieces(parts, max_length)
+    head = ground.head
     own = model.config._attn_implementation or "eager"
     why: list[str] = []
-    for make in _candidates(config, parts, max_length):
+    for make in _candidates(config, mode, ground, parts, max_length):
         forward = make(model, parts, config, own)
         comparison = _try(forward, model, parts, pieces, own, head)
         if comparison.right:
             log.info("scores by the %s path: within %.1e nats of the model itself", forward.tier, comparison.largest)
-            return forward, keeps_bits(config, parts, _scorer(forward, parts, head), pieces, comparison.logprobs)
+            score = _scorer(forward, parts, head)
+            return Choice(
+                forward, head, keeps_bits(ground, forward.tier, parts, score, pieces, comparison.logprobs, max_length)
+            )
         log.warning("the %s path is not right for %s: %s", forward.tier, type(model).__name__, comparison.note)
         why.append(f"{forward.tier}: {comparison.note}")
     raise refusal(model, parts, pieces, own, why)
 
 
-def _candidates(config: EngineConfig, parts: Anatomy, max_length: int) -> list[Any]:
+def _candidates(config: EngineConfig, mode: Mode, ground: Ground, parts: Anatomy, max_length: int) -> list[Any]:
     if parts.rotary_edge is not None and max_length > parts.rotary_edge:
         log.warning(
             "rotary frequencies of this model depend on a sequence's length beyond %d tokens: sequences are scored one by "
@@ -52,12 +63,12 @@ def _candidates(config: EngineConfig, parts: Anatomy, max_length: int) -> list[A
         )
         return [lambda m, p, c, own: PlainForward(m, p, own, whole=True)]
     tiers: dict[str, Any] = {
-        "packed": lambda m, p, c, own: PackedForward(m, p, c.mode == "exact", c.batch_rows),
+        "packed": lambda m, p, c, own: PackedForward(m, p, ground.heights),
         "cache": lambda m, p, c, own: CachedForward(m, p, own),
         "plain": lambda m, p, c, own: PlainForward(m, p, own),
     }
     order = list(tiers)[list(tiers).index(config.tier) :]
-    if config.mode == "exact" and config.tier == "packed" and "cache" in order:
+    if mode != "fast" and config.tier == "packed" and "cache" in order:
         # sequence by sequence keeps the bits, the cache does not
         order = [t for t in order if t != "cache"] + ["cache"]
     return [tiers[name] for name in order]

@@ -13,7 +13,7 @@ import sys
 from grpo_server.engine import environment
 
 THREADS, TRIALS, MODE, DTYPE, MODEL = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
-environment.prepare(MODE, threads=THREADS)
+environment.set_environment(MODE, threads=THREADS)
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -39,8 +39,8 @@ def engine():
     torch.manual_seed(7)
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[MODEL](**MODELS[MODEL]))
     model = model.eval().requires_grad_(False).to(getattr(torch, DTYPE))
-    rows = None if MODE == "exact" else 3072  # room for the largest batch below
-    return TorchEngine(EngineConfig(model="tiny", mode=MODE, batch_rows=rows), Loaded(model, None, None))
+    # room for the largest batch below
+    return TorchEngine(EngineConfig(model="tiny", mode=MODE, max_batch_tokens=3072), Loaded(model, None, None))
 
 
 def questions(rng, few):
@@ -67,7 +67,7 @@ def composition(rng, asked):
 
 def main():
     host, rng = engine(), np.random.default_rng(0)
-    asked = questions(rng, few=MODE != "exact" or TRIALS < 100)
+    asked = questions(rng, few=TRIALS < 100)
 
     def score(groups):
         pieces = [Piece(asked[ids[0]][0], tuple(asked[i][1] for i in ids), *asked[ids[0]][2:]) for ids in groups]

@@ -1,28 +1,35 @@
-"""That bits are claimed only where a score is the same in a batch, in its reverse, and alone."""
+"""That bits are claimed only where a score is the same in a full batch, behind and among others, and alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from grpo_server.engine.bits import keeps_bits
-from grpo_server.engine.config import EngineConfig
+import torch
+from grpo_numerics import HeadSpec, score_rows
+from grpo_server.engine.bits import Ground, keeps_bits, prepare_ground
 from grpo_server.engine.contract import Piece, PieceScores
+from grpo_server.engine.heights import Heights
+from grpo_server.engine.probe import full_batch
+from torch import nn
 
+VOCAB, MAX_LENGTH, MOST = 1000, 300, 6144
 PIECES = [
     Piece(np.arange(3, dtype=np.int32), (np.arange(4, dtype=np.int32), np.arange(2, dtype=np.int32)), 1.0),
     Piece(np.arange(2, dtype=np.int32), (np.arange(5, dtype=np.int32), np.zeros(0, dtype=np.int32)), 1.0),
 ]
+TOGETHER = [np.full(sum(map(len, piece.completions)), 1.0, np.float32) for piece in PIECES]
 
 
-def scorer(calls: list[int], in_batches: float, last_alone: float):
-    """Scores 1 a token; in a batch of several groups, and of one completion alone, off by so much."""
+def scorer(calls: list[int], error: Callable[[Sequence[Piece]], float]):
+    """Scores 1 a token, and so much more in a batch of these pieces."""
 
     def score(pieces: Sequence[Piece]) -> list[PieceScores]:
-        calls.append(len(pieces))
-        value = 1.0 + (in_batches if len(pieces) > 1 else last_alone)
+        calls.append(sum(p.tokens for p in pieces))
+        value = 1.0 + error(pieces)
         return [
             PieceScores(np.full(sum(map(len, p.completions)), value, np.float32), np.zeros(0, np.uint8), {})
             for p in pieces
@@ -31,18 +38,109 @@ def scorer(calls: list[int], in_batches: float, last_alone: float):
     return score
 
 
-def claim(score: Any, together: float = 1.0) -> bool:
-    config = EngineConfig("a model", batch_rows=64)
-    known = [np.full(sum(map(len, piece.completions)), together, np.float32) for piece in PIECES]
-    parts: Any = None  # of no interest where all batches have one height
-    return keeps_bits(config, parts, score, PIECES, known)
+def claim(score: Any, *, tier: Any = "packed", parameters: int = 1000, **ground: Any) -> bool:
+    made: dict[str, Any] = dict(
+        heights=Heights((), 1, coarse=True), head=score_rows, obstacles={}, trusted=False, most=MOST
+    )
+    parts: Any = SimpleNamespace(vocab_size=VOCAB, parameters=parameters)
+    return keeps_bits(Ground(**(made | ground)), tier, parts, score, PIECES, TOGETHER, MAX_LENGTH)
 
 
-def test_a_batch_that_was_scored_already_is_not_scored_again() -> None:
-    assert claim(scorer(calls := [], 0.0, 0.0))
-    assert calls == [2, 1, 1]  # the reverse, and the last completion of each group
+def test_whole_batches_are_full_and_what_was_scored_already_is_not_scored_again() -> None:
+    calls: list[int] = []
+    assert claim(scorer(calls, lambda _: 0.0))
+    *full, first, second = calls
+    assert len(full) == 2  # a crowd before the pieces, and all in an order of no design
+    assert all(0.95 * MOST < tokens <= MOST for tokens in full)
+    assert (first, second) == (5, 7)  # the last completion of each group, alone
 
 
-@pytest.mark.parametrize(("in_batches", "alone", "together"), [(2**-20, 0.0, 1.0), (0.0, 2**-20, 1.0), (0.0, 0.0, 1.5)])
-def test_one_other_bit_and_nothing_is_claimed(in_batches: float, alone: float, together: float) -> None:
-    assert not claim(scorer([], in_batches, alone), together)
+def behind(pieces: Sequence[Piece]) -> bool:
+    """Whether the crowd comes first."""
+    return pieces[-1] is PIECES[0] and pieces[-2] is PIECES[1]
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        lambda pieces: sum(p.tokens for p in pieces) >= 4097,
+        lambda pieces: len(pieces) == 1,
+        lambda pieces: len(pieces) > 2 and behind(pieces),
+        lambda pieces: len(pieces) > 2 and not behind(pieces),
+    ],
+)
+def test_one_other_bit_and_nothing_is_claimed(where: Callable[[Sequence[Piece]], bool]) -> None:
+    assert not claim(scorer([], lambda pieces: 2**-20 * where(pieces)))
+
+
+def test_where_products_are_trusted_the_batch_is_as_large_as_a_second_allows() -> None:
+    small: list[int] = []
+    large: list[int] = []
+    assert claim(scorer(small, lambda _: 0.0), trusted=True)
+    assert small[0] > 0.95 * MOST
+    assert claim(scorer(large, lambda _: 0.0), trusted=True, parameters=10**8)
+    assert max(large) <= 500
+
+
+def test_an_obstacle_is_one_in_its_tier_alone() -> None:
+    score = scorer([], lambda _: 0.0)
+    assert not claim(score, obstacles={"packed": "a product"})
+    assert claim(score, obstacles={"packed": "a product"}, tier="plain")
+    assert not claim(score, heights=None)
+
+
+def parts_of(body: nn.Module) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    return SimpleNamespace(
+        body=body,
+        weight=torch.randn(64, 16, generator=generator),
+        spec=HeadSpec(),
+        device=torch.device("cpu"),
+        widths=(16,),
+        parameters=1,
+    )
+
+
+def test_a_head_that_depends_on_its_rows_is_given_whole_blocks() -> None:
+    def fickle(hidden: torch.Tensor, *args: Any, **asked: Any) -> Any:
+        scores = score_rows(hidden, *args, **asked)
+        if len(hidden) == 208:
+            scores.logprobs[0] += 1e-4
+        return scores
+
+    ground = prepare_ground("exact", parts_of(nn.Sequential()), fickle, 500)
+    assert ground.head is not fickle
+    assert "packed" not in ground.obstacles
+    hidden, weight = torch.randn(208, 16), torch.randn(64, 16)
+    targets = torch.zeros(208, dtype=torch.int64)
+    asked: Any = dict(spec=None, temperature=torch.ones(208), normalizer="softmax", want=set(), top_k=0, token_ids=None)
+    np.testing.assert_allclose(
+        ground.head(hidden, weight, targets, **asked).logprobs, score_rows(hidden, weight, targets).logprobs, atol=1e-5
+    )
+
+
+def test_a_head_that_depends_on_whatever_it_likes_is_an_obstacle_in_every_tier() -> None:
+    calls: list[int] = []
+
+    def moody(*args: Any, **asked: Any) -> Any:
+        calls.append(1)
+        scores = score_rows(*args, **asked)
+        scores.logprobs[0] += 1e-4 * len(calls)
+        return scores
+
+    ground = prepare_ground("invariant", parts_of(nn.Sequential()), moody, 500)
+    assert set(ground.obstacles) == {"packed", "cache", "plain"}
+
+
+def test_fast_mode_tries_nothing() -> None:
+    ground = prepare_ground("fast", parts_of(nn.Sequential()), score_rows, 500)
+    assert (ground.heights, ground.head) == (None, score_rows)
+
+
+@pytest.mark.parametrize("max_length", [2, 25, 128, 4096])
+@pytest.mark.parametrize("tokens", [0, 40, 1000, 6144])
+def test_a_full_batch_is_full_and_within_the_model(max_length: int, tokens: int) -> None:
+    groups = full_batch(VOCAB, max_length, tokens)
+    total = sum(p.tokens for p in groups)
+    assert tokens - 256 < total <= tokens
+    assert all(len(p.prompt) + len(c) <= max_length for p in groups for c in p.completions)
