@@ -182,7 +182,7 @@ def test_a_key_file_that_is_missing_stops_the_start(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("grpo_server.logs.configure", lambda level, form: None)
-    monkeypatch.setattr("grpo_server.engine.environment.prepare", lambda *_, **__: None)
+    monkeypatch.setattr("grpo_server.engine.environment.set_environment", lambda *_, **__: None)
     assert cli.main(["--model", "m", "--api-key-file", "nowhere"]) == 2
     assert "api_key_file: cannot read nowhere" in capsys.readouterr().err
 
