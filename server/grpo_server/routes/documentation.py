@@ -11,6 +11,7 @@ from importlib.resources import as_file, files
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, HTMLResponse, Response
+from fastapi_swagger import resources
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -64,5 +65,5 @@ async def style() -> FileResponse:
 
 
 def _packaged(name: str, media_type: str) -> FileResponse:
-    with as_file(files("fastapi_swagger") / "resources" / name) as path:
+    with as_file(files(resources) / name) as path:
         return FileResponse(path, media_type=media_type, headers={"Cache-Control": "max-age=3600", **_GUARDED})
