@@ -1,10 +1,12 @@
 """The GRPO loss as functions: tensors in, loss and metrics out.
 
-grpo           the policy term and its averages, the KL, the rollout correction
-advantages     what each completion earned beside its group
-regularizers   entropy bonus, mask of the uncertain tokens, KL inside the reward
-objective      all of it together, as a run's configuration says
-masks          masks and figures as callers give them
+    grpo           the policy term and its averages, the KL, the rollout correction
+    advantages     what each completion earned beside its group
+    regularizers   entropy bonus, mask of the uncertain tokens, KL inside the reward
+    objective      all of it together, as a run's configuration says
+    masks          masks and figures as callers give them
+
+Nothing here knows models, servers or optimizers.
 """
 
 from grpo_training.losses.advantages import ADVANTAGE_EPS, group_advantages

@@ -1,10 +1,10 @@
 """The door for TRL: trainers whose reference is the service, so that no second model is ever loaded.
 
-from grpo_training.trl import RemoteReferenceGRPOTrainer
+    from grpo_training.trl import RemoteReferenceGRPOTrainer
 
-RemoteReferenceGRPOTrainer(
-    "Qwen/Qwen3-0.6B", reward, args=GRPOConfig(beta=0.04), train_dataset=data, reference="http://localhost:8000"
-).train()
+    RemoteReferenceGRPOTrainer(
+        "Qwen/Qwen3-0.6B", reward, args=GRPOConfig(beta=0.04), train_dataset=data, reference="http://localhost:8000"
+    ).train()
 
 Needs the extra `trl` (made and tested with trl 1.16).
 """
