@@ -6,11 +6,14 @@ Everything else about a device is torch's own business.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from .allocations import watched_peak
 
 
 class Device(Protocol):
@@ -29,6 +32,10 @@ class Device(Protocol):
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         """a (M, K) times b (K, N), computed here."""
+        ...
+
+    def peak(self, work: Callable[[], object]) -> int:
+        """Bytes that `work` takes at its peak, beside what is held before."""
         ...
 
 
@@ -50,6 +57,9 @@ class Cpu:
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         return a @ b
 
+    def peak(self, work: Callable[[], object]) -> int:
+        return watched_peak(work)
+
 
 class Cuda:
     """GPUs: free is what the fullest of them has, for every one of them holds its share of a batch."""
@@ -68,6 +78,14 @@ class Cuda:
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         device = min(self._devices, key=str)
         return a.to(device) @ b.to(device)
+
+    def peak(self, work: Callable[[], object]) -> int:
+        """Of the GPU where it is largest."""
+        before = {device: torch.cuda.memory_allocated(device) for device in self._devices}
+        for device in self._devices:
+            torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return max(torch.cuda.max_memory_allocated(device) - held for device, held in before.items())
 
 
 def device_of(model: nn.Module) -> Device:

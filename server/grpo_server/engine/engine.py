@@ -29,14 +29,13 @@ from .loading import Loaded, load
 from .memory import batch_limits, halve, is_out_of_memory
 from .mixing import check_mixable
 from .precision import pin, require_ieee
-from .tiers import choose
+from .pricing import measure
+from .probe import probe_pieces
+from .tiers import choose, warm
 
 log = logging.getLogger(__name__)
 
 OnStage = Callable[[str], None]  # told "load", "probe", "verify" as each begins, at a start and at a swap
-
-# scratch of the head and of the allocator, whatever the batch
-_FIXED_BYTES = 96 << 20
 
 
 class TorchEngine:
@@ -71,6 +70,10 @@ class TorchEngine:
             limits = self._limits or batch_limits(self._config, device, parts.token_bytes)
             ground = prepare_ground(mode, parts, self._given_head, limits.tokens)
             chosen = choose(self._config, mode, model, parts, max_length, ground)
+            rows = ground.heights.of if ground.heights is not None and chosen.forward.tier == "packed" else int
+            price = measure(chosen.forward, device, parts, max_length, rows)
+            if device.compiles:
+                warm(chosen, parts, probe_pieces(parts, max_length))
             self._on_stage("verify")
             identity = fingerprint(model, loaded.tokenizer)
         info = ReferenceInfo(
@@ -86,6 +89,7 @@ class TorchEngine:
         )
         self._model, self._parts, self._device = model, parts, device
         self._forward, self._head, self._limits = chosen.forward, chosen.head, limits
+        self._price = price
         self._hosted = Hosted(info, loaded.tokenizer)
 
     @property
@@ -111,9 +115,7 @@ class TorchEngine:
 
     def bytes_of(self, piece: Piece) -> int:
         """Peak bytes above the loaded weights for this piece alone: activations of its tokens, its figures, fixed scratch."""
-        wanted = sum(len(c) for c in piece.completions)
-        per_row = 4 * self._parts.weight.shape[1] + 16 * (1 + piece.top_k)
-        return piece.tokens * self._parts.token_bytes + wanted * per_row + _FIXED_BYTES
+        return self._price.bytes_of(piece)
 
     def tally(self) -> Tally:
         """What pieces cost together, by what this engine shares between them."""

@@ -57,6 +57,18 @@ def choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if _bfloat16_is_fast(device) else torch.float32
 
 
+def placement_on(device: torch.device, config: EngineConfig, source: ModelSource, ranks: int) -> dict[str, object]:
+    """Options of `from_pretrained`. Weights go straight to a GPU, file by file: the host need not hold them all. GGUF files are
+    unpacked on the host."""
+    if ranks > 1:
+        return {"distributed_config": DistributedConfig(tp_size=ranks)}
+    if config.device_map:
+        return {"device_map": config.device_map}
+    if device.type == "cpu" or source.gguf_file is not None:
+        return {}
+    return {"device_map": {"": device}}
+
+
 def _bfloat16_is_fast(device: torch.device) -> bool:
     """Without matrix units for it a CPU multiplies bfloat16 several times slower than float32."""
     if device.type == "cuda":
@@ -73,9 +85,7 @@ def load(config: EngineConfig, ranks: int = 1) -> Loaded:
     device = choose_device(config.device)
     dtype = choose_dtype(config, device)
     source = locate(config.model)
-    placement: dict[str, object] = {"device_map": config.device_map} if config.device_map else {}
-    if ranks > 1:
-        placement = {"distributed_config": DistributedConfig(tp_size=ranks)}
+    placement = placement_on(device, config, source, ranks)
     unpacks_demo = config.model == DEMO and source.gguf_file is not None
     common = {"revision": config.revision or "main", "trust_remote_code": config.trust_remote_code}
     model, sources = read_model(source, {"dtype": torch.float32 if unpacks_demo else dtype, **placement}, common)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,14 @@ _STEP = 256
 # A host that is out of memory at this moment will have some again.
 _LEAST_BYTES = 512 << 20
 
+# The CPU's allocator, C++, CUDA and HIP and their libraries; a handle of cuBLAS that cannot be made for want of memory is "not
+# initialized". A kernel that wants more shared memory than a GPU has is out of resources: no smaller batch helps.
+_IN_WORDS = re.compile(
+    r"can't allocate memory|cannot allocate memory|not enough memory|bad_alloc|out of memory|OutOfMemory|"
+    r"_STATUS_ALLOC_FAILED|CUBLAS_STATUS_NOT_INITIALIZED|ErrorMemoryAllocation",
+    re.IGNORECASE,
+)
+
 
 def batch_limits(config: EngineConfig, device: Device, token_bytes: int) -> BatchLimits:
     """A full batch: as configured, or as many tokens as speed asks for and memory holds, in most of what is free.
@@ -39,10 +48,13 @@ def batch_limits(config: EngineConfig, device: Device, token_bytes: int) -> Batc
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has a type for it; the CPU allocator says it in words, in a plain RuntimeError."""
+    """Whether memory ran out, here or in what this error was raised from. Torch's allocator on a GPU has a type for it;
+    drivers, libraries and the CPU's allocator say it in words, in a RuntimeError or an AcceleratorError."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "bad_alloc" in str(error))
+    if isinstance(error, RuntimeError) and _IN_WORDS.search(str(error)):
+        return True
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from grpo_client.protocol import FloatArray
+from grpo_client.protocol import EXTRAS, NORMALIZERS, FloatArray
 from grpo_numerics.model_parts import fresh_rotary, same_scores, trial_groups
 from transformers import PreTrainedModel
 
@@ -59,6 +59,31 @@ def full_batch(vocab_size: int, max_length: int, tokens: int) -> list[Piece]:
         groups.append(Piece(ids, completions, temperature=1.0))
         tokens -= groups[-1].tokens
     return groups
+
+
+def every_variant(pieces: Sequence[Piece], vocab_size: int) -> list[list[Piece]]:
+    """Batches that together need every kernel of attention and head: both normalizers, temperatures, extras, top-k, asked ids,
+    one by one and all at once, over short sequences and long ones."""
+    asked = [
+        replace(p, token_ids=tuple(np.full((len(c), 2), vocab_size - 1, np.int32) for c in p.completions))
+        for p in pieces
+    ]
+    everything = frozenset(EXTRAS)
+    return [
+        list(variant)
+        for normalizer in NORMALIZERS
+        for variant in (
+            [replace(p, normalizer=normalizer) for p in pieces],
+            [replace(p, normalizer=normalizer, temperature=0.7) for p in pieces],
+            *([replace(p, normalizer=normalizer, extras=frozenset({extra})) for p in pieces] for extra in EXTRAS),
+            [replace(p, normalizer=normalizer, top_k=min(8, vocab_size)) for p in pieces],
+            [replace(p, normalizer=normalizer) for p in asked],
+            [
+                replace(p, normalizer=normalizer, temperature=0.7, extras=everything, top_k=min(8, vocab_size))
+                for p in asked
+            ],
+        )
+    ]
 
 
 def check_scores(

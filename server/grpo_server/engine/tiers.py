@@ -16,7 +16,7 @@ from .config import EngineConfig, Mode
 from .contract import Piece, PieceScores
 from .forwards import CachedForward, Forward, PackedForward, PlainForward
 from .head_pass import Head, score_pieces
-from .probe import Comparison, check_scores, probe_pieces
+from .probe import Comparison, check_scores, every_variant, probe_pieces
 from .refusal import refusal
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,13 @@ def choose(
         log.warning("the %s path is not right for %s: %s", forward.tier, type(model).__name__, comparison.note)
         why.append(f"{forward.tier}: {comparison.note}")
     raise refusal(model, parts, pieces, own, why)
+
+
+def warm(chosen: Choice, parts: Anatomy, pieces: Sequence[Piece]) -> None:
+    """Run every kernel that a question can need once, so that no client waits for a compiler."""
+    score = _scorer(chosen.forward, parts, chosen.head)
+    for batch in every_variant(pieces, parts.vocab_size):
+        score(batch)
 
 
 def _candidates(config: EngineConfig, mode: Mode, ground: Ground, parts: Anatomy, max_length: int) -> list[Any]:

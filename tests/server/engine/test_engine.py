@@ -5,8 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from grpo_client.protocol import Status
+from grpo_client.protocol import EXTRAS, NORMALIZERS, Status
+from grpo_numerics import score_rows
 from grpo_server.engine import EngineConfig, OutOfMemory, Piece, load_engine
+from grpo_server.engine.config import mode_on
+from grpo_server.engine.device import Cpu
 from grpo_server.engine.engine import TorchEngine
 from grpo_server.engine.fingerprint import fingerprint
 from grpo_server.engine.loading import Loaded, choose_dtype
@@ -213,3 +216,45 @@ def test_exact_mode_refuses_half_precision():
     with pytest.raises(ValueError, match="fast"):
         choose_dtype(EngineConfig(model="tiny", dtype="bfloat16"), torch.device("cpu"))
     assert choose_dtype(EngineConfig(model="tiny"), torch.device("cpu")) == torch.float32
+
+
+class Compiling(Cpu):
+    compiles = True
+
+
+def test_every_kernel_is_run_before_the_first_question_where_kernels_are_compiled():
+    asked = []
+
+    def head(*arguments, **options):
+        asked.append(
+            (options["normalizer"], frozenset(options["want"]), options["top_k"], options["token_ids"] is None)
+        )
+        return score_rows(*arguments, **options)
+
+    TorchEngine(EngineConfig(model="tiny", mode="fast"), Loaded(llama(), None, None), head, device=Cpu())
+    unasked = len(set(asked))
+    TorchEngine(EngineConfig(model="tiny", mode="fast"), Loaded(llama(), None, None), head, device=Compiling())
+    warmed = set(asked)
+    assert len(warmed) > unasked
+    for normalizer in NORMALIZERS:
+        assert {(normalizer, frozenset({extra}), 0, True) for extra in EXTRAS} <= warmed
+        assert {(normalizer, frozenset(), 8, True), (normalizer, frozenset(), 0, False)} <= warmed
+        assert (normalizer, frozenset(EXTRAS), 8, False) in warmed
+
+
+class Tf32(Cpu):
+    def product(self, a, b):
+        return (a.bfloat16() @ b.bfloat16()).float()
+
+
+def test_exact_mode_does_not_start_on_a_device_that_rounds_its_products():
+    with pytest.raises(ValueError, match="exact needs float32 products"):
+        TorchEngine(EngineConfig(model="tiny", mode="exact"), Loaded(llama(), None, None), device=Tf32())
+    other = TorchEngine(EngineConfig(model="tiny", mode="invariant"), Loaded(llama(), None, None), device=Tf32())
+    assert other.info.mode == "invariant"
+
+
+def test_the_mode_follows_the_device_unless_it_is_said():
+    assert [mode_on("auto", kind) for kind in ("cpu", "cuda")] == ["exact", "invariant"]
+    assert mode_on("fast", "cpu") == "fast"
+    assert TorchEngine(EngineConfig(model="tiny"), Loaded(llama(), None, None)).info.mode == "exact"
