@@ -1,7 +1,8 @@
 """Attention over a packed stream: a prompt's keys are read once for all who descend from it, and no mask stands for what
 can be left out.
 
-For a row the keys are those of its ancestors, whole, and those of its own segment up to itself. Each part is attended to
+For a row the keys are those of its ancestors, whole, and those of its own segment up to itself. On a GPU one kernel walks them
+(`tree`). On a CPU each part is attended to
 alone, which gives an output and the log-sum-exp of its scores, and the parts are merged by those:
 
     out = sum_i exp(lse_i - lse) out_i,    lse = logsumexp_i lse_i        (the merge of FlashAttention and of cascade attention)
@@ -20,6 +21,7 @@ from ..elementwise import log_add_exp, sigmoid
 from .kernels import Flash, Kernel, Plain
 from .schedule import CausalCall, Schedule
 from .stacked import stacked_attention
+from .tree.choice import by_flash, by_triton, on_flash, on_triton, tell_of_plain
 
 
 def packed_attention(
@@ -46,6 +48,12 @@ def packed_attention(
     )
     if whole and schedule.blocks is not None:
         return stacked_attention(q, k, v, schedule.blocks, scale=scale)
+    seen = window if schedule.exact or schedule.cuts(window) else None  # exact: one code, whatever the batch holds
+    if on_triton(q, k, v):
+        return by_triton(q, k, v, schedule.plan, scale, softcap or None, seen, sinks)
+    if on_flash(q, k, v, softcap or None, sinks):
+        return by_flash(q, k, v, schedule.gathered, scale, seen, sinks)
+    tell_of_plain(q)
     plain = softcap or sinks is not None or not Flash.takes(q, k, v)
     kernel: Kernel = Plain(scale, softcap, schedule.block if schedule.exact else None) if plain else Flash(scale)
     if not differentiable:

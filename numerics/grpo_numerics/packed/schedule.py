@@ -18,6 +18,9 @@ from torch import Tensor
 from ..alignment import LANES, row_block, stream_rows
 from .layout import PackedLayout, Segment
 from .stacked import Block, blocks_of
+from .tree.gathered import Gathered
+from .tree.plan import TreePlan
+from .tree.segments import Tree
 
 # A masked call holds a (queries, keys) mask: queries are taken this many at a time.
 _MASK_ROWS = 1024
@@ -88,6 +91,21 @@ class Schedule:
     def cuts(self, window: int | None) -> bool:
         """Whether a sliding window of so many tokens hides anything from anybody here."""
         return window is not None and window <= self.layout.positions.max(initial=0)
+
+    @cached_property
+    def tree(self) -> Tree:
+        """The segments, padding included, for code that takes the stream as a whole."""
+        return Tree.of(self.layout, self.padded_tokens)
+
+    @cached_property
+    def plan(self) -> TreePlan:
+        """Tables of the tree kernels."""
+        return TreePlan(self.tree)
+
+    @cached_property
+    def gathered(self) -> Gathered:
+        """Keys for torch's flash attention on a GPU."""
+        return Gathered.of(self.tree)
 
     def calls(self, window: int | None) -> tuple[list[CausalCall], list[CrossCall]]:
         """Causal calls, then cross calls with parents before children. window: sliding window in tokens, or None."""

@@ -1,4 +1,4 @@
-"""All gradients of the tree attention in one launch, the scores computed anew, without atomics.
+"""All gradients of the tree attention in one launch, after one that sums a number a row; scores computed anew, no atomics.
 
 Two kinds of program. One owns keys of a segment: its queries are the rows after them, in the segment and below it, and it sums
 their gradients into dk and dv. The other owns (row, head) pairs as in the forward and walks their keys into dq. The few long
@@ -13,21 +13,33 @@ With P = exp(S - logsumexp) and delta = sum(dO O) a row: dV = P^T dO, dS = P (dO
 import triton
 import triton.language as tl
 
-from .products import LOG2E, numbers, tanh, visible
+from .products import LOG2E, numbers, products, tanh, visible
+
+
+@triton.jit
+def deltas_kernel(d_out, out, deltas, rows, DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DV: tl.constexpr):
+    """deltas (rows,) fp32: the sums of d_out times out, both (rows, DV) contiguous."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = row < rows
+    up = numbers(d_out + row.to(tl.int64) * DV, inside, 0, DV, BLOCK_DV)
+    result = numbers(out + row.to(tl.int64) * DV, inside, 0, DV, BLOCK_DV)
+    tl.store(deltas + row, tl.sum(up.to(tl.float32) * result.to(tl.float32), 1), mask=inside)
 
 
 @triton.jit
 def take_queries(
     sum_k,
     sum_v,
+    key,
     keys,
+    value,
     values,
     real,
     key_position,
     q,
     d_out,
-    out,
     logsumexp,
+    deltas,
     q_head,
     q_row,
     start,
@@ -44,42 +56,40 @@ def take_queries(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
-    CAUSAL: tl.constexpr,
     WINDOWED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    IEEE: tl.constexpr,
 ):
-    """Rows [start, stop), the first at position `at`, into the sums of dk and dv. CAUSAL: they may lie before a key."""
+    """Rows [start, stop), the first at position `at`, into the sums of dk and dv. key, value: pointers to the rows."""
     for first in range(0, (stop - start) * REPEATS, BLOCK_M):
         pair = first + tl.arange(0, BLOCK_M)
         inside = start + pair // REPEATS < stop
         row = tl.minimum(start + pair // REPEATS, stop - 1)
         head = group * REPEATS + pair % REPEATS
         place = row.to(tl.int64) * heads + head
-        queries = numbers(q + head.to(tl.int64) * q_head + row.to(tl.int64) * q_row, None, 0, D, BLOCK_D)
-        up = numbers(d_out + place * DV, None, 0, DV, BLOCK_DV)
-        result = numbers(out + place * DV, None, 0, DV, BLOCK_DV)
-        delta = tl.sum(up.to(tl.float32) * result.to(tl.float32), 1)
-        s = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
+        query = q + head.to(tl.int64) * q_head + row.to(tl.int64) * q_row
+        queries = numbers(query, None, 0, D, BLOCK_D)
+        ups = numbers(d_out + place * DV, None, 0, DV, BLOCK_DV)
+        s = products(key, keys, query, queries, D, IEEE)
         if bend is not None:
             s = tanh(s * bend)
         p = tl.exp2(tl.fma(s, factor, -(tl.load(logsumexp + place) * LOG2E)[None, :]))
-        seen = real[:, None] & inside[None, :]
-        if CAUSAL or WINDOWED:
-            seen = seen & tl.trans(visible(row - start + at, key_position, window, WINDOWED))
-        p = tl.where(seen, p, 0.0)
-        sum_v = tl.dot(p.to(up.dtype), up, sum_v, input_precision=PRECISION)
-        ds = p * (tl.dot(values, tl.trans(up), input_precision=PRECISION) - delta[None, :])
+        seen = tl.trans(visible(row - start + at, key_position, window, WINDOWED))
+        p = tl.where(seen & real[:, None] & inside[None, :], p, 0.0)
+        sum_v = tl.dot(p.to(ups.dtype), ups, sum_v, input_precision="ieee")
+        ds = p * (products(value, values, d_out + place * DV, ups, DV, IEEE) - tl.load(deltas + place)[None, :])
         if bend is not None:
             ds = ds * tl.fma(-s, s, 1.0)
-        sum_k = tl.dot(ds.to(queries.dtype), queries, sum_k, input_precision=PRECISION)
+        sum_k = tl.dot(ds.to(queries.dtype), queries, sum_k, input_precision="ieee")
     return sum_k, sum_v
 
 
 @triton.jit
 def take_keys(
     sums,
+    query,
     queries,
     up,
+    ups,
     peak,
     delta,
     keys,
@@ -98,21 +108,22 @@ def take_keys(
     BLOCK_DV: tl.constexpr,
     MASKED: tl.constexpr,
     WINDOWED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    IEEE: tl.constexpr,
 ):
     """One block of keys, as in `forward.take_block`, into the sums of dq."""
-    key = numbers(keys + rows.to(tl.int64) * key_stride, None, 0, D, BLOCK_D)
-    value = numbers(values + rows.to(tl.int64) * value_stride, None, 0, DV, BLOCK_DV)
-    s = tl.dot(queries, tl.trans(key), input_precision=PRECISION)
+    key = keys + rows.to(tl.int64) * key_stride
+    value = values + rows.to(tl.int64) * value_stride
+    numbers_of_keys = numbers(key, None, 0, D, BLOCK_D)
+    s = products(query, queries, key, numbers_of_keys, D, IEEE)
     if bend is not None:
         s = tanh(s * bend)
     p = tl.exp2(tl.fma(s, factor, -peak[:, None]))
     if MASKED:
         p = tl.where(visible(position, first + tl.arange(0, rows.shape[0]), window, WINDOWED), p, 0.0)
-    ds = p * (tl.dot(up, tl.trans(value), input_precision=PRECISION) - delta[:, None])
+    ds = p * (products(up, ups, value, numbers(value, None, 0, DV, BLOCK_DV), DV, IEEE) - delta[:, None])
     if bend is not None:
         ds = ds * tl.fma(-s, s, 1.0)
-    return tl.dot(ds.to(key.dtype), key, sums, input_precision=PRECISION)
+    return tl.dot(ds.to(numbers_of_keys.dtype), numbers_of_keys, sums, input_precision="ieee")
 
 
 @triton.jit
@@ -120,13 +131,12 @@ def backward_kernel(
     q,
     k,
     v,
-    out,
     logsumexp,
     d_out,
+    deltas,
     dq,
     dk,
     dv,
-    deltas,
     tiles,
     items,
     joints,
@@ -152,12 +162,12 @@ def backward_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
     WINDOWED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    IEEE: tl.constexpr,
 ):
     """Grid: (key_programs + tiles, key heads).
 
-    As in the forward; d_out like out. Out, contiguous: dq (T, H, D), dk (T, H_kv, D), dv (T, H_kv, DV), and deltas (T, H) fp32
-    or None. scale: of scores. Tables: `schedule.QueryTables` for BLOCK_M and BLOCK_N, `schedule.KeyTables` for BLOCK_N.
+    As in the forward; d_out like out, deltas (T, H) fp32. Out, contiguous: dq (T, H, D), dk (T, H_kv, D), dv (T, H_kv, DV).
+    scale: of scores. Tables: `schedule.QueryTables` for BLOCK_M and BLOCK_N, `schedule.KeyTables` for BLOCK_N.
     """
     group = tl.program_id(1)
     n = tl.arange(0, BLOCK_N)
@@ -167,36 +177,33 @@ def backward_kernel(
         end = tl.load(tile + 1)
         at = tl.load(tile + 2)
         real = first + n < end
-        rows = (first + n).to(tl.int64)
-        keys = numbers(k + group.to(tl.int64) * k_head + rows * k_row, real, 0, D, BLOCK_D)
-        values = numbers(v + group.to(tl.int64) * v_head + rows * v_row, real, 0, DV, BLOCK_DV)
+        rows = tl.minimum(first + n, end - 1).to(tl.int64)
+        key = k + group.to(tl.int64) * k_head + rows * k_row
+        value = v + group.to(tl.int64) * v_head + rows * v_row
+        keys = numbers(key, None, 0, D, BLOCK_D)
+        values = numbers(value, None, 0, DV, BLOCK_DV)
         sum_k = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
         sum_v = tl.zeros((BLOCK_N, BLOCK_DV), dtype=tl.float32)
-        stop = end
         after = at + tl.minimum(BLOCK_N, end - first) - 1 + window  # the first position that sees none of these keys
-        if WINDOWED:
-            stop = tl.minimum(end, first + after - at)
-        sum_k, sum_v = take_queries(
-            sum_k, sum_v, keys, values, real, at + n, q, d_out, out, logsumexp, q_head, q_row, first, stop, at, group, heads,
-            factor, bend, window, REPEATS, D, DV, BLOCK_M, BLOCK_D, BLOCK_DV, True, WINDOWED, PRECISION,
-        )  # fmt: skip
-        for run in range(tl.load(tile + 3), tl.load(tile + 4)):
-            start = tl.load(runs + run * 4)
-            stop = tl.load(runs + run * 4 + 1)
-            below = tl.load(runs + run * 4 + 2)
+        shared = tl.load(tile + 3)
+        for run in range(shared - 1, tl.load(tile + 4)):  # the segment's own rows, then those below
+            below = run >= shared
+            start = tl.where(below, tl.load(runs + run * 4, mask=below, other=0), first)
+            stop = tl.where(below, tl.load(runs + run * 4 + 1, mask=below, other=0), end)
+            begin = tl.where(below, tl.load(runs + run * 4 + 2, mask=below, other=0), at)
             if WINDOWED:
-                stop = tl.minimum(stop, start + tl.maximum(after - below, 0))
+                stop = tl.minimum(stop, start + tl.maximum(after - begin, 0))
             sum_k, sum_v = take_queries(
-                sum_k, sum_v, keys, values, real, at + n, q, d_out, out, logsumexp, q_head, q_row, start, stop, below, group,
-                heads, factor, bend, window, REPEATS, D, DV, BLOCK_M, BLOCK_D, BLOCK_DV, False, WINDOWED, PRECISION,
+                sum_k, sum_v, key, keys, value, values, real, at + n, q, d_out, logsumexp, deltas, q_head, q_row, start, stop,
+                begin, group, heads, factor, bend, window, REPEATS, D, DV, BLOCK_M, BLOCK_D, BLOCK_DV, WINDOWED, IEEE,
             )  # fmt: skip
-        place = rows * (heads // REPEATS) + group
+        of_key = rows * (heads // REPEATS) + group
         d = tl.arange(0, BLOCK_D)
         e = tl.arange(0, BLOCK_DV)
         sum_k = (sum_k * scale).to(dk.dtype.element_ty)
-        tl.store(dk + place[:, None] * D + d[None, :], sum_k, mask=real[:, None] & (d < D)[None, :])
+        tl.store(dk + of_key[:, None] * D + d[None, :], sum_k, mask=real[:, None] & (d < D)[None, :])
         sum_v = sum_v.to(dv.dtype.element_ty)
-        tl.store(dv + place[:, None] * DV + e[None, :], sum_v, mask=real[:, None] & (e < DV)[None, :])
+        tl.store(dv + of_key[:, None] * DV + e[None, :], sum_v, mask=real[:, None] & (e < DV)[None, :])
     else:
         tile = tiles + (tl.program_id(0) - key_programs) * 8
         first_pair = tl.load(tile)
@@ -211,12 +218,11 @@ def backward_kernel(
         first_position = at + first_pair // REPEATS
         last_position = at + tl.minimum((first_pair + BLOCK_M - 1) // REPEATS, end - 1 - begin)
         place = row.to(tl.int64) * heads + head
-        queries = numbers(q + head.to(tl.int64) * q_head + row.to(tl.int64) * q_row, None, 0, D, BLOCK_D)
-        up = numbers(d_out + place * DV, None, 0, DV, BLOCK_DV)
-        result = numbers(out + place * DV, None, 0, DV, BLOCK_DV)
-        delta = tl.sum(up.to(tl.float32) * result.to(tl.float32), 1)
-        if deltas is not None:
-            tl.store(deltas + place, delta, mask=inside)
+        query = q + head.to(tl.int64) * q_head + row.to(tl.int64) * q_row
+        queries = numbers(query, None, 0, D, BLOCK_D)
+        up = d_out + place * DV
+        ups = numbers(up, None, 0, DV, BLOCK_DV)
+        delta = tl.load(deltas + place)
         peak = tl.load(logsumexp + place) * LOG2E
         k += group.to(tl.int64) * k_head
         v += group.to(tl.int64) * v_head
@@ -233,24 +239,24 @@ def backward_kernel(
             count = tl.load(items + item * 4 + 3)
             for j in range(joint + tl.maximum(oldest - block, 0), after):
                 sums = take_keys(
-                    sums, queries, up, peak, delta, k, v, k_row, v_row, tl.load(joints + j * BLOCK_N + n),
+                    sums, query, queries, up, ups, peak, delta, k, v, k_row, v_row, tl.load(joints + j * BLOCK_N + n),
                     (block + j - joint) * BLOCK_N, position, factor, bend, window,
-                    D, DV, BLOCK_D, BLOCK_DV, True, WINDOWED, PRECISION,
+                    D, DV, BLOCK_D, BLOCK_DV, True, WINDOWED, IEEE,
                 )  # fmt: skip
             block += after - joint
             for b in range(tl.maximum(oldest - block, 0), tl.minimum(count, whole - block)):
                 sums = take_keys(
-                    sums, queries, up, peak, delta, k, v, k_row, v_row, start + b * BLOCK_N + n,
+                    sums, query, queries, up, ups, peak, delta, k, v, k_row, v_row, start + b * BLOCK_N + n,
                     (block + b) * BLOCK_N, position, factor, bend, window,
-                    D, DV, BLOCK_D, BLOCK_DV, WINDOWED, WINDOWED, PRECISION,
+                    D, DV, BLOCK_D, BLOCK_DV, WINDOWED, WINDOWED, IEEE,
                 )  # fmt: skip
             block += count
         diagonal = tl.maximum(tl.maximum(whole, (at + BLOCK_N - 1) // BLOCK_N), oldest)
         for b in range(diagonal, last_position // BLOCK_N + 1):
             sums = take_keys(
-                sums, queries, up, peak, delta, k, v, k_row, v_row, tl.minimum(begin - at + b * BLOCK_N + n, end - 1),
-                b * BLOCK_N, position, factor, bend, window,
-                D, DV, BLOCK_D, BLOCK_DV, True, WINDOWED, PRECISION,
+                sums, query, queries, up, ups, peak, delta, k, v, k_row, v_row,
+                tl.minimum(begin - at + b * BLOCK_N + n, end - 1), b * BLOCK_N, position, factor, bend, window,
+                D, DV, BLOCK_D, BLOCK_DV, True, WINDOWED, IEEE,
             )  # fmt: skip
         d = tl.arange(0, BLOCK_D)
         sums = (sums * scale).to(dq.dtype.element_ty)

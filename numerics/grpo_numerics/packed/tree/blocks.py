@@ -6,11 +6,8 @@ Nothing here looks at the number of rows, so that a row's bits do not depend on 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-
-Precision = Literal["ieee", "tf32"]
 
 _SMALLEST = 16  # side of a matrix product
 _LARGE_SHARED_MEMORY = frozenset({9, 10})  # compute capabilities (major) with 227 KiB a program
@@ -18,13 +15,12 @@ _LARGE_SHARED_MEMORY = frozenset({9, 10})  # compute capabilities (major) with 2
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """m: (row, head) pairs; n: keys; precision: of fp32 operands (halves know but one)."""
+    """m: (row, head) pairs; n: keys."""
 
     m: int
     n: int
     warps: int
     stages: int
-    precision: Precision = "ieee"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,12 @@ Formula: Dao, "FlashAttention-2", arXiv 2307.08691, algorithm 1; the tables are 
 import triton
 import triton.language as tl
 
-from .products import LOG2E, numbers, tanh, visible
+from .products import LOG2E, numbers, products, tanh, visible
 
 
 @triton.jit
 def take_block(
+    query,
     queries,
     rest,
     sums,
@@ -40,13 +41,13 @@ def take_block(
     BLOCK_DV: tl.constexpr,
     MASKED: tl.constexpr,
     WINDOWED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    IEEE: tl.constexpr,
 ):
     """One block of keys: `rows` (N,) of the stream, positions from `first` on. Returns sums, shift, total."""
     key = keys + rows.to(tl.int64) * key_stride
-    s = tl.dot(queries, tl.trans(numbers(key, None, 0, D, BLOCK_D)), input_precision=PRECISION)
-    if REST > 0:
-        s = tl.dot(rest, tl.trans(numbers(key, None, D, REST, BLOCK_REST)), s, input_precision=PRECISION)
+    s = products(query, queries, key, numbers(key, None, 0, D, BLOCK_D), D + (REST if IEEE else 0), IEEE)
+    if REST > 0 and not IEEE:
+        s = tl.dot(rest, tl.trans(numbers(key, None, D, REST, BLOCK_REST)), s)
     if bend is not None:
         s = tanh(s * bend)
     if MASKED:
@@ -59,7 +60,7 @@ def take_block(
     decay = tl.exp2(shift - base)
     total = tl.fma(total, decay, tl.sum(p, 1))
     v = numbers(values + rows.to(tl.int64) * value_stride, None, 0, DV, BLOCK_DV)
-    sums = tl.dot(p.to(v.dtype), v, sums * decay[:, None], input_precision=PRECISION)
+    sums = tl.dot(p.to(v.dtype), v, sums * decay[:, None], input_precision="ieee")
     return sums, higher, total
 
 
@@ -94,7 +95,7 @@ def forward_kernel(
     BLOCK_REST: tl.constexpr,
     BLOCK_DV: tl.constexpr,
     WINDOWED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    IEEE: tl.constexpr,
 ):
     """Grid: (tiles, key heads): neighbours in a wave share a key head's prompt in L2.
 
@@ -144,24 +145,24 @@ def forward_kernel(
         count = tl.load(items + item * 4 + 3)
         for j in range(joint + tl.maximum(oldest - block, 0), after):
             sums, shift, total = take_block(
-                queries, rest, sums, shift, total, k, v, k_row, v_row, tl.load(joints + j * BLOCK_N + n),
+                query, queries, rest, sums, shift, total, k, v, k_row, v_row, tl.load(joints + j * BLOCK_N + n),
                 (block + j - joint) * BLOCK_N, position, factor, bend, window,
-                D, REST, DV, BLOCK_D, BLOCK_REST, BLOCK_DV, True, WINDOWED, PRECISION,
+                D, REST, DV, BLOCK_D, BLOCK_REST, BLOCK_DV, True, WINDOWED, IEEE,
             )  # fmt: skip
         block += after - joint
         for b in range(tl.maximum(oldest - block, 0), tl.minimum(count, whole - block)):
             sums, shift, total = take_block(
-                queries, rest, sums, shift, total, k, v, k_row, v_row, start + b * BLOCK_N + n,
+                query, queries, rest, sums, shift, total, k, v, k_row, v_row, start + b * BLOCK_N + n,
                 (block + b) * BLOCK_N, position, factor, bend, window,
-                D, REST, DV, BLOCK_D, BLOCK_REST, BLOCK_DV, WINDOWED, WINDOWED, PRECISION,
+                D, REST, DV, BLOCK_D, BLOCK_REST, BLOCK_DV, WINDOWED, WINDOWED, IEEE,
             )  # fmt: skip
         block += count
     diagonal = tl.maximum(tl.maximum(whole, (at + BLOCK_N - 1) // BLOCK_N), oldest)
     for b in range(diagonal, last_position // BLOCK_N + 1):
         sums, shift, total = take_block(
-            queries, rest, sums, shift, total, k, v, k_row, v_row, tl.minimum(begin - at + b * BLOCK_N + n, end - 1),
+            query, queries, rest, sums, shift, total, k, v, k_row, v_row, tl.minimum(begin - at + b * BLOCK_N + n, end - 1),
             b * BLOCK_N, position, factor, bend, window,
-            D, REST, DV, BLOCK_D, BLOCK_REST, BLOCK_DV, True, WINDOWED, PRECISION,
+            D, REST, DV, BLOCK_D, BLOCK_REST, BLOCK_DV, True, WINDOWED, IEEE,
         )  # fmt: skip
 
     place = row.to(tl.int64) * heads + head

@@ -7,7 +7,7 @@ an operator takes is checked by `choice`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -72,20 +72,24 @@ def tree_attention_backward(
     scale: float,
     softcap: float | None,
     window: int | None,
-    needs_delta: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dq (T, H, D), dk (T, H_kv, D), dv (T, H_kv, D_v), and sum(d_out out) (T, H) fp32, empty unless needed. One launch."""
-    from .backward import backward_kernel
+    """dq (T, H, D), dk (T, H_kv, D), dv (T, H_kv, D_v), and sum(d_out out) (T, H) fp32. Two launches."""
+    from .backward import backward_kernel, deltas_kernel
 
     q, k, v = (_rows(t) for t in (q, k, v))
     (heads, tokens, dim), (groups, _, dim_v) = q.shape, v.shape
     dq, dk, dv = q.new_empty(tokens, heads, dim), k.new_empty(tokens, groups, dim), v.new_empty(tokens, groups, dim_v)
-    delta = torch.empty_like(logsumexp) if needs_delta else logsumexp.new_empty(0)
+    delta = torch.empty_like(logsumexp)
     tiles, items, joints, key_tiles, runs = tables[3:]
+    d_out = d_out.contiguous()
+    with torch.cuda.device_of(q):
+        cast(Any, deltas_kernel)[(-(-tokens * heads // 32),)](
+            d_out, out, delta, tokens * heads, DV=dim_v, BLOCK_M=32, BLOCK_DV=block_of(dim_v), num_warps=4
+        )
     shape = blocks.backward_blocks(q.dtype, dim, dim_v, capability(q))
     _launch(
         backward_kernel, (len(key_tiles) + len(tiles), groups), shape,
-        q, k, v, out, logsumexp, d_out.contiguous(), dq, dk, dv, delta if needs_delta else None,
+        q, k, v, logsumexp, d_out, delta, dq, dk, dv,
         tiles, items, joints, key_tiles, runs, len(key_tiles), *_strides(q, k, v), heads,
         scale, *_scores(scale, softcap), window or 0,
         REPEATS=heads // groups, D=dim, DV=dim_v,
@@ -96,14 +100,13 @@ def tree_attention_backward(
 
 
 @tree_attention_backward.register_fake
-def _(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, *_: Any) -> tuple[Tensor, ...]:
     (heads, tokens, dim), (groups, _, dim_v) = q.shape, v.shape
-    delta = torch.empty_like(logsumexp) if rest[-1] else logsumexp.new_empty(0)
     return (
         q.new_empty(tokens, heads, dim),
         k.new_empty(tokens, groups, dim),
         v.new_empty(tokens, groups, dim_v),
-        delta,
+        torch.empty_like(logsumexp),
     )
 
 
@@ -120,12 +123,9 @@ def _backward(ctx: Any, d_out: Tensor | None, _: Tensor | None) -> tuple[Any, ..
     nothing = ([None] * len(tables), None, None, None)
     if d_out is None:
         return None, None, None, None, *nothing
-    needs_sinks = bool(ctx.needs_input_grad[3])
-    dq, dk, dv, delta = tree_attention_backward(d_out, q, k, v, out, logsumexp, tables, *ctx.settings, needs_sinks)
+    dq, dk, dv, delta = tree_attention_backward(d_out, q, k, v, out, logsumexp, tables, *ctx.settings)
     d_sinks = None
-    if (
-        sinks is not None and needs_sinks
-    ):  # a sink's weight in the softmax gives nothing, so all that comes back to it is -delta
+    if sinks is not None:  # its weight in the softmax gives nothing: all that comes back to it is -delta
         d_sinks = -(torch.exp(sinks.float() - logsumexp) * delta).sum(0).to(sinks.dtype)
     return dq.transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1), d_sinks, *nothing
 
@@ -141,7 +141,7 @@ def _launch(kernel: Any, grid: tuple[int, int], shape: Blocks, *arguments: Any, 
             **constants,
             BLOCK_M=shape.m,
             BLOCK_N=shape.n,
-            PRECISION=shape.precision,
+            IEEE=arguments[0].dtype == torch.float32,
             num_warps=shape.warps,
             num_stages=shape.stages,
             enable_fp_fusion=True,

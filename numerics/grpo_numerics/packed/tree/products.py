@@ -31,6 +31,26 @@ def numbers(rows, inside, FIRST: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.co
 
 
 @triton.jit
+def products(a, a_numbers, b, b_numbers, WIDTH: tl.constexpr, IEEE: tl.constexpr):
+    """(M, N) fp32 products of rows a (M,) and b (N,), pointers, whose numbers are (M, BLOCK) and (N, BLOCK).
+
+    IEEE: of fp32, for which there are no matrix units. Operands then lie in registers, which hold a few numbers a row at a
+    time: so these are read again, from the caches, and the whole rows are not.
+    """
+    if IEEE:
+        c = tl.arange(0, 16)
+        sums = tl.zeros((a.shape[0], b.shape[0]), dtype=tl.float32)
+        for first in range(0, WIDTH, 16):
+            inside = (first + c < WIDTH)[None, :]
+            left = tl.load(a[:, None] + (first + c)[None, :], mask=inside, other=0.0)
+            right = tl.load(b[:, None] + (first + c)[None, :], mask=inside, other=0.0)
+            sums = tl.dot(left, tl.trans(right), sums, input_precision="ieee")
+    else:
+        sums = tl.dot(a_numbers, tl.trans(b_numbers))
+    return sums
+
+
+@triton.jit
 def tanh(x):
     """tanh to 2e-7 relative: 1 - 2 / (e^2|x| + 1), and where that cancels an odd polynomial.
 
