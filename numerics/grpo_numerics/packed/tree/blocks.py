@@ -46,19 +46,23 @@ def block_of(dim: int) -> int:
 
 def forward_blocks(dtype: torch.dtype, dim: int, dim_v: int, capability: tuple[int, int]) -> Blocks:
     """For scores and output, heads of `dim` (queries, keys) and `dim_v` (values)."""
-    wide = max(block_of(dim), block_of(dim_v)) > 128
+    wide = _is_wide(dim, dim_v)
     if dtype == torch.float32:
-        return Blocks(32, 32, warps=4, stages=1) if wide else Blocks(64, 32, warps=4, stages=2)
+        return Blocks(32, 16, warps=4, stages=1) if wide else Blocks(64, 32, warps=8, stages=1)
     if capability[0] in _LARGE_SHARED_MEMORY:
         return Blocks(128, 64, warps=8, stages=2 if wide else 3)
-    return Blocks(64, 64, warps=4, stages=2) if wide else Blocks(128, 64, warps=8, stages=2)
+    return Blocks(64 if wide else 128, 32, warps=8, stages=2)
 
 
 def backward_blocks(dtype: torch.dtype, dim: int, dim_v: int, capability: tuple[int, int]) -> Blocks:
     """For all gradients; n is also the keys of a program that owns keys."""
-    wide = max(block_of(dim), block_of(dim_v)) > 128
+    wide = _is_wide(dim, dim_v)
     if dtype == torch.float32:
-        return Blocks(32, 32, warps=4, stages=1)
-    if capability[0] in _LARGE_SHARED_MEMORY:
-        return Blocks(64, 64, warps=8, stages=1 if wide else 2)
-    return Blocks(32, 32, warps=4, stages=1) if wide else Blocks(64, 64, warps=8, stages=1)
+        return Blocks(16, 16, warps=8 if wide else 4, stages=1)
+    if wide:
+        return Blocks(32, 32, warps=8, stages=1)
+    return Blocks(64, 64, warps=8, stages=2 if capability[0] in _LARGE_SHARED_MEMORY else 1)
+
+
+def _is_wide(dim: int, dim_v: int) -> bool:
+    return max(block_of(dim), block_of(dim_v)) > 128

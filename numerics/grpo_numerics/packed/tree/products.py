@@ -40,7 +40,8 @@ def products(a, a_numbers, b, b_numbers, WIDTH: tl.constexpr, IEEE: tl.constexpr
     if IEEE:
         c = tl.arange(0, 16)
         sums = tl.zeros((a.shape[0], b.shape[0]), dtype=tl.float32)
-        for first in range(0, WIDTH, 16):
+        # + 0, unknown to the compiler, which would unroll the loop and hold all operands at once after all
+        for first in range(0, WIDTH + tl.program_id(2), 16):
             inside = (first + c < WIDTH)[None, :]
             left = tl.load(a[:, None] + (first + c)[None, :], mask=inside, other=0.0)
             right = tl.load(b[:, None] + (first + c)[None, :], mask=inside, other=0.0)
