@@ -6,12 +6,13 @@ interpreter multiplies the bit patterns of bf16. Blocks are small, so that small
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from grpo_numerics.packed.tree import blocks
+from grpo_numerics.packed import PackedLayout, Schedule, packed_attention
+from grpo_numerics.packed.tree import backward, blocks, forward
 from grpo_numerics.packed.tree.op import tree_attention
 from grpo_numerics.packed.tree.schedule import KeyTables, QueryTables
 from grpo_numerics.packed.tree.segments import Tree
@@ -157,3 +158,84 @@ def test_output_and_gradients_match_float64(case: Case, dtype: torch.dtype) -> N
         size = float(truth.norm()) or float(upstream.double().norm())
         assert (mine.double() - truth).norm() <= bound * size
     torch.testing.assert_close(lse.double(), exact_lse.detach(), rtol=0, atol=1e-5)
+
+
+class Stream(NamedTuple):
+    """What a model would make of tokens: a row's q, k and v follow from its token and its position."""
+
+    heads: int
+    groups: int
+    window: int | None
+    table: Tensor
+
+    @classmethod
+    def random(cls, heads: int, groups: int, window: int | None) -> Stream:
+        generator = torch.Generator().manual_seed(3)
+        return cls(heads, groups, window, torch.randn(100, (heads + 2 * groups) * 16, generator=generator))
+
+    def rows(self, prompts: list[list[int]], completions: list[list[list[int]]], *, share: bool) -> Tensor:
+        """(N, H, 16): attention's output where a completion token is predicted."""
+        layout = PackedLayout.build(
+            [np.array(p, np.int32) for p in prompts],
+            [[np.array(c, np.int32) for c in group] for group in completions],
+            share_prefixes=share,
+        )
+        tokens, positions = torch.from_numpy(layout.token_ids).long(), torch.from_numpy(layout.positions)
+        x = self.table[tokens] * torch.cos(positions.double() * 0.1)[:, None].float()
+        sizes = [16 * n for n in (self.heads, self.groups, self.groups)]
+        q, k, v = (t.unflatten(1, (-1, 16)).transpose(0, 1) for t in x.split(sizes, 1))
+        schedule = Schedule(layout, torch.device("cpu"))
+        out = packed_attention(q, k, v, schedule, scale=0.4, window=self.window)
+        return out[torch.from_numpy(layout.predict_rows)]
+
+
+@pytest.mark.parametrize("window", [None, 12])
+def test_bits_are_those_of_the_sequence_alone_however_it_is_shared(window: int | None) -> None:
+    rng = np.random.default_rng(0)
+    stem, other = rng.integers(0, 100, 37).tolist(), rng.integers(0, 100, 21).tolist()
+    prompts = [
+        stem,
+        [*stem[:20], 1, 2, 3],
+        other,
+        [*stem, 7, 8],
+    ]  # the last: a turn that goes on from the first's completion
+    completions = [[[7, 8, 9, 9], other], [[5] * 18], [[4]], [[9, 9, 1], [9, 9, 2, 2, 2]]]
+    stream = Stream.random(3, 1, window)
+    alone = torch.cat(
+        [stream.rows([p], [[c]], share=False) for p, g in zip(prompts, completions, strict=True) for c in g]
+    )
+    for share in (False, True):
+        assert torch.equal(stream.rows(prompts, completions, share=share), alone)
+    backwards = stream.rows(prompts[::-1], [g[::-1] for g in completions[::-1]], share=True)
+    assert len(backwards) == len(alone)
+    assert sorted(map(tuple, backwards.flatten(1).tolist())) == sorted(map(tuple, alone.flatten(1).tolist()))
+
+
+def test_a_layer_is_one_launch_and_its_gradient_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[str] = []
+    for module, kernel in ((forward, "forward_kernel"), (backward, "backward_kernel"), (backward, "deltas_kernel")):
+        monkeypatch.setattr(module, kernel, _Counted(getattr(module, kernel), kernel, launched))
+    layout = PackedLayout.build([np.arange(9, dtype=np.int32)] * 2, [[np.arange(5, dtype=np.int32)]] * 2)
+    q, k, v = (torch.randn(heads, layout.tokens, 16, requires_grad=True) for heads in (2, 1, 1))
+    out = packed_attention(q, k, v, Schedule(layout, torch.device("cpu")), scale=1.0)
+    assert launched == ["forward_kernel"]
+    out.sum().backward()
+    assert launched == ["forward_kernel", "deltas_kernel", "backward_kernel"]
+
+
+class _Counted:
+    """A kernel that writes down its launches."""
+
+    def __init__(self, kernel: Any, name: str, launched: list[str]) -> None:
+        self._kernel, self._name, self._launched = kernel, name, launched
+
+    def __getitem__(self, grid: Any) -> Any:
+        self._launched.append(self._name)
+        return self._kernel[grid]
+
+
+def test_the_operator_is_what_torch_asks_of_one() -> None:
+    tree = tree_of(*TREES["a group"])
+    q, k, v, sinks = random_leaves(Case("a group", (2, 1), sinks=True), 41, torch.float32)
+    arguments = (q, k, v, sinks, tables(tree, 2, False), 0.3, None, None)
+    torch.library.opcheck(tree_attention, arguments, test_utils=("test_schema", "test_faketensor"))
