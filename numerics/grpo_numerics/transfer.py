@@ -30,10 +30,11 @@ class Parcel(Generic[Name]):
             dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
             self._places[name] = (size, size + array.nbytes, dtype, array.shape)
             size += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-        self._buffer = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=torch.cuda.is_available())
-        flat = self._buffer.numpy()
+        flat = np.zeros(size, np.uint8)
         for array, (start, stop, *_) in zip(arrays.values(), self._places.values(), strict=True):
             flat[start:stop] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        buffer = torch.from_numpy(flat)
+        self._buffer = buffer.pin_memory() if torch.cuda.is_available() else buffer
         self._there: dict[torch.device, dict[Name, Tensor]] = {}
 
     def on(self, device: torch.device) -> dict[Name, Tensor]:

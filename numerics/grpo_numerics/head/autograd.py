@@ -119,6 +119,7 @@ class _FusedLogprobs(torch.autograd.Function):
             "temperature": temperature[rows] if isinstance(temperature, Tensor) else temperature,
             "normalizer": normalizer,
             "tile": tile,
+            "checked": True,
         }
         figures = RowFigures(of_logprob, of_entropy, logprobs, logsumexp, entropy).map(lambda figure: figure[rows])
         if on_triton(hidden, weight):

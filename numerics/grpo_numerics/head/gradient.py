@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .online import FAR_BELOW
-from .tiles import LogitTiles, RowBlock, padded
+from .tiles import LogitTiles, RowBlock, padded, put_where_inside
 
 
 class RowFigures(NamedTuple):
@@ -107,6 +107,5 @@ def _logits_gradient(
         gradient = log_p.clamp_(min=FAR_BELOW).add_(figures.entropy).mul_(figures.of_entropy)
         gradient.add_(figures.of_logprob).mul_(p).neg_()
     local = block.targets[:, None] - columns.start
-    rows = ((local >= 0) & (local < gradient.shape[1])).nonzero()[:, 0]
-    gradient[rows, local[rows, 0]] = at_target[rows, 0]
+    put_where_inside(gradient, local, at_target)
     return gradient.mul_(slope)

@@ -21,7 +21,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Set
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ from .figures import WANTS, Chosen, HeadScores, Want, figures, joined
 from .online import OnlineLogSumExp
 from .shifted import ShiftedTiles
 from .spec import HeadSpec, Tile
-from .tiles import LogitTiles, RowBlock, padded
+from .tiles import LogitTiles, RowBlock, padded, put_where_inside
 
 
 @torch.no_grad()
@@ -48,6 +50,7 @@ def score_rows(
     token_ids: Tensor | None = None,
     tile: Tile | tuple[int, int] | None = None,
     shifted: bool = False,
+    checked: bool = False,
 ) -> HeadScores:
     """Score one target a row, without gradient.
 
@@ -55,7 +58,8 @@ def score_rows(
     spec: bias, logit scale, soft-cap. temperature: a number or (R,), > 0; divides the logits. want: further figures.
     top_k: how many best tokens a row. token_ids: (R, j) further ids to score, -1 for none. tile: (rows, vocabulary) held at
     a time. shifted: where neither rank nor best tokens are asked, a CPU may multiply bf16 rows with a bf16 weight in bf16, for
-    speed; the error is in the module `shifted`.
+    speed; the error is in the module `shifted`. checked: ids and temperatures are known to be possible, and on a GPU nothing is
+    read, and waited for, to find out.
 
     Logits are computed in fp32 or better from half weights too, unless `shifted`. Raises ValueError for what cannot be
     computed.
@@ -65,17 +69,18 @@ def score_rows(
         raise ValueError(f"want knows {', '.join(sorted(WANTS))}, got {sorted(unknown)}")
     if "tail" in want and not top_k and token_ids is None:
         raise ValueError("tail is the mass outside top_k or token_ids: ask for one of them, too")
-    _check_chosen(top_k, token_ids, len(hidden), len(weight))
+    _check_chosen(top_k, token_ids, len(hidden), len(weight), checked)
+    how: Any = {
+        "spec": spec, "temperature": temperature, "normalizer": normalizer, "tile": tile, "checked": checked,
+    }  # fmt: skip
     if on_triton(hidden, weight):
         from .triton import TritonTiles, block_scores
 
-        kernels = TritonTiles(
-            hidden, weight, targets, spec=spec, temperature=temperature, normalizer=normalizer, tile=tile
-        )
+        kernels = TritonTiles(hidden, weight, targets, **how)
         return joined([block_scores(kernels, block, want, top_k, token_ids) for block in kernels.blocks])
     shifted = shifted and not top_k and "rank" not in want and ShiftedTiles.take(hidden, weight)
     make = ShiftedTiles if shifted else LogitTiles
-    tiles = make(hidden, weight, targets, spec=spec, temperature=temperature, normalizer=normalizer, tile=tile)
+    tiles = make(hidden, weight, targets, **how)
     tallies = [_Tally(tiles, block, want, top_k, token_ids) for block in tiles.blocks]
     for columns in tiles.columns():
         weight_rows = tiles.weight_rows(columns)
@@ -84,14 +89,15 @@ def score_rows(
     return joined([tally.scores() for tally in tallies])
 
 
-def _check_chosen(top_k: int, token_ids: Tensor | None, rows: int, vocab: int) -> None:
+def _check_chosen(top_k: int, token_ids: Tensor | None, rows: int, vocab: int, checked: bool) -> None:
     """ValueError for more tokens than there are, or ids outside the vocabulary."""
     if not 0 <= top_k <= vocab:
         raise ValueError(f"top_k must lie in [0, {vocab}], got {top_k}")
     if token_ids is not None:
         if token_ids.ndim != 2:
             raise ValueError(f"token_ids must be (R, j), got {tuple(token_ids.shape)}")
-        check_targets(token_ids, vocab, torch.Size((rows, token_ids.shape[1])), "token_ids", lowest=-1)
+        if not checked:
+            check_targets(token_ids, vocab, torch.Size((rows, token_ids.shape[1])), "token_ids", lowest=-1)
 
 
 class _Tally:
@@ -123,9 +129,7 @@ class _Tally:
     def take(self, z: Tensor, columns: slice) -> None:
         """Take in the (M, v) logits of these tokens; z is overwritten."""
         local = self.block.targets[:, None] - columns.start
-        inside = (local >= 0) & (local < z.shape[1])
-        rows = inside.nonzero()[:, 0]
-        z[rows, local[rows, 0]] = self._target[rows, 0]
+        put_where_inside(z, local, self._target)
         if self._above is not None:
             # 0.0 and 1.0 rather than booleans: compared and summed at a third of the time
             self._above += torch.gt(z, self._target, out=self._tiles.scratch("spare", *z.shape)).sum(-1)
@@ -144,14 +148,16 @@ class _Tally:
             self._id_logits = torch.where(here, found, self._id_logits)
             if self._ids_rest is not None:
                 self._ids_rest.consume(_without(z, local_ids))
-        z[rows, local[rows, 0]] = -math.inf
+        put_where_inside(z, local, -math.inf)
         spare = self._tiles.scratch("spare", *z.shape) if self._others.weighted is not None else None
         self._others.consume(z, spare)
 
     def _take_top(self, z: Tensor, start: int) -> None:
         """Merge the tile's best into the best so far; only rows that have something better, once k are known."""
         full = self._top.shape[1] == self._top_k
-        rows = (z.amax(-1) > self._top[:, -1]).nonzero()[:, 0] if full else slice(None)
+        rows = slice(None)
+        if full and z.device.type == "cpu":  # on a GPU the host would wait for the answer
+            rows = torch.from_numpy(np.flatnonzero((z.amax(-1) > self._top[:, -1]).numpy()))
         values, ids = z[rows].topk(min(self._top_k, z.shape[1]), dim=-1)
         values = torch.cat([self._top[rows], values], 1)
         ids = torch.cat([self._top_ids[rows], ids + start], 1)

@@ -52,6 +52,7 @@ class LogitTiles:
     """The (R, V) logits of a head, cut into tiles.
 
     hidden: (R, D). weight: (V, D). targets: (R,) ids. temperature: a number or (R,). tile: None for the default.
+    checked: ids and temperature are known to be possible, and on a GPU nothing is read, and waited for, to find out.
     Raises ValueError when shapes, ids, temperature or normalizer cannot be.
     """
 
@@ -65,10 +66,12 @@ class LogitTiles:
         temperature: float | Tensor,
         normalizer: Normalizer,
         tile: Tile | tuple[int, int] | None,
+        checked: bool = False,
     ) -> None:
         _check_shapes(hidden, weight, spec, temperature)
-        check_targets(targets, weight.shape[0], hidden.shape[:1])
-        check_temperature(temperature)
+        if not checked:
+            check_targets(targets, weight.shape[0], hidden.shape[:1])
+            check_temperature(temperature)
         check_normalizer(normalizer)
         self.weight = weight
         self.spec = spec
@@ -81,7 +84,7 @@ class LogitTiles:
         self._buffers: dict[str, Tensor] = {}
         # CUDA multiplies halves exactly and sums in fp32 by itself: nothing to upcast there.
         self._keep_half = weight.is_cuda and hidden.dtype == weight.dtype and weight.dtype.itemsize == 2
-        temperatures = self._temperatures(temperature)
+        temperatures = self._temperatures(temperature, checked)
         self.row_multiple = row_multiple(weight.device)
         rows = max(1, self.tile.rows // self.row_multiple) * self.row_multiple
         self.blocks = [
@@ -176,10 +179,10 @@ class LogitTiles:
         """x (rows, D) in the compute dtype: itself where it is so stored, else a copy in scratch."""
         return x if x.dtype == self.dtype else self.scratch(name, *x.shape).copy_(x)
 
-    def _temperatures(self, temperature: float | Tensor) -> Tensor | float:
+    def _temperatures(self, temperature: float | Tensor, checked: bool) -> Tensor | float:
         if not isinstance(temperature, Tensor):
             return float(temperature)
-        if bool((temperature == 1.0).all()):
+        if not checked and bool((temperature == 1.0).all()):
             return 1.0  # dividing by it would change no bit
         return temperature.to(self.weight.device, self.dtype).reshape(-1, 1)
 
@@ -204,6 +207,13 @@ def padded(x: Tensor, height: int, value: float = 0.0) -> Tensor:
     if len(x) == height:
         return x
     return torch.cat([x, x.new_full((height - len(x), *x.shape[1:]), value)])
+
+
+def put_where_inside(z: Tensor, local: Tensor, values: Tensor | float) -> None:
+    """z (M, v)[row, local (M, 1)] = values (M, 1), where local lies inside; without asking a GPU which rows those are."""
+    place = local.clamp(0, z.shape[1] - 1)
+    inside = (local >= 0) & (local < z.shape[1])
+    z.scatter_(1, place, torch.where(inside, values, z.gather(1, place)))
 
 
 @contextlib.contextmanager

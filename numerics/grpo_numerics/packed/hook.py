@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import packed_attention
-from .layout import PackedLayout
-from .schedule import PADDING, Schedule
+from .schedule import Schedule
 
 NAME = "grpo_packed"
 
@@ -81,9 +80,10 @@ def attention_forward(
     if attention_mask is not None or dropout:
         raise RuntimeError("the packed attention takes neither a mask nor dropout: call model.eval() and pass no mask")
     calls.count += 1
-    if torch.is_autocast_enabled(query.device.type):
+    device = query.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         # Rotary embeddings leave q and k in fp32 beside a bf16 v; and the backward of this function runs outside autocast.
-        dtype = torch.get_autocast_dtype(query.device.type)
+        dtype = torch.get_autocast_dtype(device)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     out = packed_attention(
         query[0],
@@ -100,11 +100,5 @@ def attention_forward(
 
 def stream_inputs(schedule: Schedule) -> dict[str, Tensor]:
     """`input_ids` and `position_ids`, (1, T) int64 each, padded to `schedule.padded_tokens` in segments of PADDING."""
-    layout: PackedLayout = schedule.layout
-    padding = schedule.padded_tokens - layout.tokens
-    ids = torch.zeros(1, schedule.padded_tokens, dtype=torch.int64)
-    positions = torch.zeros(1, schedule.padded_tokens, dtype=torch.int64)
-    ids[0, : layout.tokens] = torch.from_numpy(layout.token_ids)
-    positions[0, : layout.tokens] = torch.from_numpy(layout.positions)
-    positions[0, layout.tokens :] = torch.arange(padding) % PADDING
-    return {"input_ids": ids.to(schedule.device), "position_ids": positions.to(schedule.device)}
+    there = schedule.inputs.on(schedule.device)
+    return {name: there[name] for name in ("input_ids", "position_ids")}

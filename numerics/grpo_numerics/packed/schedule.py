@@ -8,18 +8,20 @@ calls it does not cut stay as they are.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..alignment import LANES, row_block, stream_rows
+from ..transfer import Parcel
 from .layout import PackedLayout, Segment
 from .stacked import Block, blocks_of
 from .tree.gathered import Gathered
-from .tree.plan import TreePlan
+from .tree.plan import Ask, TreePlan
 from .tree.segments import Tree
 
 # A masked call holds a (queries, keys) mask: queries are taken this many at a time.
@@ -107,6 +109,26 @@ class Schedule:
         """Keys for torch's flash attention on a GPU."""
         return Gathered.of(self.tree)
 
+    @cached_property
+    def inputs(self) -> Parcel[str]:
+        """`input_ids` and `position_ids`, (1, padded_tokens) int64; padding in segments of PADDING."""
+        layout, padding = self.layout, self.padded_tokens - self.layout.tokens
+        behind = np.arange(padding, dtype=np.int64)
+        return Parcel(
+            {
+                "input_ids": np.concatenate([layout.token_ids, np.zeros_like(behind)], dtype=np.int64)[None],
+                "position_ids": np.concatenate([layout.positions, behind % PADDING])[None],
+            }
+        )
+
+    def ahead(self, asked: Collection[Ask] = ()) -> None:
+        """Work out what is surely needed, beside the thread that computes. asked: `plan.asked` of an earlier batch."""
+        _ = self.inputs
+        if self.device.type == "cpu":
+            self.calls(None)  # full attention is in nearly every model
+        else:
+            self.plan.ahead(asked)
+
     def calls(self, window: int | None) -> tuple[list[CausalCall], list[CrossCall]]:
         """Causal calls, then cross calls with parents before children. window: sliding window in tokens, or None."""
         if not self.cuts(window):
@@ -122,21 +144,24 @@ class Schedule:
             segments.append(Segment(start, end, end, 0))
         for bucket in _buckets(segments, 0.0 if self.exact else _MAX_PADDING):
             length = max(s.length for s in bucket)
-            starts = torch.tensor([s.start for s in bucket], device=self.device)
-            lengths = torch.tensor([s.length for s in bucket], device=self.device)
+            starts, lengths = (
+                np.array([of(s) for s in bucket])[:, None] for of in (lambda s: s.start, lambda s: s.length)
+            )
+            steps = np.arange(length)
+            rows = {"index": starts + np.minimum(steps, lengths - 1), "valid": np.flatnonzero(steps < lengths)}
+            there = Parcel(rows).on(self.device)
             step = torch.arange(length, device=self.device)
-            index = starts[:, None] + torch.minimum(step[None, :], lengths[:, None] - 1)
             ragged = any(s.length != length for s in bucket)
             in_order = not ragged and all(b.start == a.end for a, b in itertools.pairwise(bucket))
             mask = None
             if window is not None and length > window:
                 back = step[:, None] - step[None, :]
                 mask = (back >= 0) & (back < window)
-            valid = torch.nonzero((step[None, :] < lengths[:, None]).flatten()).flatten() if ragged else None
-            yield CausalCall(index, valid, bucket[0].start if in_order else None, mask)
+            valid = there["valid"] if ragged else None
+            yield CausalCall(there["index"], valid, bucket[0].start if in_order else None, mask)
 
     def _cross(self, window: int | None) -> Iterator[CrossCall]:
-        positions = torch.from_numpy(self.layout.positions).to(self.device) if window is not None else None
+        positions = self.inputs.on(self.device)["position_ids"][0] if window is not None else None
         mask_rows = max(1, _MASK_ROWS // self.block) * self.block if self.exact else _MASK_ROWS
         for parent in self.layout.segments:
             rows = parent.reach - parent.end

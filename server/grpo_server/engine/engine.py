@@ -157,7 +157,7 @@ class TorchEngine:
             rows = torch.zeros(0, self._parts.weight.shape[1], device=self._parts.weight.device)
         else:
             rows = self._forward.rows(batch)
-        return score_pieces(batch.pieces, rows.to(self._parts.weight.device), batch.targets, self._parts, self._head)
+        return score_pieces(batch.pieces, rows.to(self._parts.weight.device), batch.questions, self._parts, self._head)
 
     def swap(self, source: str, revision: str | None = None) -> ReferenceInfo:
         """Host another reference. The old one serves on if the new one cannot be loaded or fails its probe."""

@@ -11,11 +11,12 @@ arithmetic and may run beside `rows`, which is the forward.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from grpo_client.protocol import IntArray
 from grpo_numerics.model_parts import fresh_rotary
 from grpo_numerics.packed import (
     NAME,
@@ -25,24 +26,31 @@ from grpo_numerics.packed import (
     packed_stream,
     stream_inputs,
 )
+from grpo_numerics.packed.tree import Ask
+from grpo_numerics.transfer import Parcel
 from torch import Tensor
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from .anatomy import Anatomy
 from .config import Tier
 from .contract import Piece, Tally
+from .head_pass import Questions
 from .heights import Heights
 from .tallies import Beginnings, EqualPrompts, EveryPiece
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch ready to run. targets: (N,) int64 over all completion tokens; tokens: rows that will go through the model."""
+    """A batch ready to run. targets: (N,) ids over all completion tokens; tokens: rows that will go through the model."""
 
     pieces: Sequence[Piece]
-    targets: Tensor
+    targets: IntArray
     tokens: int
     plan: Any = None
+    questions: Questions = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "questions", Questions.of(self.pieces, self.targets))
 
 
 class Forward(Protocol):
@@ -57,6 +65,14 @@ class Forward(Protocol):
     def rows(self, batch: Prepared) -> Tensor: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """A packed batch, and the rows in it that predict what is asked."""
+
+    schedule: Schedule
+    predicting: Parcel[str]
+
+
 class PackedForward:
     """One stream for all pieces. heights: cut and scheduled so that a row's bits do not depend on the batch, with one of these
     numbers of rows; None: as many rows as there are tokens, and the most sharing."""
@@ -69,6 +85,7 @@ class PackedForward:
         # of the thread that computes, which makes this object; `prepare` runs on another
         self.threads = torch.get_num_threads() if parts.device.type == "cpu" else 1
         self.calls = 0  # of attention in the last forward: the probe wants one per layer
+        self.asked: frozenset[Ask] = frozenset()  # tables that its layers asked for
 
     def tally(self) -> Tally:
         return EqualPrompts() if self.heights is not None else Beginnings()
@@ -85,17 +102,18 @@ class PackedForward:
             widths=self.parts.widths,
             threads=self.threads,
         )
-        schedule.calls(None)  # full attention is in nearly every model: worked out here, off the compute thread
-        return Prepared(pieces, torch.from_numpy(layout.targets).long(), layout.tokens, schedule)
+        schedule.ahead(self.asked)
+        return Prepared(pieces, layout.targets, layout.tokens, _Stream(schedule, Parcel({"rows": layout.predict_rows})))
 
     def rows(self, batch: Prepared) -> Tensor:
-        schedule: Schedule = batch.plan
+        stream: _Stream = batch.plan
+        schedule = stream.schedule
         if self.model.config._attn_implementation != NAME:
             self.model.set_attn_implementation(NAME)
         with packed_stream(schedule) as calls:
             hidden = self.parts.body(**stream_inputs(schedule), use_cache=False).last_hidden_state[0]
-        self.calls = calls.count
-        return hidden[torch.from_numpy(schedule.layout.predict_rows).to(hidden.device)]
+        self.calls, self.asked = calls.count, schedule.plan.asked
+        return hidden[stream.predicting.on(hidden.device)["rows"]]
 
 
 class _OwnAttention:
@@ -111,7 +129,7 @@ class _OwnAttention:
 
     def prepare(self, pieces: Sequence[Piece]) -> Prepared:
         completions = [c for p in pieces for c in p.completions if len(c)]
-        targets = torch.cat([_ids(c) for c in completions]) if completions else torch.zeros(0, dtype=torch.int64)
+        targets = np.concatenate([np.zeros(0, np.int32), *completions])
         return Prepared(pieces, targets, sum(self._tokens(p) for p in pieces if any(len(c) for c in p.completions)))
 
     def _tokens(self, piece: Piece) -> int:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from grpo_client.protocol import EXTRA_ARRAYS, Status
+from grpo_client.protocol import EXTRA_ARRAYS, IntArray, Status
 from grpo_numerics import HeadScores, default_tile, score_rows
 from grpo_numerics.head.tiles import padded
+from grpo_numerics.transfer import Parcel
 from torch import Tensor
 
 from .anatomy import Anatomy
@@ -19,52 +21,112 @@ from .contract import Piece, PieceScores
 Head = Callable[..., HeadScores]  # `grpo_numerics.score_rows`, or the same over several processes
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What pieces ask that the head answers in one pass. spans: of each piece in the batch's rows, in order; whole: they are
+    all of these rows."""
+
+    members: list[int]
+    spans: list[range]
+    whole: bool
+    asked: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """All that the head is asked of a batch. values: on their way to the head's device, by question and name."""
+
+    passes: list[Question]
+    values: Parcel[tuple[int, str]]
+
+    @classmethod
+    def of(cls, pieces: Sequence[Piece], targets: IntArray) -> Questions:
+        """targets: (N,) over all pieces. May run beside the thread that computes."""
+        sizes = [sum(len(c) for c in p.completions) for p in pieces]
+        ends = np.cumsum(sizes)
+        passes: list[Question] = []
+        values: dict[tuple[int, str], npt.NDArray[np.generic]] = {}
+        for n, alike in enumerate(_by_question(pieces)):
+            spans = [range(ends[i] - sizes[i], ends[i]) for i in alike]
+            rows = np.concatenate([np.arange(s.start, s.stop) for s in spans])
+            first = pieces[alike[0]]
+            asked: dict[str, Any] = {"normalizer": first.normalizer, "want": first.extras, "top_k": first.top_k}
+            if all(pieces[i].temperature == 1.0 for i in alike):
+                asked["temperature"] = 1.0  # dividing by it would change no bit
+            else:
+                temperatures = [np.full(len(s), pieces[i].temperature) for i, s in zip(alike, spans, strict=True)]
+                values[n, "temperature"] = np.concatenate(temperatures).astype(np.float32)
+            values[n, "rows"] = rows
+            values[n, "targets"] = targets[rows].astype(np.int64)
+            if (ids := _asked_ids([pieces[i] for i in alike])) is not None:
+                values[n, "token_ids"] = ids
+            passes.append(Question(alike, spans, len(rows) == len(targets), asked))
+        return cls(passes, Parcel(values))
+
+
 def score_pieces(
     pieces: Sequence[Piece],
     rows: Tensor,
-    targets: Tensor,
+    questions: Questions,
     parts: Anatomy,
     head: Head = score_rows,
 ) -> list[PieceScores]:
-    """rows (N, D) hidden states, targets (N,) token ids. Pieces that ask alike share one pass of `head`."""
-    sizes = [sum(len(c) for c in p.completions) for p in pieces]
-    ends = np.cumsum(sizes)
+    """rows (N, D) hidden states. Pieces that ask alike share one pass of `head`; all answers come back in one copy."""
+    passes = fetched(head_passes(rows, questions, parts, head))
     answers: list[PieceScores | None] = [None] * len(pieces)
-    for alike in _by_question(pieces):
-        spans = [range(ends[i] - sizes[i], ends[i]) for i in alike]
-        index = torch.from_numpy(np.concatenate([np.arange(s.start, s.stop) for s in spans])).to(rows.device)
-        first = pieces[alike[0]]
-        scores = head(
-            rows if len(index) == len(rows) else rows[index],
-            parts.weight,
-            targets.to(rows.device)[index],
-            spec=parts.spec,
-            temperature=torch.tensor(
-                [pieces[i].temperature for i, s in zip(alike, spans, strict=True) for _ in s], device=rows.device
-            ),
-            normalizer=first.normalizer,
-            want=first.extras,
-            top_k=first.top_k,
-            token_ids=_asked_ids([pieces[i] for i in alike]),
-        )
+    for question, scores in zip(questions.passes, passes, strict=True):
         end = 0
-        for i, span in zip(alike, spans, strict=True):
+        for i, span in zip(question.members, question.spans, strict=True):
             start, end = end, end + len(span)
             answers[i] = _answer(pieces[i], scores, slice(start, end))
     return [a for a in answers if a is not None]
 
 
+def head_passes(rows: Tensor, questions: Questions, parts: Anatomy, head: Head) -> list[HeadScores]:
+    """The answers, where the head is. Nothing here waits for a GPU."""
+    there = questions.values.on(rows.device)
+    return [
+        head(
+            rows if question.whole else rows[there[n, "rows"]],
+            parts.weight,
+            there[n, "targets"],
+            spec=parts.spec,
+            token_ids=there.get((n, "token_ids")),
+            checked=True,
+            **{"temperature": there.get((n, "temperature")), **question.asked},
+        )
+        for n, question in enumerate(questions.passes)
+    ]
+
+
+def fetched(passes: Sequence[HeadScores]) -> list[HeadScores]:
+    """The same figures on the host, all in one copy, for which it waits."""
+    names = [field.name for field in fields(HeadScores)]
+    figures = [
+        (n, name, figure) for n, p in enumerate(passes) for name in names if (figure := getattr(p, name)) is not None
+    ]
+    if not figures or figures[0][2].device.type == "cpu":
+        return list(passes)
+    flat = torch.cat([figure.contiguous().view(-1).view(torch.uint8) for _, _, figure in figures]).cpu()
+    here: list[dict[str, Any]] = [{} for _ in passes]
+    for (n, name, figure), part in zip(figures, flat.split([f.nbytes for _, _, f in figures]), strict=True):
+        here[n][name] = part.clone().view(figure.dtype).view(figure.shape)
+    return [HeadScores(**scores) for scores in here]
+
+
 def in_whole_blocks(head: Head) -> Head:
     """`head` that always multiplies as many rows as a tile has: what is missing is made up by rows of zeros."""
 
-    def score(rows: Tensor, weight: Tensor, targets: Tensor, *, temperature: Tensor, **asked: Any) -> HeadScores:
+    def score(
+        rows: Tensor, weight: Tensor, targets: Tensor, *, temperature: float | Tensor, **asked: Any
+    ) -> HeadScores:
         tile = default_tile(weight.shape[1])
         height = -(-len(rows) // tile.rows) * tile.rows
         if (ids := asked.pop("token_ids")) is not None:
             asked["token_ids"] = padded(ids, height)
-        padded_scores = head(
-            padded(rows, height), weight, padded(targets, height), temperature=padded(temperature, height, 1.0), **asked
-        )
+        if isinstance(temperature, Tensor):
+            temperature = padded(temperature, height, 1.0)
+        padded_scores = head(padded(rows, height), weight, padded(targets, height), temperature=temperature, **asked)
         return padded_scores.first(len(rows))
 
     return score
@@ -79,9 +141,9 @@ def _by_question(pieces: Sequence[Piece]) -> Iterator[list[int]]:
     yield from alike.values()
 
 
-def _asked_ids(pieces: Sequence[Piece]) -> Tensor | None:
+def _asked_ids(pieces: Sequence[Piece]) -> npt.NDArray[np.int64] | None:
     rows = [ids for piece in pieces for ids in piece.token_ids or ()]
-    return torch.from_numpy(np.concatenate(rows)).long() if rows else None
+    return np.concatenate(rows).astype(np.int64) if rows else None
 
 
 def _answer(piece: Piece, scores: HeadScores, span: slice) -> PieceScores:

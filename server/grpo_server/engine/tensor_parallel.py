@@ -90,7 +90,7 @@ class Ranks:
         weight: Tensor,
         targets: Tensor,
         *,
-        temperature: Tensor,
+        temperature: float | Tensor,
         token_ids: Tensor | None,
         **ask: Any,
     ) -> HeadScores:
@@ -101,7 +101,7 @@ class Ranks:
             hidden[mine],
             weight,
             targets[mine],
-            temperature=temperature[mine],
+            temperature=temperature[mine] if isinstance(temperature, Tensor) else temperature,
             token_ids=None if token_ids is None else token_ids[mine],
             **ask,
         )

@@ -100,6 +100,6 @@ def _scorer(forward: Forward, parts: Anatomy, head: Head) -> Any:
     @torch.inference_mode()
     def score(pieces: Sequence[Piece]) -> list[PieceScores]:
         batch = forward.prepare(pieces)
-        return score_pieces(pieces, forward.rows(batch).to(parts.weight.device), batch.targets, parts, head)
+        return score_pieces(pieces, forward.rows(batch).to(parts.weight.device), batch.questions, parts, head)
 
     return score

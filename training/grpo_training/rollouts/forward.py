@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from grpo_numerics.model_parts import attention_layers, fresh_rotary, rotary_edge
 from grpo_numerics.packed import NAME, PackedLayout, Schedule, attention_forward, packed_stream, stream_inputs
+from grpo_numerics.transfer import Parcel
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
@@ -63,13 +64,14 @@ class Forward:
             [[np.asarray(c, dtype=np.int32) for c in group] for group in completions],
         )
         schedule = Schedule(layout, self.model.device)
+        predicting = Parcel({"rows": layout.predict_rows})
         with self._packed_attention(), packed_stream(schedule) as calls:
             hidden = self._run(**stream_inputs(schedule))[0]
         if calls.count != self._attention_layers:
             raise RuntimeError(
                 f"{calls.count} of {self._attention_layers} layers came through the packed attention that the model was set to"
             )
-        return hidden[torch.from_numpy(layout.predict_rows).to(hidden.device)]
+        return hidden[predicting.on(hidden.device)["rows"]]
 
     @contextmanager
     def _packed_attention(self) -> Generator[None]:

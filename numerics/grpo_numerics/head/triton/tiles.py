@@ -5,7 +5,7 @@ Validation and padding are inherited. Scoring is in `scoring`, the gradient in `
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -30,11 +30,13 @@ class TritonTiles(LogitTiles):
         temperature: float | Tensor,
         normalizer: Normalizer,
         tile: Tile | tuple[int, int] | None,
+        checked: bool = False,
     ) -> None:
         if tile is not None and min(tile) < 1:
             raise ValueError(f"tile must hold at least one row and one token, got {tuple(tile)}")
         own = Tile(ROWS, SLICE)
-        super().__init__(hidden, weight, targets, spec=spec, temperature=temperature, normalizer=normalizer, tile=own)
+        asked = {"spec": spec, "temperature": temperature, "normalizer": normalizer, "checked": checked}
+        super().__init__(hidden, weight, targets, **cast(Any, asked), tile=own)
         self.capability = torch.cuda.get_device_capability(weight.device) if weight.is_cuda else (8, 0)
         self.elaborate = spec.softcap is not None or normalizer == "stablemax"
 
