@@ -30,7 +30,9 @@ class Parcel(Generic[Name]):
             dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
             self._places[name] = (size, size + array.nbytes, dtype, array.shape)
             size += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-        flat = np.zeros(size, np.uint8)
+        flat = np.zeros(
+            size + _ALIGNMENT, np.uint8
+        )  # never empty: a view of nothing has no stride to change its type by
         for array, (start, stop, *_) in zip(arrays.values(), self._places.values(), strict=True):
             flat[start:stop] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         buffer = torch.from_numpy(flat)

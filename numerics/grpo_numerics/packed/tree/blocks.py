@@ -61,11 +61,9 @@ def backward_blocks(dtype: torch.dtype, dim: int, dim_v: int, capability: tuple[
         return Blocks(16, 16, warps=8 if wide else 4, stages=1)
     if wide:
         return Blocks(32, 32, warps=8, stages=1)
-    return (
-        Blocks(64, 64, warps=8, stages=2)
-        if capability[0] in _LARGE_SHARED_MEMORY
-        else Blocks(64, 32, warps=8, stages=1)
-    )
+    if capability[0] in _LARGE_SHARED_MEMORY:
+        return Blocks(64 if max(dim, dim_v) <= 64 else 32, 64, warps=8, stages=2)
+    return Blocks(64, 32, warps=8, stages=1)
 
 
 def _is_wide(dim: int, dim_v: int) -> bool:

@@ -34,7 +34,7 @@ def test_halves_use_matrix_units_and_spill_nothing(architecture: int, gradient: 
     found = tree_kernels.compiled(Case(128, 128, 7, elaborate=elaborate), architecture, gradient=gradient)
     assert (found.spills, found.stack_bytes) == (0, 0)
     assert found.shared_bytes <= SHARED_BYTES[architecture]
-    assert found.matrix_instruction == {80: "HMMA", 90: "HGMMA"}[architecture]
+    assert {80: "HMMA", 90: "HGMMA"}[architecture] in found.matrix_instruction.split("+")
 
 
 @pytest.mark.parametrize("gradient", [False, True], ids=["attention", "gradients"])
