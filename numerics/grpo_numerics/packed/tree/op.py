@@ -100,7 +100,9 @@ def tree_attention_backward(
 
 
 @tree_attention_backward.register_fake
-def _(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, *_: Any) -> tuple[Tensor, ...]:
+def _(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, *_settings: Any
+) -> tuple[Tensor, ...]:
     (heads, tokens, dim), (groups, _, dim_v) = q.shape, v.shape
     return (
         q.new_empty(tokens, heads, dim),
