@@ -42,8 +42,9 @@ def test_a_member_that_is_gone_or_takes_something_else_is_named(
 
 def test_a_trainer_is_refused_before_it_loads_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(trl.GRPOTrainer, "_generate_and_score_completions")
+    args = trl.GRPOConfig(beta=0.1, report_to=[], use_cpu=True, bf16=False)
     with pytest.raises(TrlChanged, match="_generate_and_score_completions is gone"):
-        RemoteReferenceGRPOTrainer("nowhere", args=trl.GRPOConfig(beta=0.1, report_to=[]), reference="http://x")
+        RemoteReferenceGRPOTrainer("nowhere", args=args, reference="http://x")
 
 
 def test_no_other_module_of_the_door_uses_what_is_trls() -> None:

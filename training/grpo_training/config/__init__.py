@@ -21,10 +21,11 @@ from .learning import (
 )
 from .model import LoraConfig, ModelConfig, ReferenceConfig
 from .reading import load_config
-from .rewards import OnError, RewardConfig
+from .rewards import BUILT_IN, OnError, RewardConfig
 from .run import DistributedConfig, TrainConfig, TrainerConfig
 
 __all__ = [
+    "BUILT_IN",
     "CheckpointError",
     "CollapseConfig",
     "ConfigError",

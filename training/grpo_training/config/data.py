@@ -22,11 +22,24 @@ class TaskConfig(Section):
     """What is asked of the policy, and how an answer is judged."""
 
     name: str | None = None
-    """A reasoning-gym dataset, such as `basic_arithmetic`. Give this or `file`."""
+    """A reasoning-gym dataset, such as `basic_arithmetic`. Give this, `file` or `dataset`."""
     kwargs: Mapping[str, Any] = Field(default_factory=dict)
     """Settings of that dataset, as reasoning-gym names them."""
     file: Path | None = None
-    """JSON lines with `question` and `answer` (further keys are handed to the reward function)."""
+    """JSON lines, .parquet or .arrow, with `prompt` as TRL has it, or `question`; and `answer`, for `exact` and `graded`.
+    Further columns are handed to the reward functions."""
+    dataset: str | None = None
+    """The same as a directory written by `datasets` (`save_to_disk`) or a hub id. Needs the extra `data`."""
+    subset: str | None = None
+    """Of a hub id: which of its configurations."""
+    split: str = "train"
+    """Of a dataset: which of its splits."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    columns: Mapping[str, str] = Field(default_factory=dict)
+    """What a file's or dataset's columns are called: `{question: problem, answer: solution}`."""
+    shuffle: bool = True
+    """Ask in an order drawn from trainer.seed, another in each pass over the data; off: in the order of the rows."""
     reward: str = "exact"
     """`exact`: 1 when the answer is right by the dataset's own scorer, else 0. `graded`: the scorer's own figure, which
     may give part of a point. `reasoning_gym:DATASET`: that dataset's scorer. `module:function`: your function, of one answer
@@ -51,8 +64,12 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.name is None) == (self.file is None):
-            raise ValueError("give either name (a reasoning-gym dataset) or file (JSON lines)")
+        if sum(source is not None for source in (self.name, self.file, self.dataset)) != 1:
+            raise ValueError(
+                "give one of name (a reasoning-gym dataset), file (JSON lines, parquet, arrow) and dataset"
+            )
+        if self.name is not None and self.columns:
+            raise ValueError("columns are those of a file or a dataset: reasoning-gym has its own")
         return self
 
     @field_validator("rewards", mode="before")
@@ -87,7 +104,10 @@ class RolloutConfig(Section):
     temperature: float = Field(default=1.0, gt=0)
     """Logits are divided by it before normalising: in sampling, in the policy's and in the reference's log-probs."""
     max_prompt_tokens: int = Field(default=1024, ge=1)
-    """A longer prompt is refused: cutting it would change the question."""
+    """A longer prompt is dealt with as long_prompts says."""
+    long_prompts: Literal["refuse", "filter", "cut"] = "refuse"
+    """Of prompts that are too long: end the run before it begins, leave their rows out, or keep only their last tokens. Both
+    are counted in the log."""
     backend: Literal["policy", "openai"] = "policy"
     """Who samples: the trained weights in this process, or a server with the OpenAI completions API that takes and returns
     token ids (vLLM, SGLang). What follows is for the latter."""

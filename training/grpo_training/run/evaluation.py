@@ -10,6 +10,7 @@ wherever the rollouts come from.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol, Self
@@ -70,7 +71,13 @@ class Evaluator:
         self._problems: dict[str, tuple[Task, list[Problem]]] = {}
         options = config.eval
         for name, source in tasks.items():
-            task = Task(source, loaded.tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens, seed=options.seed)
+            task = Task(
+                source,
+                loaded.tokenizer,
+                max_prompt_tokens=config.rollout.max_prompt_tokens,
+                long_prompts=config.rollout.long_prompts,
+                seed=options.seed,
+            )
             if len(task) < options.prompts:
                 raise ConfigError(
                     f"eval.prompts={options.prompts}, but {name} has only {len(task)} questions: ask for fewer, or give "
@@ -99,7 +106,7 @@ class Evaluator:
             judged, lengths, ended = self._answers(task, problems)
             found |= {
                 f"eval/{name}/reward": mean_of_known([j.reward for j in judged]),
-                f"eval/{name}/correct": sum(j.correct for j in judged) / len(judged),
+                f"eval/{name}/correct": mean_of_known([math.nan if j.correct is None else j.correct for j in judged]),
                 f"eval/{name}/length": sum(lengths) / len(lengths),
                 f"eval/{name}/ended": sum(ended) / len(ended),
             }
@@ -186,9 +193,9 @@ class EvaluationLog:
 
 
 def _drawn_anew(config: TrainConfig) -> TaskConfig:
-    if config.task.file is not None:
+    if config.task.name is None:
         raise ConfigError(
-            "eval.task: training reads a file, so say what is held out: eval.task.file, or eval.task.name"
+            "eval.task: training reads a file or a dataset, so say what is held out: eval.task.file, .dataset or .name"
         )
     kwargs = {key: value for key, value in config.task.kwargs.items() if key != "seed"}
     return config.task.model_copy(update={"kwargs": kwargs})
@@ -202,4 +209,8 @@ def _seeded(task: TaskConfig, seed: int) -> TaskConfig:
 
 def _source(task: TaskConfig) -> tuple[object, ...]:
     """What the questions are drawn from."""
-    return (task.name, dict(task.kwargs)) if task.file is None else (task.file.resolve(),)
+    if task.file is not None:
+        return (task.file.resolve(),)
+    if task.dataset is not None:
+        return (task.dataset, task.subset, task.split, task.revision)
+    return (task.name, dict(task.kwargs))

@@ -17,7 +17,7 @@ def rows_of(rollout: Rollout, earned: Tensor, judged: list[Judged]) -> Tensor:
     """(S, 7 + K), a row for each completion: what it earned (less the KL, where that is a cost), reward (both NaN where they
     are not known), correct, length, ended, tokens that the policy wrote, their summed entropy (NaN where the sampler does
     not tell), and what each of K reward functions gave (NaN where it abstained)."""
-    correct = torch.tensor([float(j.correct) for j in judged])
+    correct = torch.tensor([math.nan if j.correct is None else float(j.correct) for j in judged])
     rewards = torch.tensor([j.reward for j in judged], dtype=torch.float64)
     parts = torch.tensor([j.parts for j in judged], dtype=torch.float64)
     entropy = rollout.entropy.sum(-1) if rollout.entropy is not None else torch.full_like(correct, math.nan)
@@ -36,7 +36,7 @@ def describe(rows: Tensor, rollout: Rollout, functions: Sequence[str]) -> dict[s
     figures = {
         "reward/mean": mean_of_known(rewards.tolist()),
         "reward/std": float(rewards[known].std()) if known.sum() > 1 else 0.0 if known.any() else math.nan,
-        "reward/correct": float(correct.mean()),
+        "reward/correct": mean_of_known(correct.tolist()),
         "reward/flat_groups": _flat_groups(rewards.view(-1, rollout.group_size)),
         "reward/unmeasured": float((~known).sum()),
         "completion/length": float(lengths.mean()),

@@ -97,7 +97,11 @@ def build(begun: Begun, world: World) -> Built:
     world.wrap(loaded.model)
     optimizer = make_optimizer(config, loaded)
     task = Task(
-        config.task, loaded.tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens, seed=config.trainer.seed
+        config.task,
+        loaded.tokenizer,
+        max_prompt_tokens=config.rollout.max_prompt_tokens,
+        long_prompts=config.rollout.long_prompts,
+        seed=config.trainer.seed,
     )
     evaluator = Evaluator(config, begun.held_out, loaded, policy, world)
     data = frozen | {"task": task.fingerprint} | evaluator.fingerprints

@@ -1,4 +1,4 @@
-"""Where questions come from: reasoning-gym's procedural datasets and JSON lines, checked before a run begins.
+"""Where questions come from: reasoning-gym's procedural datasets and JSON lines; what `datasets` reads is in `tables`.
 
 A file is read once: the bytes that are parsed are those whose SHA-256 a checkpoint keeps.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,30 +16,19 @@ from reasoning_gym.dataset import ProceduralDataset
 from reasoning_gym.factory import DATASETS
 
 from grpo_training.config import ConfigError, TaskConfig
-from grpo_training.tasks.templates import kind_of
+from grpo_training.tasks.rows import Entry, Rows
+from grpo_training.tasks.source import Numbered, Source
+from grpo_training.tasks.tables import TABLES, read_table
 
-Entry = Mapping[str, Any]
 _SAMPLED = 16  # entries of a procedural dataset that its fingerprint covers
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """entries: what is asked. places: where each stands, for errors. fingerprint: changes when the entries do.
-
-    dataset: reasoning-gym's, whose scorer judges; None for a file.
-    """
-
-    entries: Sequence[Entry]
-    places: Sequence[str]
-    fingerprint: str
-    dataset: ProceduralDataset | None = None
 
 
 def open_source(config: TaskConfig, *, seed: int) -> Source:
     """seed: of a procedural dataset whose kwargs name none. Raises ConfigError that names file, row and field."""
-    if config.file is not None:
-        return _read_lines(config.file, any_answer=":" in config.reward)
-    assert config.name is not None
+    if config.file is not None and config.file.suffix not in TABLES:
+        return _read_lines(config.file, Rows.of(config))
+    if config.name is None:
+        return read_table(config)
     if config.name not in DATASETS:
         raise ConfigError(
             f"task.name: reasoning-gym has no dataset {config.name!r}; it has: {', '.join(sorted(DATASETS))}"
@@ -55,7 +43,7 @@ def open_source(config: TaskConfig, *, seed: int) -> Source:
     entries = _Procedural(dataset)
     shown = [entries[i] for i in range(min(_SAMPLED, len(entries)))]
     text = json.dumps([[e["question"], e["answer"]] for e in shown], default=str)
-    places = _Numbered(f"entry {{}} of {config.name}", len(entries))
+    places = Numbered(f"entry {{}} of {config.name}", len(entries))
     return Source(entries, places, hashlib.sha256(text.encode()).hexdigest(), dataset)
 
 
@@ -72,18 +60,7 @@ class _Procedural(Sequence[Entry]):
         return self._dataset[index]
 
 
-class _Numbered(Sequence[str]):
-    def __init__(self, form: str, length: int) -> None:
-        self._form, self._length = form, length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._form.format(index)
-
-
-def _read_lines(path: Path, *, any_answer: bool) -> Source:
+def _read_lines(path: Path, rows: Rows) -> Source:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
@@ -94,7 +71,7 @@ def _read_lines(path: Path, *, any_answer: bool) -> Source:
     places: list[str] = []
     for number, line in _lines(content, path):
         where = f"task.file: {path} line {number}"
-        entries.append(_entry(line, where, any_answer=any_answer))
+        entries.append(rows.checked(_parsed(line, where), where))
         places.append(where)
     if not entries:
         raise ConfigError(f"task.file: {path} holds no entries")
@@ -112,28 +89,11 @@ def _lines(content: bytes, path: Path) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
-def _entry(line: str, where: str, *, any_answer: bool) -> Entry:
+def _parsed(line: str, where: str) -> Any:
     try:
-        entry = json.loads(line, parse_constant=_refuse, object_pairs_hook=_once)
+        return json.loads(line, parse_constant=_refuse, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where} is not JSON: {error}") from error
-    if not isinstance(entry, dict):
-        raise ConfigError(f"{where} is {kind_of(entry)}, and must be an object with the keys question and answer")
-    for field in ("question", "answer"):
-        if field not in entry:
-            raise ConfigError(f"{where} needs the keys question and answer; it has no {field}")
-    question, answer = entry["question"], entry["answer"]
-    if not isinstance(question, str) or not question.strip():
-        found = "blank" if isinstance(question, str) else kind_of(question)
-        raise ConfigError(f"{where}: question is {found}, and must be a string with text in it")
-    if not any_answer and (isinstance(answer, bool) or not isinstance(answer, str | int | float)):
-        raise ConfigError(
-            f"{where}: answer is {kind_of(answer)}, and must be a string or a number to be compared with what is said; a "
-            f"reward function of your own takes any"
-        )
-    if not isinstance(entry.get("metadata", {}), dict):
-        raise ConfigError(f"{where}: metadata is {kind_of(entry['metadata'])}, and must be an object")
-    return entry
 
 
 def _refuse(constant: str) -> NoReturn:

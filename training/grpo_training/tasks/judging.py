@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 
 from grpo_training.config import ConfigError, RewardConfig, TaskConfig
 from grpo_training.tasks.calling import Completion
-from grpo_training.tasks.entries import Entry, Source
 from grpo_training.tasks.functions import Elsewhere, RewardFunction
 from grpo_training.tasks.rewards import Rule
+from grpo_training.tasks.rows import Entry
+from grpo_training.tasks.source import Source
 
 Scorer = Callable[[str | None, Entry], float]
 ONLY_REWARD = "reward"
@@ -25,10 +26,11 @@ ONLY_REWARD = "reward"
 @dataclass(frozen=True, slots=True)
 class Judged:
     """What a completion earned, NaN where that is not known. correct: the answer is right by the dataset's scorer, whatever
-    the reward says. parts: what each function gave, before its weight; NaN where it abstained."""
+    the reward says; None where the row has no answer to compare with. parts: what each function gave, before its weight;
+    NaN where it abstained."""
 
     reward: float
-    correct: bool
+    correct: bool | None
     answer: str | None
     parts: tuple[float, ...] = ()
 
@@ -104,7 +106,9 @@ class Judge:
         known = [w * r for w, r in zip(self._weights, parts, strict=True) if math.isfinite(r)]
         return math.fsum(known) if known else math.nan
 
-    def _is_right(self, answer: str | None, completion: Completion) -> bool:
+    def _is_right(self, answer: str | None, completion: Completion) -> bool | None:
+        if "answer" not in completion.problem.entry:
+            return None
         return float(self._scorer(answer, copy.deepcopy(completion.problem.entry))) >= 1.0
 
     def _find_answer(self, completion: str) -> str | None:

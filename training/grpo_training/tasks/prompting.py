@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from grpo_training.config import ConfigError, TaskConfig
-from grpo_training.tasks.entries import Entry
+from grpo_training.tasks.rows import Entry
 from grpo_training.tasks.templates import Template
+
+logger = logging.getLogger(__name__)
 
 _SLACK = 8  # tokens beyond a text's bytes that a tokenizer may make of it: BOS, a space put in front
 
 
 Turns = list[dict[str, Any]]
+LongPrompts = Literal["refuse", "filter", "cut"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,47 +37,90 @@ class Problem:
 class Prompter:
     """Makes prompts of entries."""
 
-    def __init__(self, config: TaskConfig, tokenizer: PreTrainedTokenizerBase, *, max_prompt_tokens: int) -> None:
-        """Raises ConfigError for a template that cannot be used."""
+    def __init__(
+        self, config: TaskConfig, tokenizer: PreTrainedTokenizerBase, *, limit: int, long: LongPrompts
+    ) -> None:
+        """limit: tokens of a prompt. long: what becomes of longer ones. Raises ConfigError for an unusable template."""
         self._config = config
         self._tokenizer = tokenizer
-        self._max_prompt_tokens = max_prompt_tokens
+        self._limit, self._long = limit, long
         self._template = Template(config.template)
 
     def problem(self, entry: Entry, where: str) -> Problem:
         """Raises ConfigError that names the place of a prompt that is too long, or lacks what the template names."""
         prompt = self._prompt(entry, where)
         text = self._text(prompt)
-        ids = self._ids(text)
-        if not 0 < len(ids) <= self._max_prompt_tokens:
+        ids = self._ids(text, plain=isinstance(prompt, str))
+        if self._long == "cut":
+            ids = ids[-self._limit :]
+        if not 0 < len(ids) <= self._limit:
             raise ConfigError(
-                f"{where}: a prompt has {len(ids)} tokens, allowed are 1 to {self._max_prompt_tokens} "
-                f"(rollout.max_prompt_tokens): {text[:80]!r}"
+                f"{where}: a prompt has {len(ids)} tokens, allowed are 1 to {self._limit} "
+                f"(rollout.max_prompt_tokens; rollout.long_prompts says what becomes of longer ones): {text[:80]!r}"
             )
         return Problem(entry, text, ids, prompt, where)
 
-    def check(self, entries: Sequence[Entry], places: Sequence[str]) -> None:
-        """A row that cannot be asked ends the run before it begins, and not in an hour: ConfigError."""
-        around = len(self._ids(self._text(self._turns(".")))) if self._config.chat else 0
-        room = self._max_prompt_tokens - _SLACK - around
-        for entry, where in zip(entries, places, strict=True):
+    def fitting(self, entries: Sequence[Entry], places: Sequence[str]) -> Sequence[int]:
+        """The places of the entries that can be asked. Raises ConfigError for one that cannot, where nothing else is asked for.
+
+        A row that cannot be asked ends the run before it begins, and not in an hour.
+        """
+        around: int | None = None  # tokens of the chat template, without a question
+        long: list[int] = []
+        for i, (entry, where) in enumerate(zip(entries, places, strict=True)):
+            prompt = self._prompt(entry, where)
             # A tokenizer makes at most one token of a byte, so only long texts need to be tokenized to be sure.
-            if len(self._template.render(entry, where).encode()) > room:
+            if "question" in entry:
+                if around is None:
+                    around = len(self._ids(self._text(self._turns(".")))) if self._config.chat else 0
+                if len(self._template.render(entry, where).encode()) <= self._limit - _SLACK - around:
+                    continue
+            tokens = len(self._ids(self._text(prompt), plain=isinstance(prompt, str)))
+            if not tokens or (self._long == "refuse" and tokens > self._limit):
                 self.problem(entry, where)
+            if tokens > self._limit:
+                long.append(i)
+        if not long:
+            return range(len(entries))
+        told = "left out" if self._long == "filter" else f"cut to their last {self._limit}"
+        logger.warning(
+            "%d of %d prompts have more than rollout.max_prompt_tokens=%d tokens and are %s, the first %s",
+            len(long),
+            len(entries),
+            self._limit,
+            told,
+            places[long[0]],
+        )
+        if self._long == "cut":
+            return range(len(entries))
+        if len(long) == len(entries):
+            raise ConfigError(f"all {len(long)} prompts have more than rollout.max_prompt_tokens={self._limit} tokens")
+        left_out = set(long)
+        return [i for i in range(len(entries)) if i not in left_out]
 
     def _prompt(self, entry: Entry, where: str) -> str | Turns:
-        question = self._template.render(entry, where)
-        return self._turns(question) if self._config.chat else question
+        if "question" in entry:
+            question = self._template.render(entry, where)
+            return self._turns(question) if self._config.chat else question
+        prompt = entry["prompt"]
+        if isinstance(prompt, str):
+            return prompt
+        given = any(turn["role"] == "system" for turn in prompt[:1])
+        return [*([] if given else self._system()), *(dict(turn) for turn in prompt)]
 
     def _turns(self, question: str) -> Turns:
-        system = [] if self._config.system is None else [{"role": "system", "content": self._config.system}]
-        return [*system, {"role": "user", "content": question}]
+        return [*self._system(), {"role": "user", "content": question}]
+
+    def _system(self) -> Turns:
+        return [] if self._config.system is None else [{"role": "system", "content": self._config.system}]
 
     def _text(self, prompt: str | Turns) -> str:
         if isinstance(prompt, str):
             return prompt
-        return str(self._tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+        begun = prompt[-1]["role"] == "assistant"  # a turn of the policy's own, to be gone on with
+        how: dict[str, Any] = {"continue_final_message": True} if begun else {"add_generation_prompt": True}
+        return str(self._tokenizer.apply_chat_template(prompt, tokenize=False, **how))
 
-    def _ids(self, text: str) -> list[int]:
+    def _ids(self, text: str, *, plain: bool = False) -> list[int]:
         # The chat template has written its own special tokens; a plain prompt gets what the tokenizer adds.
-        return list(self._tokenizer(text, add_special_tokens=not self._config.chat)["input_ids"])
+        return list(self._tokenizer(text, add_special_tokens=plain)["input_ids"])

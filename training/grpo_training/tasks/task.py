@@ -1,8 +1,8 @@
 """What the policy is asked and how its answers are judged.
 
-A task is an endless, shuffled walk over a dataset: the problems of step n follow from (seed, n) alone, so nothing has
-to be remembered for a resume. Where entries come from is in `entries`, how they become prompts in `prompting`, and how
-answers are judged in `judging`.
+A task is an endless walk over a dataset, shuffled or in order: the problems of step n follow from (seed, n) alone, so
+nothing has to be remembered for a resume. Where entries come from is in `entries`, how they become prompts in `prompting`,
+and how answers are judged in `judging`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from grpo_training.config import TaskConfig
 from grpo_training.tasks.calling import Completion
 from grpo_training.tasks.entries import open_source
 from grpo_training.tasks.judging import Judge, Judged, Judgement
-from grpo_training.tasks.prompting import Problem, Prompter
+from grpo_training.tasks.prompting import LongPrompts, Problem, Prompter
 from grpo_training.tasks.rewards import tell_unmeasured
 
 __all__ = ["Completion", "Judged", "Problem", "Task"]
@@ -31,21 +31,24 @@ class Task:
         tokenizer: PreTrainedTokenizerBase,
         *,
         max_prompt_tokens: int = 1024,
+        long_prompts: LongPrompts = "refuse",
         seed: int = 0,
     ) -> None:
         """seed: of a reasoning-gym dataset whose kwargs name none. Raises ConfigError naming what cannot be used, and where."""
-        self._prompter = Prompter(config, tokenizer, max_prompt_tokens=max_prompt_tokens)
+        self._prompter = Prompter(config, tokenizer, limit=max_prompt_tokens, long=long_prompts)
         source = open_source(config, seed=seed)
         self._entries, self._places = source.entries, source.places
         self.fingerprint = source.fingerprint
         """Of the entries: a resumed run must be asked the same ones."""
         self._judge = Judge(config, source)
-        if source.dataset is None:
-            self._prompter.check(self._entries, self._places)
+        self._shuffle = config.shuffle
+        # A procedural dataset makes its entries anew each time, and is asked for all of them only where some may go.
+        all_at_once = source.dataset is None or long_prompts != "refuse"
+        self._asked = self._prompter.fitting(self._entries, self._places) if all_at_once else range(len(self._entries))
 
     def __len__(self) -> int:
-        """Entries in the dataset; a run that needs more walks over it again in another order."""
-        return len(self._entries)
+        """Entries that are asked; a run that needs more walks over them again in another order."""
+        return len(self._asked)
 
     @property
     def reward_names(self) -> tuple[str, ...]:
@@ -58,15 +61,16 @@ class Task:
         return self._judge.told
 
     def problems(self, step: int, count: int, seed: int) -> list[Problem]:
-        """The `count` problems of a step. Epoch e visits the entries in the permutation drawn from (seed, e)."""
-        size = len(self._entries)
-        orders: dict[int, np.ndarray] = {}
+        """The `count` problems of a step. Epoch e visits the entries in the permutation drawn from (seed, e), or in order."""
+        size = len(self._asked)
+        orders: dict[int, Sequence[int]] = {}
         chosen: list[Problem] = []
         for position in range(step * count, (step + 1) * count):
             epoch, place = divmod(position, size)
             if epoch not in orders:
-                orders[epoch] = np.random.default_rng((seed, epoch)).permutation(size)
-            index = int(orders[epoch][place])
+                shuffled = np.random.default_rng((seed, epoch)).permutation(size) if self._shuffle else range(size)
+                orders[epoch] = [int(i) for i in shuffled]
+            index = self._asked[orders[epoch][place]]
             chosen.append(self._prompter.problem(self._entries[index], self._places[index]))
         return chosen
 
