@@ -63,6 +63,10 @@ class World:
         strategy = _strategy(config)
         if strategy == "fsdp2" and config.collapse.every:
             raise ConfigError("collapse.every reads whole weights and gradients, which FSDP2 cuts: set it to 0")
+        if strategy == "fsdp2" and config.rollout.resample:
+            raise ConfigError(
+                "rollout.resample is each process's own, and FSDP2 samples together: set it to 0, or use DDP"
+            )
         # A step waits for the server for so long; the other ranks must not take that for a death.
         patience = timedelta(seconds=config.reference.max_wait) + timedelta(minutes=30)
         theirs = dist.is_initialized()
@@ -78,12 +82,14 @@ class World:
 
     def groups(self, config: TrainConfig, rank: int | None = None) -> RankGroups:
         """What `rank` (this one) takes: of every portion the same number of whole groups."""
-        prompts, portions = config.rollout.prompts_per_step, config.trainer.gradient_accumulation
+        prompts, portions = config.rollout.prompts_per_step, config.trainer.portions
         each, rest = divmod(prompts, portions * self.size)
         if rest:
+            trainer = config.trainer
             raise ConfigError(
                 f"rollout.prompts_per_step={prompts} cannot be shared by {self.size} processes with "
-                f"trainer.gradient_accumulation={portions}: make it a multiple of {portions * self.size}"
+                f"trainer.gradient_accumulation={trainer.gradient_accumulation} and trainer.minibatches={trainer.minibatches}: "
+                f"make it a multiple of {portions * self.size}"
             )
         rank = self.rank if rank is None else rank
         mine = [(i * self.size + rank) * each + j for i in range(portions) for j in range(each)]

@@ -14,7 +14,7 @@ from grpo_training.redaction import redacted_command
 from .rewards import OnError, RewardConfig
 from .section import Section, base_url
 
-RESERVED = frozenset({"mean", "std", "correct", "flat_groups", "unmeasured", "less_kl", "errors"})
+RESERVED = frozenset({"mean", "std", "correct", "flat_groups", "unmeasured", "less_kl", "errors", "overlong", "shaped"})
 """Figures under `reward/` that are not of one function."""
 
 
@@ -100,7 +100,7 @@ class RolloutConfig(Section):
     max_new_tokens: int = Field(default=16, ge=1)
     """A completion is cut here, whether it has ended or not."""
     stop: tuple[str, ...] = ()
-    """A completion also ends with the first token that has one of these strings in it, as it ends with EOS."""
+    """A completion also ends with the first token at which one of these strings is complete, as it ends with EOS."""
     temperature: float = Field(default=1.0, gt=0)
     """Logits are divided by it before normalising: in sampling, in the policy's and in the reference's log-probs."""
     max_prompt_tokens: int = Field(default=1024, ge=1)
@@ -108,6 +108,9 @@ class RolloutConfig(Section):
     long_prompts: Literal["refuse", "filter", "cut"] = "refuse"
     """Of prompts that are too long: end the run before it begins, leave their rows out, or keep only their last tokens. Both
     are counted in the log."""
+    resample: int = Field(default=0, ge=0)
+    """Times that groups without signal, whose rewards are all equal, are sampled anew at most (DAPO's dynamic sampling), with
+    other prompts where the task is shuffled."""
     backend: Literal["policy", "openai"] = "policy"
     """Who samples: the trained weights in this process, or a server with the OpenAI completions API that takes and returns
     token ids (vLLM, SGLang). What follows is for the latter."""
@@ -128,6 +131,13 @@ class RolloutConfig(Section):
     is, or somebody else updates it."""
     sync_command: tuple[str, ...] = ()
     """A program and its arguments that make the server load the model directory `{path}`, and end when it has."""
+
+    @field_validator("stop")
+    @classmethod
+    def _some_text(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in value:
+            raise ValueError("an empty string would end every completion with its first token: leave it out")
+        return value
 
     @field_validator("base_url")
     @classmethod

@@ -53,6 +53,13 @@ class LossConfig(Section):
     """sapo: softness of the gate where the advantage is positive."""
     sapo_temperature_neg: float = Field(default=1.05, gt=0)
     """sapo: softness of the gate elsewhere."""
+    mask_truncated: bool = False
+    """Train on no token of a completion that was cut; its reward still counts in its group (DAPO's overlong filtering)."""
+    overlong_buffer: int = Field(default=0, ge=0)
+    """Tokens before rollout.max_new_tokens over which the penalty of a long completion rises from 0 to the whole of it (DAPO's
+    soft punishment). 0: none."""
+    overlong_penalty: float = Field(default=1.0, ge=0)
+    """What a completion of the full length loses of its reward."""
     normalizer: Normalizer = "softmax"
     """What turns logits into probabilities, in sampling, policy and reference alike."""
 

@@ -21,9 +21,18 @@ class TrainerConfig(Section):
     seed: int = Field(default=0, ge=0)
     """Everything random in step n follows from (seed, n) alone, so a resumed run repeats an undisturbed one."""
     gradient_accumulation: int = Field(default=1, ge=1)
-    """Portions that a step's groups are cut into, one forward and backward each. Must divide prompts_per_step."""
+    """Portions that the groups of an update are cut into, one forward and backward each. Must divide prompts_per_step."""
+    minibatches: int = Field(default=1, ge=1)
+    """Parts that a step's groups are cut into, with an optimizer step on each, in turn. Times gradient_accumulation, it must
+    divide prompts_per_step."""
     iterations: int = Field(default=1, ge=1)
-    """Optimizer steps on each batch of rollouts; from the second on the importance ratio is at work."""
+    """Passes over each batch of rollouts; from the second update on the importance ratio is at work."""
+
+    @property
+    def portions(self) -> int:
+        """Forward and backward passes over a step's groups."""
+        return self.minibatches * self.gradient_accumulation
+
     output: Path = Path("runs/train")
     """Directory for metrics, samples, checkpoints and the report."""
     checkpoint_every: int = Field(default=50, ge=0)
@@ -32,6 +41,10 @@ class TrainerConfig(Section):
     """How many of the latest checkpoints stay on disk."""
     tensorboard: bool = True
     """Write TensorBoard events beside the JSON lines."""
+    trackers: tuple[Literal["wandb", "trackio", "mlflow", "aim"], ...] = ()
+    """Where the figures go as well; each must be installed, and reads its key from its own environment variables."""
+    tracker_project: str = "grpo"
+    """The project or experiment that a tracker files the run under; the run is named after trainer.output."""
     save_model: bool = True
     """Write the trained model in Hugging Face's format at the end."""
 
@@ -62,11 +75,16 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _portions_are_whole(self) -> Self:
-        prompts, portions = self.rollout.prompts_per_step, self.trainer.gradient_accumulation
-        if prompts % portions:
+        prompts = self.rollout.prompts_per_step
+        if prompts % self.trainer.portions:
+            named = f"trainer.gradient_accumulation={self.trainer.gradient_accumulation}"
+            if self.trainer.minibatches > 1:
+                named += f" times trainer.minibatches={self.trainer.minibatches}"
+            raise ValueError(f"{named} must divide rollout.prompts_per_step={prompts}: a group is never cut")
+        if self.loss.overlong_buffer > self.rollout.max_new_tokens:
             raise ValueError(
-                f"trainer.gradient_accumulation={portions} must divide rollout.prompts_per_step={prompts}: "
-                f"a group is never cut"
+                f"loss.overlong_buffer={self.loss.overlong_buffer} is longer than a completion can be "
+                f"(rollout.max_new_tokens={self.rollout.max_new_tokens})"
             )
         if self.rollout.backend == "openai" and self.loss.normalizer != "softmax":
             raise ValueError(

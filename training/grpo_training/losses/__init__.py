@@ -9,7 +9,7 @@
 Nothing here knows models, servers or optimizers.
 """
 
-from grpo_training.losses.advantages import ADVANTAGE_EPS, group_advantages
+from grpo_training.losses.advantages import ADVANTAGE_EPS, group_advantages, overlong_penalty
 from grpo_training.losses.grpo import (
     LossTerms,
     Totals,
@@ -32,6 +32,7 @@ __all__ = [
     "kl_in_reward",
     "kl_term",
     "mean_metrics",
+    "overlong_penalty",
     "policy_loss",
     "rollout_correction",
 ]

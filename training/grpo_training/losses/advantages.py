@@ -37,6 +37,17 @@ def group_advantages(
     return centred.flatten().to(upcast(rewards).dtype)
 
 
+def overlong_penalty(lengths: Tensor, limit: int, buffer: int) -> Tensor:
+    """(S,) fp64, 0 to -1: how far into the last `buffer` tokens before the limit a completion goes.
+
+    lengths: (S,) tokens, at most `limit`. DAPO's soft overlong punishment (Yu et al., arXiv 2503.14476, eq. 13):
+    ((limit - buffer) - length) / buffer beyond limit - buffer. buffer 0 punishes nothing.
+    """
+    if not buffer:
+        return torch.zeros_like(lengths, dtype=torch.float64)
+    return ((limit - buffer - lengths.double()) / buffer).clamp(-1.0, 0.0)
+
+
 def _centred(values: Tensor, known: Tensor) -> Tensor:
     """(K, N) less the mean of each row's known ones; 0 for the others."""
     # Any member will do to measure from: equal ones are 0 then, and so is their mean.

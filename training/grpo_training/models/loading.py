@@ -15,17 +15,19 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from grpo_training.config import ConfigError, ModelConfig
 from grpo_training.models.adapters import adapter_at, merge_into
 from grpo_training.models.reading import located, named, read_model, read_tokenizer
+from grpo_training.models.stopping import StopStrings
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A causal language model in eval mode, its tokenizer, and the ids that end a completion."""
+    """A causal language model in eval mode, its tokenizer, and what ends a completion: ids, and strings of several tokens."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     eos_ids: frozenset[int]
+    stops: StopStrings | None = None
 
 
 def load_model(
@@ -54,7 +56,8 @@ def load_model(
     if start is not None and adapter == "merge":
         merge_into(model, start)
     torch.nn.Module.to(model, at).eval()
-    return LoadedModel(model, tokenizer, eos_ids(model, tokenizer) | stop_ids(tokenizer, stop))
+    stops = StopStrings(tokenizer, longer) if (longer := [text for text in stop if len(text) > 1]) else None
+    return LoadedModel(model, tokenizer, eos_ids(model, tokenizer) | stop_ids(tokenizer, stop), stops)
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -71,16 +74,16 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froze
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> frozenset[int]:
-    """Every id of the vocabulary whose text has one of the strings in it.
+    """Every id of the vocabulary whose text has one of the strings in it; what several tokens spell is for `StopStrings`.
 
-    Raises ConfigError when a string is in no single token: it could never end a completion.
+    Raises ConfigError for a single character that no token has: it could never end a completion.
     """
     if not stop:
         return frozenset()
     texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
     found = {text: {i for i, token in enumerate(texts) if text in token} for text in stop}
-    if nowhere := [text for text, ids in found.items() if not ids]:
-        raise ConfigError(f"rollout.stop: no single token of this model contains {nowhere[0]!r}; give a shorter string")
+    if nowhere := [text for text, ids in found.items() if not ids and len(text) == 1]:
+        raise ConfigError(f"rollout.stop: no token of this model contains {nowhere[0]!r}, which can end nothing")
     return frozenset().union(*found.values())
 
 

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from grpo_client.protocol import Normalizer
 from grpo_numerics.stable import log_softmax
 from grpo_numerics.stablemax import log_stablemax
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+
+from grpo_training.models.stopping import StopStrings
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,49 @@ class Rollout:
         prompts = len(self.prompts) // count
         return [self._part(i * prompts, (i + 1) * prompts) for i in range(count)]
 
+    def replaced(self, groups: Sequence[int], others: Rollout) -> Rollout:
+        """The same with `groups` (their places) taken from `others`, which has them in this order and nothing else."""
+        width = max(self.ids.shape[1], others.ids.shape[1])
+        rows = torch.tensor(groups)[:, None] * self.group_size + torch.arange(self.group_size)
+        at = rows.flatten().to(self.ids.device)
+
+        def joined(mine: Tensor | None, theirs: Tensor | None) -> Tensor | None:
+            if mine is None or theirs is None:
+                return None
+            out, new = (nn.functional.pad(t, (0, width - t.shape[1])) if t.dim() == 2 else t for t in (mine, theirs))
+            return out.index_copy(0, at, new)
+
+        prompts = list(self.prompts)
+        for place, prompt in zip(groups, others.prompts, strict=True):
+            prompts[place] = prompt
+        mixed = self.by_policy is not None or others.by_policy is not None
+        return Rollout(
+            prompts,
+            self.group_size,
+            cast(Tensor, joined(self.ids, others.ids)),
+            cast(Tensor, joined(self.mask, others.mask)),
+            cast(Tensor, joined(self.logprobs, others.logprobs)),
+            joined(self.entropy, others.entropy),
+            cast(Tensor, joined(self.ended, others.ended)),
+            joined(self.loss_mask, others.loss_mask) if mixed else None,
+        )
+
+    def chosen(self, groups: Sequence[int]) -> Rollout:
+        """The groups at these places, in this order."""
+        parts = [self._part(k, k + 1) for k in groups]
+        rows = torch.tensor(groups)[:, None] * self.group_size + torch.arange(self.group_size)
+        at = rows.flatten().to(self.ids.device)
+        return Rollout(
+            [part.prompts[0] for part in parts],
+            self.group_size,
+            self.ids[at],
+            self.mask[at],
+            self.logprobs[at],
+            None if self.entropy is None else self.entropy[at],
+            self.ended[at],
+            None if self.by_policy is None else self.by_policy[at],
+        )
+
     def _part(self, first: int, last: int) -> Rollout:
         rows = slice(first * self.group_size, last * self.group_size)
         return Rollout(
@@ -87,6 +133,7 @@ def sample(
     normalizer: Normalizer = "softmax",
     vocab_size: int | None = None,
     places: tuple[Tensor, int] | None = None,
+    stops: StopStrings | None = None,
 ) -> Rollout:
     """Sample `group_size` completions of each prompt, from logits / temperature, in fp32.
 
@@ -94,7 +141,7 @@ def sample(
     same seed, model and prompts give the same rollout. An end-of-sequence id is part of its completion and the last
     token of it. vocab_size: ids from it on are left out of the distribution. places: these rows' (S,) places in a batch
     of so many rows, of which other processes sample the rest; each row then gets the tokens that it would get if one
-    process sampled them all.
+    process sampled them all. stops: a completion also ends with the token that completes one of these strings.
     """
     device = model.device
     rows = len(prompts) * group_size
@@ -135,6 +182,9 @@ def sample(
         # p * log p is 0 where p is 0, and not 0 * -inf.
         entropy[alive, t] = -(probs * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)
         over = torch.isin(token, eos)
+        if stops is not None:
+            recent = ids[alive, max(0, t + 1 - stops.window) : t + 1].tolist()
+            over |= torch.tensor(stops(recent), device=device)
         ended[alive[over]] = True
         if t + 1 == max_new_tokens or bool(over.all()):
             break

@@ -73,6 +73,7 @@ class PolicySampler:
                 max_new_tokens=options.max_new_tokens,
                 temperature=options.temperature,
                 eos_ids=self.loaded.eos_ids,
+                stops=self.loaded.stops,
                 seed=seed,
                 normalizer=self.config.loss.normalizer,
                 vocab_size=self.policy.vocab_size,

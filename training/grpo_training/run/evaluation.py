@@ -139,6 +139,7 @@ class Evaluator:
                     max_new_tokens=options.max_new_tokens or rollout.max_new_tokens,
                     temperature=options.temperature,
                     eos_ids=self._loaded.eos_ids,
+                    stops=self._loaded.stops,
                     seed=seed,
                     normalizer=self._config.loss.normalizer,
                     vocab_size=self._policy.vocab_size,

@@ -25,9 +25,10 @@ def rows_of(rollout: Rollout, earned: Tensor, judged: list[Judged]) -> Tensor:
     return torch.cat([torch.stack([column.double().cpu() for column in columns], dim=1), parts], dim=1)
 
 
-def describe(rows: Tensor, rollout: Rollout, functions: Sequence[str]) -> dict[str, float]:
+def describe(rows: Tensor, rollout: Rollout, functions: Sequence[str], *, kl: bool = False) -> dict[str, float]:
     """rows: as in `rows_of`, of all processes. rollout: this one's; it only says how the rows are grouped and what is known.
-    functions: names of the reward functions; where there are several, each has its own figures.
+    functions: names of the reward functions; where there are several, each has its own figures. kl: what was earned is less
+    the KL.
 
     Means are over the rewards that are known, NaN where none is; `reward/unmeasured` counts the others.
     """
@@ -47,7 +48,7 @@ def describe(rows: Tensor, rollout: Rollout, functions: Sequence[str]) -> dict[s
     if rollout.entropy is not None:
         figures["policy/entropy"] = float(entropy.sum() / written.sum())
     if not torch.equal(earned.nan_to_num(), rewards.nan_to_num()):
-        figures["reward/less_kl"] = mean_of_known(earned.tolist())
+        figures["reward/less_kl" if kl else "reward/shaped"] = mean_of_known(earned.tolist())
     if functions != (ONLY_REWARD,):
         for name, part in zip(functions, rows[:, 7:].unbind(1), strict=True):
             given = part[part.isfinite()]

@@ -22,6 +22,7 @@ from grpo_training.rollouts.reference import Reference
 from grpo_training.rollouts.sampling import open_sampler
 from grpo_training.run.beginning import shared_vocabulary
 from grpo_training.run.checkpoint import Checkpoints, TrainerState
+from grpo_training.run.endings import Endings
 from grpo_training.run.evaluation import EvaluationLog, Evaluator
 from grpo_training.run.outputs import open_outputs
 from grpo_training.run.setup import Built, build, check, load
@@ -119,6 +120,7 @@ def _parts(config: TrainConfig, built: Built, state: TrainerState, world: World)
             task=built.task,
             sampler=sampler,
             watch=CollapseWatch(config.collapse, normalizer=config.loss.normalizer),
+            endings=Endings(config.rollout.max_new_tokens),
             optimizer=built.optimizer,
             scheduler=built.scheduler,
             reference=reference,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 
 from grpo_training.config import TrainConfig
 from grpo_training.report.metrics import JsonLines, TensorBoard, Tracker
+from grpo_training.report.trackers import RemoteTracker
 from grpo_training.run.step import StepReport
 
 
 class Outputs:
-    """`metrics.jsonl`, `samples.jsonl` and TensorBoard's events; on processes that do not write, nothing."""
+    """`metrics.jsonl`, `samples.jsonl`, TensorBoard's events and trackers; on processes that do not write, nothing."""
 
     def __init__(self, trackers: list[Tracker], samples: JsonLines | None) -> None:
         self._trackers = trackers
@@ -26,10 +27,6 @@ class Outputs:
         if self._samples is not None:
             self._samples.write(step, asdict(report.sample))
 
-    def close(self) -> None:
-        for file in (*self._trackers, *([self._samples] if self._samples else [])):
-            file.close()
-
 
 @contextmanager
 def open_outputs(config: TrainConfig, first_step: int, *, writes: bool) -> Iterator[Outputs]:
@@ -37,13 +34,18 @@ def open_outputs(config: TrainConfig, first_step: int, *, writes: bool) -> Itera
     if not writes:
         yield Outputs([], None)
         return
-    output = config.trainer.output
-    trackers: list[Tracker] = [JsonLines(output / "metrics.jsonl", first_step=first_step)]
-    if config.trainer.tensorboard:
-        trackers.append(TensorBoard(output / "tensorboard", first_step=first_step))
-    outputs = Outputs(trackers, JsonLines(output / "samples.jsonl", first_step=first_step))
-    (output / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1), encoding="utf-8")
-    try:
-        yield outputs
-    finally:
-        outputs.close()
+    output, options = config.trainer.output, config.trainer
+    settings = config.model_dump(mode="json")
+    with ExitStack() as opened:
+        trackers: list[Tracker] = [
+            opened.enter_context(closing(JsonLines(output / "metrics.jsonl", first_step=first_step)))
+        ]
+        if options.tensorboard:
+            board = TensorBoard(output / "tensorboard", first_step=first_step)
+            trackers.append(opened.enter_context(closing(board)))
+        for name in options.trackers:
+            remote = RemoteTracker(name, project=options.tracker_project, directory=output, settings=settings)
+            trackers.append(opened.enter_context(closing(remote)))
+        samples = opened.enter_context(closing(JsonLines(output / "samples.jsonl", first_step=first_step)))
+        (output / "config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        yield Outputs(trackers, samples)

@@ -16,6 +16,7 @@ from grpo_training.models.loading import LoadedModel
 from grpo_training.rollouts.policy import Policy
 from grpo_training.rollouts.reference import Reference
 from grpo_training.rollouts.sampling import Sampler
+from grpo_training.run.endings import Endings
 from grpo_training.run.watch import CollapseWatch
 from grpo_training.tasks.task import Task
 
@@ -30,6 +31,7 @@ class Parts:
     task: Task
     sampler: Sampler
     watch: CollapseWatch
+    endings: Endings
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     reference: Reference | None

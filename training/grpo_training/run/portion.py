@@ -18,8 +18,9 @@ class Portion:
     False for what is left out: its reward is not known, or the reference could not score it.
     """
 
-    def __init__(self, rollout: Rollout, pending: Pending | None = None) -> None:
-        """pending: the reference's scores, under way; None where nobody is asked."""
+    def __init__(self, rollout: Rollout, pending: Pending | None = None, *, mask_truncated: bool = False) -> None:
+        """pending: the reference's scores, under way; None where nobody is asked. mask_truncated: train on no token of a
+        completion that was cut, which stays usable and counts as a sequence, as in TRL."""
         self.rollout = rollout
         self.advantages = torch.zeros(len(rollout.ids), device=rollout.ids.device)
         self.usable = torch.ones(len(rollout.ids), dtype=torch.bool, device=rollout.ids.device)
@@ -27,6 +28,7 @@ class Portion:
         self.reference: Tensor | None = None
         self.unscored = 0
         self._pending = pending
+        self._trained = rollout.loss_mask & rollout.ended[:, None] if mask_truncated else rollout.loss_mask
 
     @property
     def awaited(self) -> bool:
@@ -52,9 +54,14 @@ class Portion:
         self.usable = self.usable & known.to(self.usable.device)
 
     @property
+    def scored(self) -> Tensor:
+        """(S, C) bool: the tokens that policy and reference both have a log-prob of, as far as is known."""
+        return self.rollout.loss_mask & self.usable[:, None]
+
+    @property
     def mask(self) -> Tensor:
         """(S, C) bool: the tokens that are trained on, as far as is known."""
-        return self.rollout.loss_mask & self.usable[:, None]
+        return self._trained & self.usable[:, None]
 
     def data(self, logprobs: Tensor, entropies: Tensor | None) -> PortionData:
         """All of it as the loss takes it, with the policy's (S, C) log-probs and entropies of now."""

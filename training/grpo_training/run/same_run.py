@@ -11,6 +11,7 @@ from grpo_training.config import CheckpointError, TrainConfig
 _MAY_CHANGE = (
     "reference", "distributed", "collapse", "eval.every", "lora.save_merged",
     "trainer.steps", "trainer.output", "trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.tensorboard",
+    "trainer.tracker",
     "trainer.save_model", "model.threads", "model.device", "model.gradient_checkpointing",
     "rollout.base_url", "rollout.api_key_env", "rollout.timeout", "rollout.max_wait", "rollout.concurrency",
     "rollout.sync_command",

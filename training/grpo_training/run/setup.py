@@ -19,6 +19,7 @@ from grpo_training.distributed import World
 from grpo_training.models import adapters, lora, weights
 from grpo_training.models.loading import LoadedModel, load_model
 from grpo_training.models.recompute import recompute_layers
+from grpo_training.report.trackers import check_trackers
 from grpo_training.rollouts.policy import Policy
 from grpo_training.run.beginning import check_output
 from grpo_training.run.checkpoint import Checkpoints, TrainerState, load_checkpoint
@@ -58,6 +59,7 @@ def check(config: TrainConfig, world: World, *, resume: bool, overwrite: bool) -
     config = adapters.resolved(config)
     if world.main:
         check_output(config)
+        check_trackers(config.trainer.trackers)
     # Also the moment from which on no process of this run has touched the disk and none of an earlier one still does.
     world.agree([config.model_dump(mode="json")], "the processes have different settings: start all with one command")
     output = config.trainer.output

@@ -32,36 +32,60 @@ class Update:
 
     def run(self) -> dict[str, float]:
         """Every iteration; returns the figures of the last one, and what the first has shown of policy and reference."""
-        parts, world = self._parts, self._parts.world
+        each = self._parts.config.trainer.gradient_accumulation
+        batches = [self._portions[i : i + each] for i in range(0, len(self._portions), each)]
+        if len(batches) > 1:
+            self._score_old()
         figures: dict[str, float] = {}
-        for iteration in range(parts.config.trainer.iterations):
-            totals = self._totals()
-            terms = self._pass(totals, first=iteration == 0)
-            if (counted := self._totals()) != totals:
-                parts.optimizer.zero_grad(set_to_none=True)
-                totals = counted
-                terms = self._pass(totals, first=iteration == 0)
+        for iteration in range(self._parts.config.trainer.iterations):
+            updates: list[dict[str, float]] = []
+            terms: list[LossTerms] = []
+            for number, batch in enumerate(batches):
+                mine, anything = self._differentiate(batch, number, first=iteration == 0)
+                terms += mine
+                if iteration == 0:
+                    for portion in batch:
+                        assert portion.old is not None
+                        self._parts.watch.saw_terms(portion.old, portion.mask)
+                with self._clock("optimizer"):
+                    updates.append(self._optimize(anything=anything))
             if iteration == 0:
                 figures |= self._seen()
-            with self._clock("optimizer"):
-                figures |= mean_metrics(terms, summed=world.sum) | self._optimize(anything=totals[0].tokens > 0)
-        parts.scheduler.step()
+            figures |= mean_metrics(terms, summed=self._parts.world.sum) | _together(updates)
+            figures["loss"] /= len(batches)
+        self._parts.scheduler.step()
         return figures
 
-    def _pass(self, totals: list[Totals], *, first: bool) -> list[LossTerms]:
-        """Forward and backward of every portion; the gradients are in place afterwards."""
+    def _score_old(self) -> None:
+        """The policy's log-probs before the first of several updates: from the second on it is another."""
+        for portion in self._portions:
+            with self._clock("forward"), torch.no_grad():
+                portion.old = self._parts.world.generate(lambda of=portion.rollout: self._parts.policy.logprobs(of))
+
+    def _differentiate(self, batch: list[Portion], number: int, *, first: bool) -> tuple[list[LossTerms], bool]:
+        """Leave the gradients of a batch in place; also whether it has anything to train on."""
+        totals = self._totals(batch)
+        terms = self._pass(batch, totals, number, first=first)
+        if (counted := self._totals(batch)) != totals:
+            self._parts.optimizer.zero_grad(set_to_none=True)
+            totals = counted
+            terms = self._pass(batch, totals, number, first=first)
+        return terms, totals[0].tokens > 0
+
+    def _pass(self, batch: list[Portion], totals: list[Totals], number: int, *, first: bool) -> list[LossTerms]:
+        """Forward and backward of every portion; the gradients are in place afterwards. number: of the batch."""
         config, world = self._parts.config, self._parts.world
         # The one thing that draws from torch's own generator; a pass that is done again draws the same.
         if first and config.lora is not None and config.lora.dropout > 0:
-            torch.manual_seed(step_seed(config.trainer.seed, self._step) + world.rank)
+            torch.manual_seed(step_seed(config.trainer.seed, self._step) + world.rank + number * world.size)
         everyones = world.values if world.size > 1 else None
         terms: list[LossTerms] = []
-        for i, (portion, total) in enumerate(zip(self._portions, totals, strict=True)):
+        for i, (portion, total) in enumerate(zip(batch, totals, strict=True)):
             with self._clock("forward"):
                 entropies_too = needs_entropies(config.loss) or portion.rollout.entropy is None
                 logprobs, entropies = world.forward(
                     lambda of=portion.rollout, too=entropies_too: self._parts.policy.scores(of, entropies=too),
-                    last=i + 1 == len(self._portions),
+                    last=i + 1 == len(batch),
                 )
             if portion.awaited:
                 with self._clock("reference_wait"):
@@ -74,11 +98,11 @@ class Update:
                 world.backward(terms[-1].loss)
         return terms
 
-    def _totals(self) -> list[Totals]:
-        """What contributes to the step, over all processes, for each portion."""
-        mine = [p.mask.sum() for p in self._portions] + [p.usable.sum() for p in self._portions]
+    def _totals(self, batch: list[Portion]) -> list[Totals]:
+        """What contributes to the update, over all processes, for each portion."""
+        mine = [p.mask.sum() for p in batch] + [p.usable.sum() for p in batch]
         counted = [int(n) for n in self._parts.world.sum(torch.stack(mine))]
-        tokens, sequences = counted[: len(self._portions)], counted[len(self._portions) :]
+        tokens, sequences = counted[: len(batch)], counted[len(batch) :]
         return [
             Totals(
                 sequences=sum(sequences),
@@ -96,7 +120,6 @@ class Update:
         gap = 0.0
         for portion in self._portions:
             assert portion.old is not None
-            parts.watch.saw_terms(portion.old, portion.mask)
             # With the policy as its own sampler the weights are the same: a gap is the error of one of the two.
             gap = max(gap, float((portion.old - portion.rollout.logprobs).abs().max()))
         figures = world.maxima({"policy/sampler_gap": gap})
@@ -124,3 +147,13 @@ class Update:
         if not usable:
             parts.optimizer.step()  # without gradients it does nothing, and the scheduler wants to see one before its own
         return {"policy/grad_norm": float(norm), "policy/lr": lr, "policy/skipped": float(not usable)}
+
+
+def _together(updates: list[dict[str, float]]) -> dict[str, float]:
+    """Figures of several updates as one step's: the mean norm, the rate, and skipped only where none changed a weight."""
+    norms = [update["policy/grad_norm"] for update in updates]
+    return {
+        "policy/grad_norm": sum(norms) / len(norms),
+        "policy/lr": updates[0]["policy/lr"],
+        "policy/skipped": min(update["policy/skipped"] for update in updates),
+    }

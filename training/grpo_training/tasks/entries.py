@@ -57,7 +57,7 @@ class _Procedural(Sequence[Entry]):
         return len(self._dataset)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._dataset[index]
+        return self._dataset[range(len(self._dataset))[index]]  # IndexError ends an iteration
 
 
 def _read_lines(path: Path, rows: Rows) -> Source:
