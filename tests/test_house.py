@@ -159,7 +159,7 @@ COMES_WITH = {"starlette": "fastapi", "pydantic-core": "pydantic", "triton": "to
         ("grpo_numerics", ("server",)),  # it has no extra of its own: each that brings torch brings the rest
         ("grpo_numerics", ("training",)),
         ("grpo_server", ("server",)),
-        ("grpo_training", ("training", "trl", "axolotl", "lora")),
+        ("grpo_training", ("training", "trl", "axolotl", "lora", "data")),
     ],
 )
 def test_what_a_package_imports_is_declared(package: str, extras: tuple[str, ...]) -> None:
@@ -186,7 +186,7 @@ ASKED_FOR_BY = {
 }
 
 
-@pytest.mark.parametrize("extra", ["server", "training", "trl", "axolotl", "lora"])
+@pytest.mark.parametrize("extra", ["server", "training", "trl", "axolotl", "lora", "data"])
 def test_what_is_declared_is_used(extra: str) -> None:
     lines = PYPROJECT["project"]["optional-dependencies"][extra]
     declared = {canonicalize_name(Requirement(line).name) for line in lines} - {canonicalize_name(PROJECT)}
