@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from .collapse_free import collapse_free_cross_entropy, collapse_free_log_softmax
 from .head.autograd import fused_logprobs
+from .head.chosen import ChosenLogprobs, fused_chosen_logprobs
 from .head.figures import HeadScores
 from .head.online import OnlineLogSumExp
 from .head.score import score_rows
@@ -15,6 +16,7 @@ from .stablemax import log_stablemax, stablemax, stablemax_cross_entropy
 from .transforms import Normalizer, symlog
 
 __all__ = [
+    "ChosenLogprobs",
     "HeadScores",
     "HeadSpec",
     "KlKind",
@@ -27,6 +29,7 @@ __all__ = [
     "entmax15",
     "entmax15_loss",
     "entropy",
+    "fused_chosen_logprobs",
     "fused_logprobs",
     "kl_estimate",
     "log_softmax",

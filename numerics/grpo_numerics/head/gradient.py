@@ -13,8 +13,8 @@ The autograd function around it is in `autograd`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,15 +72,15 @@ class HeadGradient:
         self.weight = torch.empty_like(tiles.weight) if needs[1] else None
         self.bias = like.new_zeros(vocab) if needs[2] else None
 
-    def accumulate(self, figures: list[RowFigures]) -> None:
-        """One pass over all tiles. figures: of each row block."""
+    def accumulate(self, figures: Sequence[Any]) -> None:
+        """One pass over all tiles. figures: of each row block, as `logits_gradient` takes them."""
         tiles = self.tiles
         for columns in tiles.columns():
             weight_rows = tiles.weight_rows(columns)
             full_rows = tiles.upcast("full weight", weight_rows)
             d_weight = torch.zeros_like(full_rows) if self.weight is not None else None
             for block, block_figures in zip(tiles.blocks, figures, strict=True):
-                d_logits = _logits_gradient(tiles, block, columns, weight_rows, block_figures)
+                d_logits = self.logits_gradient(block, columns, weight_rows, block_figures)
                 if self.hidden is not None:
                     self.hidden[block.start : block.stop] += (d_logits @ full_rows)[: block.rows]
                 if d_weight is not None:
@@ -90,22 +90,20 @@ class HeadGradient:
             if self.weight is not None and d_weight is not None:
                 self.weight[columns] = d_weight
 
-
-def _logits_gradient(
-    tiles: LogitTiles, block: RowBlock, columns: slice, weight_rows: Tensor, figures: RowFigures
-) -> Tensor:
-    """(M, v) gradient at the products of hidden and weight (which is the bias' own), in scratch."""
-    products = tiles.products(block, weight_rows)
-    bias = None if tiles.bias is None else tiles.bias[columns]
-    slope = tiles.slope(products, bias, block.temperature)
-    log_p = tiles.transform_(products, bias, block.temperature).sub_(figures.logsumexp)
-    at_target = figures.at_target()
-    if figures.entropy is None:
-        gradient = log_p.exp_().mul_(-figures.of_logprob)
-    else:
-        p = torch.exp(log_p, out=tiles.scratch("spare", *log_p.shape))
-        gradient = log_p.clamp_(min=FAR_BELOW).add_(figures.entropy).mul_(figures.of_entropy)
-        gradient.add_(figures.of_logprob).mul_(p).neg_()
-    local = block.targets[:, None] - columns.start
-    put_where_inside(gradient, local, at_target)
-    return gradient.mul_(slope)
+    def logits_gradient(self, block: RowBlock, columns: slice, weight_rows: Tensor, figures: RowFigures) -> Tensor:
+        """(M, v) gradient at the products of hidden and weight (which is the bias' own), in scratch."""
+        tiles = self.tiles
+        products = tiles.products(block, weight_rows)
+        bias = None if tiles.bias is None else tiles.bias[columns]
+        slope = tiles.slope(products, bias, block.temperature)
+        log_p = tiles.transform_(products, bias, block.temperature).sub_(figures.logsumexp)
+        at_target = figures.at_target()
+        if figures.entropy is None:
+            gradient = log_p.exp_().mul_(-figures.of_logprob)
+        else:
+            p = torch.exp(log_p, out=tiles.scratch("spare", *log_p.shape))
+            gradient = log_p.clamp_(min=FAR_BELOW).add_(figures.entropy).mul_(figures.of_entropy)
+            gradient.add_(figures.of_logprob).mul_(p).neg_()
+        local = block.targets[:, None] - columns.start
+        put_where_inside(gradient, local, at_target)
+        return gradient.mul_(slope)

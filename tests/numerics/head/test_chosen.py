@@ -1,228 +1,136 @@
-"""Single tokens out of a row: the k best, asked ids, and the mass outside both, against float64 over the whole vocabulary.
-
-Run as it is for the torch tiles, and by `triton/test_interpreted` once more for the kernels.
-"""
+"""Chosen log-probs and their tail, values and gradients, against float64 over the whole vocabulary."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
-from grpo_numerics import HeadScores, HeadSpec, score_rows
+from grpo_numerics.head.chosen import fused_chosen_logprobs
+from grpo_numerics.head.spec import HeadSpec
 from torch import Tensor
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
-
-INF = math.inf
-# Two fp32 sums of products of this size, and one rounding of a logit up to 50.
-TOLERANCE = 8 * 50 * torch.finfo(torch.float32).eps
+R, D, V = 37, 24, 301
 
 
-def random_head(rows: int, dim: int, vocab: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    hidden, weight = (torch.randn(shape, generator=generator) for shape in ((rows, dim), (vocab, dim)))
-    return hidden.to(dtype), weight.to(dtype), torch.randint(vocab, (rows,), generator=generator)
+def inputs(dtype: torch.dtype, scale: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    hidden = (torch.randn(R, D, generator=g) * scale).to(dtype).requires_grad_()
+    weight = torch.randn(V, D, generator=g).to(dtype).requires_grad_()
+    ids = torch.stack([torch.randperm(V, generator=g)[:6] for _ in range(R)])
+    ids[3, 2:] = -1
+    ids[4] = ids[4, 0]  # one id six times
+    ids[5, :2] = -1
+    ids[6] = torch.tensor([7, 9, 7, -1, 9, 11])
+    return hidden, weight, ids
 
 
-def whole(hidden: Tensor, weight: Tensor, spec: HeadSpec | None = None, normalizer: str = "softmax") -> Tensor:
-    """(R, V) log-probs in float64."""
-    z = hidden.double() @ weight.double().T
-    if spec is not None:
-        z = (z if spec.bias is None else z + spec.bias.double()) * spec.logit_scale
-        z = z if spec.softcap is None else spec.softcap * torch.tanh(z / spec.softcap)
-    return (z.sign() * z.abs().log1p() if normalizer == "stablemax" else z).log_softmax(-1)
+def oracle(
+    hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float, spec: HeadSpec, symlog: bool
+) -> tuple[Tensor, Tensor]:
+    z = hidden.double() @ weight.double().t()
+    if spec.bias is not None:
+        z = z + spec.bias.double()
+    z = z * spec.logit_scale
+    if spec.softcap is not None:
+        z = torch.tanh(z / spec.softcap) * spec.softcap
+    z = z / temperature
+    if symlog:
+        z = torch.sign(z) * torch.log1p(z.abs())
+    logp = z.log_softmax(-1)
+    chosen = torch.zeros_like(logp, dtype=torch.bool)
+    rows = torch.arange(len(ids))[:, None].expand_as(ids)
+    chosen[rows[ids >= 0], ids[ids >= 0]] = True
+    tail = logp.masked_fill(chosen, -math.inf).logsumexp(-1)
+    return logp.gather(1, ids.clamp(min=0)).masked_fill(ids < 0, -math.inf), tail
 
 
-def tail_outside(log_p: Tensor, ids: Tensor) -> Tensor:
-    """(R,) log of the mass outside ids (R, j)."""
-    rest = log_p.clone()
-    for row, taken in zip(rest, ids.tolist(), strict=True):
-        row[[i for i in taken if i >= 0]] = -INF
-    return rest.logsumexp(-1)
+SPECS = {
+    "plain": (HeadSpec(), 1.0, False),
+    "temperature": (HeadSpec(), 0.7, False),
+    "bias, scale, soft-cap": (HeadSpec(logit_scale=0.5, softcap=9.0), 1.3, False),
+    "stablemax": (HeadSpec(), 1.0, True),
+}
 
 
-def check_top(scores: HeadScores, log_p: Tensor, k: int, tolerance: float = TOLERANCE) -> None:
-    assert scores.top_ids is not None
-    assert scores.top_logprobs is not None
-    assert scores.top_ids.dtype == torch.int32
-    ids = scores.top_ids.long()
-    assert all(len(set(row)) == k for row in ids.tolist())
-    own = log_p.gather(1, ids)
-    torch.testing.assert_close(scores.top_logprobs.double(), own, rtol=1e-6, atol=tolerance)
-    torch.testing.assert_close(own, log_p.topk(k).values, rtol=1e-6, atol=tolerance)
-    assert (scores.top_logprobs[:, :-1] >= scores.top_logprobs[:, 1:]).all()
-    assert scores.top_tail is not None
-    torch.testing.assert_close(scores.top_tail.double(), tail_outside(log_p, ids), rtol=1e-6, atol=4 * tolerance)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize(
-    ("k", "vocab", "normalizer", "cap"),
-    [
-        (1, 700, "softmax", None),
-        (5, 700, "stablemax", None),
-        (20, 333, "softmax", 8.0),
-        (64, 700, "softmax", None),
-        (65, 700, "softmax", None),
-        (40, 40, "softmax", None),
-        (130, 130, "stablemax", 8.0),
-    ],
-)
-def test_the_best_and_the_mass_outside(
-    k: int, vocab: int, normalizer: Any, cap: float | None, dtype: torch.dtype
-) -> None:
-    hidden, weight, targets = random_head(5, 24, vocab, dtype)
-    spec = HeadSpec(torch.linspace(-1, 1, vocab), 0.8, cap)
-    want: Any = {"tail", "entropy", "rank", "logsumexp"}
-    scores = score_rows(hidden, weight, targets, spec=spec, normalizer=normalizer, want=want, top_k=k)
-    log_p = whole(hidden, weight, spec, normalizer)
-    check_top(scores, log_p, k)
-    torch.testing.assert_close(
-        scores.logprobs.double(), log_p.gather(1, targets[:, None])[:, 0], rtol=1e-6, atol=TOLERANCE
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_values_and_gradients(name: str, dtype: torch.dtype) -> None:
+    spec, temperature, symlog = SPECS[name]
+    hidden, weight, ids = inputs(dtype)
+    bias = None
+    if "bias" in name:
+        bias = torch.randn(V, generator=torch.Generator().manual_seed(5)).requires_grad_()
+        spec = HeadSpec(bias, spec.logit_scale, spec.softcap)
+    got = fused_chosen_logprobs(
+        hidden,
+        weight,
+        ids,
+        spec=spec,
+        temperature=temperature,
+        normalizer="stablemax" if symlog else "softmax",
+        tile=(16, 64),
     )
-    assert scores.entropy is not None
-    entropy = -(log_p.exp() * log_p).sum(-1)
-    torch.testing.assert_close(scores.entropy.double(), entropy, rtol=1e-6, atol=2 * TOLERANCE)
-    plain = score_rows(hidden, weight, targets, spec=spec, normalizer=normalizer, want={"rank"})
-    assert scores.rank is not None
-    assert plain.rank is not None
-    assert scores.rank.tolist() == plain.rank.tolist()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("k", [0, 8, 70])
-def test_asked_ids_in_any_order_repeated_or_none(k: int, dtype: torch.dtype) -> None:
-    hidden, weight, targets = random_head(20, 24, 500, dtype, seed=1)
-    best = whole(hidden, weight).argmax(-1)
-    ids = torch.stack(
-        [targets, best, torch.full_like(targets, 499), targets * 0, best, targets * 0 - 1, targets // 2], 1
+    want = oracle(hidden, weight, ids, temperature, spec, symlog)
+    there = ids >= 0
+    g = torch.Generator().manual_seed(1)
+    of_logprobs = torch.randn(R, ids.shape[1], generator=g, dtype=torch.float64) * there
+    of_tail = torch.randn(R, generator=g, dtype=torch.float64)
+    inputs_ = [hidden, weight] + ([bias] if bias is not None else [])
+    mine = torch.autograd.grad(
+        [got.logprobs[there], got.tail], inputs_, [of_logprobs[there].to(got.tail.dtype), of_tail.to(got.tail.dtype)]
     )
-    ids[3] = -1
-    want: Any = {"tail", "entropy", "logsumexp", "rank"}
-    scores = score_rows(hidden, weight, targets, want=want, top_k=k, token_ids=ids)
-    log_p = whole(hidden, weight)
-    expected = log_p.gather(1, ids.clamp(min=0)).masked_fill(ids < 0, -INF)
-    assert scores.token_logprobs is not None
-    assert scores.token_tail is not None
-    torch.testing.assert_close(scores.token_logprobs.double(), expected, rtol=1e-6, atol=TOLERANCE)
-    torch.testing.assert_close(scores.token_tail.double(), tail_outside(log_p, ids), rtol=1e-6, atol=4 * TOLERANCE)
-    assert torch.equal(
-        scores.token_logprobs[ids == targets[:, None]], scores.logprobs[(ids == targets[:, None]).nonzero()[:, 0]]
+    theirs = torch.autograd.grad([want[0][there], want[1]], inputs_, [of_logprobs[there], of_tail])
+    # fp32 logits of size |h| |w| D carry D eps of error each; the gradient is linear in what it is given.
+    eps = 1e-12 if dtype == torch.float64 else 2e-5
+    torch.testing.assert_close(got.logprobs[there].double(), want[0][there].detach(), rtol=eps, atol=eps)
+    torch.testing.assert_close(got.tail.double(), want[1].detach(), rtol=eps, atol=eps)
+    rounding = {torch.float32: 0.0, torch.float64: 0.0, torch.bfloat16: 2.0**-8}[dtype]
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(
+            a.double(), b.double(), rtol=rounding + eps, atol=(rounding + 10 * eps) * float(b.abs().max())
+        )
+    assert torch.all(got.logprobs[~there] == -math.inf)
+
+
+def test_a_tail_that_is_tiny_keeps_its_precision_and_its_gradient() -> None:
+    hidden, weight, _ = inputs(torch.float32, scale=12.0)
+    best = (hidden @ weight.t()).topk(6).indices.detach()
+    got = fused_chosen_logprobs(hidden, weight, best)
+    want = oracle(hidden, weight, best, 1.0, HeadSpec(), symlog=False)
+    assert want[1].min() < math.log(1e-12)
+    # The logits are some 200 large; their fp32 error is the tail's.
+    torch.testing.assert_close(got.tail.double(), want[1].detach(), rtol=0, atol=1e-3)
+    (mine,) = torch.autograd.grad(got.tail.sum(), hidden)
+    (theirs,) = torch.autograd.grad(want[1].sum(), hidden)
+    torch.testing.assert_close(mine.double(), theirs.double(), rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+
+
+def test_the_whole_vocabulary_leaves_no_tail() -> None:
+    hidden, weight, _ = inputs(torch.float64)
+    ids = torch.arange(V).expand(R, V)
+    got = fused_chosen_logprobs(hidden, weight, ids)
+    assert torch.all(got.tail == -math.inf)
+    (mine,) = torch.autograd.grad(
+        (got.logprobs.exp() * got.logprobs).sum() + got.tail.nan_to_num(neginf=0.0).sum(), hidden
     )
-    if k:
-        check_top(scores, log_p, k)
-        assert scores.top_logprobs is not None
-        asked_best = scores.token_logprobs[:, 1]
-        assert torch.equal(asked_best[ids[:, 1] >= 0], scores.top_logprobs[:, 0][ids[:, 1] >= 0])
-    plain = score_rows(hidden, weight, targets, want={"entropy", "logsumexp"})
-    for name in ("logprobs", "entropy", "logsumexp"):
-        torch.testing.assert_close(getattr(scores, name), getattr(plain, name), rtol=1e-6, atol=TOLERANCE)
+    (theirs,) = torch.autograd.grad((lambda p: (p.exp() * p).sum())((hidden @ weight.t()).log_softmax(-1)), hidden)
+    torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
 
 
-def test_no_ids_at_all_leave_everything_outside() -> None:
-    hidden, weight, targets = random_head(3, 8, 50, torch.float32)
-    scores = score_rows(hidden, weight, targets, want={"tail"}, token_ids=torch.zeros(3, 0, dtype=torch.int64))
-    assert scores.token_logprobs is not None
-    assert scores.token_logprobs.shape == (3, 0)
-    assert scores.token_tail is not None
-    torch.testing.assert_close(scores.token_tail, torch.zeros(3), rtol=0, atol=1e-6)
+def test_a_masked_row_reaches_no_gradient() -> None:
+    hidden, weight, ids = inputs(torch.float32)
+    with torch.no_grad():
+        hidden[2] = math.nan
+    got = fused_chosen_logprobs(hidden, weight, ids)
+    keep = torch.ones(R, dtype=torch.bool)
+    keep[2] = False
+    (mine,) = torch.autograd.grad(torch.where(keep, got.tail, 0.0).sum(), hidden)
+    assert mine.isfinite().all()
+    assert (mine[2] == 0).all()
 
 
-@pytest.mark.parametrize("k", [4, 80])
-def test_worst_order_every_token_better_than_all_before(k: int) -> None:
-    weight = torch.linspace(-20, 20, 900)[:, None]
-    scores = score_rows(torch.ones(1, 1), weight, torch.tensor([3]), want={"tail"}, top_k=k)
-    assert scores.top_ids is not None
-    assert scores.top_ids.tolist() == [list(range(899, 899 - k, -1))]
-    check_top(scores, whole(torch.ones(1, 1), weight), k)
-
-
-@pytest.mark.parametrize("k", [6, 70])
-def test_masked_tokens_are_the_last_of_the_best(k: int) -> None:
-    bias = torch.full((200,), -INF)
-    bias[[150, 7, 90]] = torch.tensor([3.0, 2.0, 2.0])
-    spec = HeadSpec(bias)
-    ids = torch.tensor([[150, 0, 7, 90]])
-    scores = score_rows(
-        torch.zeros(1, 4), torch.zeros(200, 4), torch.tensor([90]), spec=spec, want={"tail"}, top_k=k, token_ids=ids
-    )
-    assert scores.top_ids is not None
-    assert scores.top_ids[0, :3].tolist() == [150, 7, 90]
-    assert len(set(scores.top_ids[0].tolist())) == k
-    assert scores.top_logprobs is not None
-    assert scores.top_logprobs[0, 3:].eq(-INF).all()
-    assert scores.token_logprobs is not None
-    assert scores.token_logprobs[0, 1] == -INF
-    for tail in (scores.top_tail, scores.token_tail):
-        assert tail is not None
-        assert tail.tolist() == [-INF]
-
-
-@pytest.mark.parametrize("lead", [5.0, 12.0, 27.0])
-def test_a_tiny_tail_keeps_its_precision(lead: float) -> None:
-    """Mass down to 1e-12 outside, where one minus the rest is nothing but rounding."""
-    weight = torch.zeros(300, 1)
-    weight[[5, 200]] = lead
-    ids = torch.tensor([[200, 5]])
-    scores = score_rows(torch.ones(1, 1), weight, torch.tensor([5]), want={"tail"}, top_k=2, token_ids=ids)
-    expected = math.log(298) - math.log(2 * math.exp(lead) + 298)
-    for tail in (scores.top_tail, scores.token_tail):
-        assert tail is not None
-        assert tail.item() == pytest.approx(expected, abs=1e-5)
-
-
-def test_a_target_that_is_the_best_is_told_alike_by_all() -> None:
-    hidden, weight, _ = random_head(40, 24, 300, torch.float32, seed=2)
-    targets = whole(hidden, weight).argmax(-1)
-    for k in (1, 66):
-        scores = score_rows(hidden, weight, targets, want={"rank"}, top_k=k, token_ids=targets[:, None])
-        assert scores.rank is not None
-        assert scores.top_ids is not None
-        assert scores.top_logprobs is not None
-        assert scores.token_logprobs is not None
-        assert scores.rank.eq(0).all()
-        assert torch.equal(scores.top_ids[:, 0].long(), targets)
-        assert torch.equal(scores.top_logprobs[:, 0], scores.logprobs)
-        assert torch.equal(scores.token_logprobs[:, 0], scores.logprobs)
-
-
-@pytest.mark.parametrize("k", [3, 70])
-def test_a_row_without_distribution_is_nan_and_it_alone(k: int) -> None:
-    hidden, weight, targets = random_head(6, 8, 100, torch.float32)
-    ids = torch.stack([targets, targets // 2], 1)
-    asked: Any = {"want": {"tail"}, "top_k": k, "token_ids": ids}
-    clean = score_rows(hidden, weight, targets, **asked)
-    hidden[1, 2], hidden[4] = math.nan, INF
-    scores = score_rows(hidden, weight, targets, **asked)
-    bad = torch.tensor([False, True, False, False, True, False])
-    for name in ("top_logprobs", "token_logprobs", "top_tail", "token_tail", "logprobs"):
-        values, before = getattr(scores, name), getattr(clean, name)
-        assert values[bad].isnan().all(), name
-        assert torch.equal(values[~bad], before[~bad]), name
-    assert scores.top_ids is not None
-    assert 0 <= int(scores.top_ids.min()) <= int(scores.top_ids.max()) < 100
-
-
-@pytest.mark.parametrize("k", [0, 10, 70])
-def test_bits_of_a_row_do_not_depend_on_its_company(k: int) -> None:
-    hidden, weight, targets = random_head(70, 32, 400, torch.float32, seed=3)
-    ids = torch.stack([targets // 2, targets, targets // 3], 1)
-    want: Any = {"tail", "entropy"}
-
-    def scored(rows: slice) -> HeadScores:
-        return score_rows(hidden[rows], weight, targets[rows], want=want, top_k=k, token_ids=ids[rows])
-
-    together, names = scored(slice(0, 70)), ["logprobs", "entropy", "token_logprobs", "token_tail"]
-    names += ["top_ids", "top_logprobs", "top_tail"] if k else []
-    for rows in (slice(3, 4), slice(60, 66)):
-        alone = scored(rows)
-        for name in names:
-            assert torch.equal(getattr(alone, name), getattr(together, name)[rows]), name
-
-
-def test_a_tail_of_nothing_is_refused() -> None:
-    hidden, weight, targets = random_head(2, 8, 30, torch.float32)
-    with pytest.raises(ValueError, match="tail is the mass outside top_k or token_ids"):
-        score_rows(hidden, weight, targets, want={"tail"})
+def test_ids_must_be_a_table() -> None:
+    hidden, weight, ids = inputs(torch.float32)
+    with pytest.raises(ValueError, match="token_ids must be"):
+        fused_chosen_logprobs(hidden, weight, ids[:, 0])

@@ -3,6 +3,7 @@
     grpo           the policy term and its averages, the KL, the rollout correction
     advantages     what each completion earned beside its group
     regularizers   entropy bonus, mask of the uncertain tokens, KL inside the reward
+    distillation   divergences from a teacher that tells a few log-probs a position
     objective      all of it together, as a run's configuration says
     masks          masks and figures as callers give them
 

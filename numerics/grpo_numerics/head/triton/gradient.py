@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 from torch import Tensor
@@ -28,7 +30,7 @@ class TritonGradient(HeadGradient):
         self._accumulate_blocks = accumulate_blocks(dtype, tiles.capability)
         self._scratch = tiles.weight.new_empty(self._height, SLICE, dtype=gradient_dtype(dtype))
 
-    def accumulate(self, figures: list[RowFigures]) -> None:
+    def accumulate(self, figures: Sequence[RowFigures]) -> None:
         """One pass over all tiles. figures: of each row block."""
         tiles = self._triton
         for start in range(0, tiles.vocab, SLICE):
