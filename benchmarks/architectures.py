@@ -1,7 +1,8 @@
-"""Every causal language model of the installed transformers, built tiny: which tier serves it, how far from its own forward.
+"""Every language model of the installed transformers, those that see as well, built tiny: which tier serves it, how exactly.
 
-    python -m benchmarks.architectures                    all of them, some ten minutes on one core
+    python -m benchmarks.architectures                    all of them, some twenty minutes on one core
     python -m benchmarks.architectures gemma2 qwen3_next
+    python -m benchmarks.architectures --markdown docs/results/architectures.md
 
 One small config for all: where an architecture needs other figures than these, no model can be built, or its own forward
 fails, and the line says so. What it shows is that nothing that is served is wrong.
@@ -12,6 +13,9 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +25,11 @@ from grpo_server.engine.loading import Loaded
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 VOCAB = 257
 SMALL = dict(
@@ -30,6 +37,11 @@ SMALL = dict(
     num_key_value_heads=2, head_dim=16, max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2,
 )  # fmt: skip
 EXPERTS = dict(num_experts=4, num_local_experts=4, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+# Of the eye of a model that sees as well; it has nothing to do here but to be there.
+EYE = dict(
+    hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14, depth=1,
+    num_heads=2, out_hidden_size=64, embed_dim=32, mlp_ratio=1,
+)  # fmt: skip
 # Parts that the common config does not reach keep their full size: vision towers, embeddings for each layer.
 MAX_PARAMETERS = 20_000_000
 # Two fp32 forwards that sum in different order.
@@ -44,12 +56,12 @@ def tiny(kind: str) -> PreTrainedModel:
     """Random weights, wide enough that a wrong mask would show. Raises NotBuilt."""
     torch.manual_seed(0)
     try:
-        config = CONFIG_MAPPING[kind](**SMALL, **EXPERTS)
+        config, factory = small_config(kind)
         with torch.device("meta"):
-            size = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+            size = sum(p.numel() for p in factory.from_config(config).parameters())
         if size > MAX_PARAMETERS:
             raise NotBuilt(f"{size / 1e6:.0f} million parameters")
-        model = AutoModelForCausalLM.from_config(config)
+        model = factory.from_config(config)
     except NotBuilt:
         raise
     except Exception as error:  # each architecture refuses a config that does not fit in its own way
@@ -59,6 +71,26 @@ def tiny(kind: str) -> PreTrainedModel:
             if parameter.dim() > 1:
                 parameter.mul_(2.0 if "embed" in name else 4.0)
     return model.eval().requires_grad_(False)
+
+
+def small_config(kind: str) -> tuple[Any, Any]:
+    """The common config for this architecture, and the class that builds it; of a model that sees, text and vision apart."""
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return CONFIG_MAPPING[kind](**SMALL, **EXPERTS), AutoModelForCausalLM
+    plain = CONFIG_MAPPING[kind]()
+    text, eye = plain.get_text_config(decoder=True), getattr(plain, "vision_config", None)
+    parts: dict[str, Any] = {"text_config": {"model_type": text.model_type, **SMALL, **EXPERTS}}
+    if "mrope_section" in str(getattr(text, "rope_parameters", None)) or kind.startswith("qwen2"):
+        parts["text_config"]["rope_parameters"] = {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "mrope_section": [2, 3, 3],
+        }
+    if eye is not None:
+        known = eye.to_dict()
+        small = {name: value for name, value in EYE.items() if name in known}
+        parts["vision_config"] = {"model_type": eye.model_type, **small}
+    return CONFIG_MAPPING[kind](**parts), AutoModelForImageTextToText
 
 
 def questions() -> list[Piece]:
@@ -102,23 +134,38 @@ def outcome(kind: str) -> tuple[str, str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    known = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES})
     parser.add_argument("kinds", nargs="*", metavar="ARCHITECTURE", help="as transformers calls it; default: all")
-    kinds = parser.parse_args().kinds or known
+    parser.add_argument("--markdown", type=Path, help="write the table to this file")
+    asked = parser.parse_args()
+    kinds = asked.kinds or known
     if unknown := sorted(set(kinds) - set(known)):
-        parser.error(f"transformers has no causal language model called {', '.join(unknown)}")
+        parser.error(f"transformers has no language model called {', '.join(unknown)}")
     warnings.filterwarnings("ignore")  # of the architectures' own making
     logging.disable(logging.ERROR)
     torch.set_num_threads(1)
     table = Table("architecture", "tier", "bitwise", "largest |difference|, or why not")
     counts: dict[str, int] = {}
+    rows: list[tuple[str, str, str, str]] = []
     for kind in track(kinds, description="architectures"):
         tier, bitwise, difference = outcome(kind)
         counts[tier] = counts.get(tier, 0) + 1
-        table.add_row(kind, tier, bitwise, " ".join(difference.split())[:120])
+        rows.append((kind, tier, bitwise, " ".join(difference.split())[:120]))
+        table.add_row(*rows[-1])
     console = Console()
     console.print(table)
     console.print(counts)
+    if asked.markdown is not None:
+        asked.markdown.write_text(as_markdown(rows), encoding="utf-8")
+
+
+def as_markdown(rows: Sequence[tuple[str, str, str, str]]) -> str:
+    """What is served, as a table, and what was not built with the common config, in one line: that says nothing about it."""
+    built = [row for row in rows if row[1] != "not built"]
+    left = [row[0] for row in rows if row[1] == "not built"]
+    lines = ["| architecture | tier | bitwise | largest difference in nats, or why not |", "|---|---|---|---|"]
+    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in built]
+    return "\n".join([*lines, "", f"Not built from the common config: {', '.join(left) or 'none'}.", ""])
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from grpo_client.validation.request import check_request
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ReferenceReplaced, ServiceError
 from grpo_server.lifecycle import Service
+from grpo_server.media import refuse_media
 from grpo_server.scheduler.weight import is_large
 from grpo_server.text.requests import no_tokenizer
 from grpo_server.text.tokenizing import tokenize_request
@@ -104,10 +105,12 @@ class Scoring:
         )
 
     async def score_checked(self, request: ScoreRequest, by: Hosted) -> ScoreResult:
-        """Queue and compute what was held against `by` already, which alone may answer. Raises ServiceError for what cannot be
-        served now, ReferenceReplaced when another hosts."""
+        """Queue and compute what was held against `by` already, which alone may answer. Raises ServiceError for images and for
+        what cannot be served now, ReferenceReplaced when another hosts."""
         if by.info != self.hosted.info:
             raise ReferenceReplaced
+        if by.media:
+            await self._service.in_codec(refuse_media, request, by.media)
         result = await self._service.scheduler.submit(request)
         if result.reference != by.info:
             raise ReferenceReplaced

@@ -77,6 +77,16 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     )
 
 
+def media_tokens(config: PretrainedConfig) -> dict[int, str]:
+    """The ids that a model replaces by what it sees or hears, and which of the two: alone they say nothing."""
+    found: dict[int, str] = {}
+    for medium in ("image", "video", "audio"):
+        for name in (f"{medium}_token_id", f"{medium}_token_index"):
+            if isinstance(token := getattr(config, name, None), int) and token >= 0:
+                found[token] = medium
+    return found
+
+
 def _token_bytes(config: PretrainedConfig, element: int) -> int:
     """Residual stream, norm and attention output; queries, keys and values before and after rotary; gate, up and product."""
     hidden = int(config.hidden_size)

@@ -7,8 +7,8 @@ score them. Pieces of many requests share a batch, in any mix of temperatures, n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -48,10 +48,12 @@ class PieceScores:
 @dataclass(frozen=True, slots=True)
 class Hosted:
     """A reference as one value, which changes as a whole: its identity, and the tokenizer that its fingerprint covers (a
-    transformers tokenizer, used as `grpo_server.text.requests.Tokenizer` says; None where the model came without one)."""
+    transformers tokenizer, used as `grpo_server.text.requests.Tokenizer` says; None where the model came without one).
+    media: ids that stand for what is not text, and what for ("image", "video", "audio"); they cannot be scored."""
 
     info: ReferenceInfo
     tokenizer: Any
+    media: Mapping[int, str] = field(default_factory=lambda: {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from grpo_client.protocol import ReferenceInfo
 from grpo_numerics import score_rows
 from transformers import PreTrainedTokenizerBase
 
-from .anatomy import anatomy
+from .anatomy import anatomy, media_tokens
 from .bits import prepare_ground
 from .config import BatchLimits, EngineConfig, mode_on
 from .contract import BatchScores, Hosted, OutOfMemory, Piece, PieceScores, Tally
@@ -90,7 +90,7 @@ class TorchEngine:
         self._model, self._parts, self._device = model, parts, device
         self._forward, self._head, self._limits = chosen.forward, chosen.head, limits
         self._price = price
-        self._hosted = Hosted(info, loaded.tokenizer)
+        self._hosted = Hosted(info, loaded.tokenizer, media_tokens(model.config))
 
     @property
     def hosted(self) -> Hosted:

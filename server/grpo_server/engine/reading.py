@@ -18,8 +18,21 @@ from grpo_client.models.files import UnusableModel, holds_weights
 from grpo_client.models.reading import Reading
 from grpo_numerics.checkpoint.gguf import require_all_read
 from grpo_numerics.checkpoint.loaded import REPORT, WeightsError, require_whole
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+)
 from transformers.utils.peft_utils import find_adapter_config_file
+
+from .quantised import check_quantised
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +82,7 @@ def read_tokenizer(sources: Sequence[ModelSource], common: Mapping[str, str | bo
 
 def _read_whole(source: ModelSource, options: Mapping[str, Any]) -> PreTrainedModel:
     with Reading(source.path, source.gguf_file):
-        read: Any = AutoModelForCausalLM.from_pretrained(source.path, **REPORT, **_gguf(source), **options)
+        read: Any = _class_for(source, options).from_pretrained(source.path, **REPORT, **_gguf(source), **options)
     model, report = read
     if source.gguf_file:
         _forget_gguf(model)
@@ -77,6 +90,21 @@ def _read_whole(source: ModelSource, options: Mapping[str, Any]) -> PreTrainedMo
     _all_here(model)
     require_whole(model, report)
     return model
+
+
+def _class_for(source: ModelSource, options: Mapping[str, Any]) -> Any:
+    """A causal language model, or one that sees images as well, whose text is scored. Raises UnusableModel for weights in a
+    quantised format that nobody here can read."""
+    if source.gguf_file:
+        return AutoModelForCausalLM
+    known = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
+    config: Any = AutoConfig.from_pretrained(source.path, **known)
+    check_quantised(config)
+    kind = type(config)
+    comes_with_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if comes_with_code or kind in MODEL_FOR_CAUSAL_LM_MAPPING or kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForCausalLM
+    return AutoModelForImageTextToText
 
 
 def _adapter_config(path: str, common: Mapping[str, Any]) -> dict[str, Any] | None:
