@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := sorted(set(asked.stages) - set(STAGES)):
         parser.error(f"there is no stage called {', '.join(unknown)}; there are {', '.join(STAGES)}")
     if asked.within is not None:
+        environment.set_environment(STAGES[asked.stages[0]].mode)  # before CUDA starts: workspaces, allocator
         return here(STAGES[asked.stages[0]], asked.device, asked.tiny, asked.within, _tell)
     tell = telling(asked.out)
     start, failed = time.monotonic(), []
@@ -85,7 +86,6 @@ def apart(process: Sequence[str], stage: str, limit_s: float, tell: Tell) -> int
 
 def here(stage: Stage, device: str, tiny: bool, limit_s: float, tell: Tell) -> int:
     """Run a stage in this process. What it raises is its last line: whatever a device can do to it is an answer."""
-    environment.prepare("fast")  # before CUDA starts: workspaces, allocator
     from .bench import Bench
 
     start = time.monotonic()

@@ -17,8 +17,8 @@ from .stages import Line
 
 def run(bench: Bench) -> Iterator[Line]:
     model = random_model(bench)
-    fast = speed(bench, engine_of(model, "fast"), piece_of(bench), times=3)
-    engine = engine_of(model, "invariant")
+    fast = speed(bench, engine_of(bench, model, "fast"), piece_of(bench), times=3)
+    engine = engine_of(bench, model, "invariant")
     yield {"what": "claim", "mode": engine.info.mode, "bitwise": engine.info.bitwise, "tier": engine.info.tier}
     yield {"what": "bits", **compare(bench, engine)}
     line = speed(bench, engine, piece_of(bench), times=3)

@@ -28,7 +28,7 @@ def run(bench: Bench) -> Iterator[Line]:
     model = random_model(bench)
     yield {"what": "weights", "seconds": figure(time.perf_counter() - start), "gib": bench.peak_gib()}
     start = time.perf_counter()
-    engine = engine_of(model, "fast")
+    engine = engine_of(bench, model, "fast", fused_layers=False)
     yield {"what": "start", "seconds": figure(time.perf_counter() - start), "tier": engine.info.tier}
     piece = piece_of(bench)
     scores = engine.compute(engine.prepare([piece])).pieces[0].logprobs
@@ -42,6 +42,13 @@ def run(bench: Bench) -> Iterator[Line]:
     yield {**line, "peak_gib": bench.peak_gib(), "mean_difference_nats": figure(float(differences.mean()))}
     with without_the_kernel():
         yield {"what": "old path", **speed(bench, engine, piece, times=1)}
+    fused = engine_of(bench, model, "fast")
+    yield {"what": "layers fused", **speed(bench, fused, piece), "parts": patched(model)}
+
+
+def patched(model: PreTrainedModel) -> int:
+    """Modules that compute something else than their class says."""
+    return sum("forward" in vars(module) for module in model.modules())
 
 
 def rate(bench: Bench, ms: float) -> float:

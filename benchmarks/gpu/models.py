@@ -35,9 +35,11 @@ def random_model(bench: Bench) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def engine_of(model: PreTrainedModel, mode: Mode) -> TorchEngine:
-    """The service's engine around it, probed as at a start."""
-    return TorchEngine(EngineConfig(model="random", mode=mode), Loaded(model, None, None))  # pyright: ignore[reportArgumentType]
+def engine_of(bench: Bench, model: PreTrainedModel, mode: Mode, *, fused_layers: bool = True) -> TorchEngine:
+    """The service's engine around it, probed as at a start; its batch holds the whole group."""
+    rows = bench.shape.client_tokens
+    config = EngineConfig(model="random", mode=mode, max_batch_tokens=rows, fused_layers=fused_layers)
+    return TorchEngine(config, Loaded(model, None, None))  # pyright: ignore[reportArgumentType]
 
 
 def piece_of(bench: Bench, seed: int = 0) -> Piece:

@@ -73,6 +73,11 @@ class ServerConfig(BaseSettings):
     )
     dtype: DType = Field("auto", description="auto: float32 in exact mode, else bfloat16 where it is faster.")
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto: a GPU if there is one.")
+    fused_layers: bool = Field(
+        True,
+        description="On a GPU: norms, rotary embeddings and SwiGLU by Liger-Kernel, or each layer compiled by torch, where the "
+        "start-up probe finds the same scores.",
+    )
     device_map: str | None = Field(
         None, description='"auto" spreads a model that does not fit one device over all of them.'
     )
@@ -203,6 +208,7 @@ class ServerConfig(BaseSettings):
             tensor_parallel=self.tensor_parallel,
             max_batch_tokens=self.max_batch_tokens,
             max_batch_bytes=self.max_batch_bytes,
+            fused_layers=self.fused_layers,
         )
 
     def scheduler(self, batch: BatchLimits) -> SchedulerLimits:

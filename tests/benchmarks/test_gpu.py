@@ -73,6 +73,17 @@ def test_model() -> None:
     assert len(by_name["profile"]["device_ms"]) == 10
     assert by_name["new path"]["client_tokens_per_s"] > 0
     assert by_name["old path"]["client_tokens_per_s"] > 0
+    assert by_name["layers fused"]["parts"] == 0  # on a CPU there is nothing to fuse
+
+
+def test_invariance() -> None:
+    claim, bits, cost = ran("invariance")
+    assert claim["mode"] == "invariant"
+    assert cost["times_fast"] > 0
+    assert (
+        claim["bitwise"] == all(value for name, value in bits.items() if isinstance(value, bool))
+        or not claim["bitwise"]
+    )
 
 
 @pytest.mark.timeout(600)  # a server of its own

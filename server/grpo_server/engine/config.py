@@ -19,7 +19,8 @@ class EngineConfig:
     torch's choice. max_length: tokens of prompt + completion, None the model's own limit. tier: the best way of sharing prompts
     to try; the probe may still choose a lower one. tensor_parallel: this process is one of those that torchrun
     started, each with a slice of the model. served_name: the name in `/v1/reference`, None the model's. max_batch_tokens,
-    max_batch_bytes: of one forward pass; None: what suits the device and its free memory."""
+    max_batch_bytes: of one forward pass; None: what suits the device and its free memory. fused_layers: on a GPU, norms, rotary
+    embeddings and SwiGLU by kernels, or each layer compiled, where the scores stay right."""
 
     model: str
     revision: str | None = None
@@ -35,6 +36,7 @@ class EngineConfig:
     tensor_parallel: bool = False
     max_batch_tokens: int | None = None
     max_batch_bytes: int | None = None
+    fused_layers: bool = True
 
 
 @dataclass(frozen=True, slots=True)

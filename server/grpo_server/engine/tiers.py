@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from grpo_client.protocol import FloatArray
+from grpo_numerics.model_parts import same_scores
 from transformers import PreTrainedModel
 
 from .anatomy import Anatomy
@@ -15,8 +18,9 @@ from .bits import Ground, keeps_bits
 from .config import EngineConfig, Mode
 from .contract import Piece, PieceScores
 from .forwards import CachedForward, Forward, PackedForward, PlainForward
+from .fused_layers import keep_if_right, ways_on
 from .head_pass import Head, score_pieces
-from .probe import Comparison, check_scores, every_variant, probe_pieces
+from .probe import Comparison, Score, check_scores, every_variant, probe_pieces
 from .refusal import refusal
 
 log = logging.getLogger(__name__)
@@ -45,9 +49,8 @@ def choose(
         if comparison.right:
             log.info("scores by the %s path: within %.1e nats of the model itself", forward.tier, comparison.largest)
             score = _scorer(forward, parts, head)
-            return Choice(
-                forward, head, keeps_bits(ground, forward.tier, parts, score, pieces, comparison.logprobs, max_length)
-            )
+            bitwise = _settle(config, ground, forward, parts, score, pieces, comparison.logprobs, max_length)
+            return Choice(forward, head, bitwise)
         log.warning("the %s path is not right for %s: %s", forward.tier, type(model).__name__, comparison.note)
         why.append(f"{forward.tier}: {comparison.note}")
     raise refusal(model, parts, pieces, own, why)
@@ -58,6 +61,43 @@ def warm(chosen: Choice, parts: Anatomy, pieces: Sequence[Piece]) -> None:
     score = _scorer(chosen.forward, parts, chosen.head)
     for batch in every_variant(pieces, parts.vocab_size):
         score(batch)
+
+
+def _settle(
+    config: EngineConfig,
+    ground: Ground,
+    forward: Forward,
+    parts: Anatomy,
+    score: Score,
+    pieces: Sequence[Piece],
+    seen: Sequence[FloatArray],
+    max_length: int,
+) -> bool:
+    """Fuse the model's layers where its scores stay what they were seen to be, and keep their bits where that is promised.
+    Returns whether they keep them. seen: scores of the pieces that were found right."""
+
+    def bitwise(logprobs: Sequence[FloatArray]) -> bool:
+        return keeps_bits(ground, forward.tier, parts, score, pieces, logprobs, max_length)
+
+    kept = False
+
+    def right() -> bool:
+        nonlocal kept
+        found = [s.logprobs for s in score(pieces)]
+        if isinstance(forward, PackedForward) and forward.calls != parts.attention_layers:
+            return False
+        if not same_scores(np.concatenate(found), np.concatenate(seen), parts.weight.dtype):
+            return False
+        kept = bitwise(found)
+        return kept or ground.heights is None
+
+    if (
+        config.fused_layers
+        and not config.tensor_parallel
+        and keep_if_right(parts.body, ways_on(parts.device.type), right)
+    ):
+        return kept
+    return bitwise(seen)
 
 
 def _candidates(config: EngineConfig, mode: Mode, ground: Ground, parts: Anatomy, max_length: int) -> list[Any]:
