@@ -38,6 +38,7 @@ def random_model(bench: Bench) -> PreTrainedModel:
 def engine_of(bench: Bench, model: PreTrainedModel, mode: Mode, *, fused_layers: bool = True) -> TorchEngine:
     """The service's engine around it, probed as at a start; its batch holds the whole group."""
     rows = bench.shape.client_tokens
+    model.set_attn_implementation("sdpa")  # another engine may have left its own
     config = EngineConfig(model="random", mode=mode, max_batch_tokens=rows, fused_layers=fused_layers)
     return TorchEngine(config, Loaded(model, None, None))  # pyright: ignore[reportArgumentType]
 
