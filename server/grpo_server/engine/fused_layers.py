@@ -142,7 +142,8 @@ def _norm(module: nn.Module, kernels: Kernels) -> Callable[..., Any] | None:
 
 
 def _swiglu(module: nn.Module, kernels: Kernels) -> Callable[..., Any] | None:
-    gate, up, down = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
+    parts: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    gate, up, down = parts
     width, weight = getattr(gate, "in_features", None), getattr(gate, "weight", None)
     if not (
         isinstance(width, int) and isinstance(weight, Tensor) and callable(gate) and callable(up) and callable(down)

@@ -34,14 +34,16 @@ class Blocks:
     precision: Precision = "ieee"
 
 
-def product_blocks(dtype: torch.dtype, capability: tuple[int, int], *, elaborate: bool, crowded: bool) -> Blocks:
+def product_blocks(
+    dtype: torch.dtype, capability: tuple[int, int], *, elaborate: bool, crowded: bool, best: bool = False
+) -> Blocks:
     """For hidden times weight in scoring, operands of `dtype` as stored, on a GPU of this compute capability.
 
     elaborate: a soft-cap follows, whose elementwise arithmetic wants registers that a wide block takes. crowded: StableMax,
-    lists of the best or asked ids do, which want still more.
+    lists of the best or asked ids do, which want still more. best: lists of the best are among them.
     """
     if dtype == torch.float32:
-        return Blocks(64, 64, 32, warps=4, stages=2)
+        return Blocks(64, 64, 32, warps=8 if best else 4, stages=2)
     if capability[0] in _LARGE_SHARED_MEMORY:
         return Blocks(128, 64 if crowded else 128 if elaborate else 256, 64, warps=8, stages=3)
     return Blocks(128, 64 if crowded else 128, 32, warps=8, stages=4)

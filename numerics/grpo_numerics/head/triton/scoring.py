@@ -71,7 +71,10 @@ class _Scoring:
         """The sums over tiles, and (M,) how many of all logits are above the target's."""
         tiles, block, target = self.tiles, self.block, self.target
         crowded = tiles.normalizer == "stablemax" or self.best is not None or self.asked is not None
-        blocks = product_blocks(tiles.weight.dtype, tiles.capability, elaborate=tiles.elaborate, crowded=crowded)
+        best = self.best is not None
+        blocks = product_blocks(
+            tiles.weight.dtype, tiles.capability, elaborate=tiles.elaborate, crowded=crowded, best=best
+        )
         tile = vocabulary_tile(tiles.vocab, blocks.n, listed=self.listed)
         count, height = triton.cdiv(tiles.vocab, tile), block.height
         longest = 0 if self.best is None else self.best.keys.shape[1]
