@@ -145,9 +145,9 @@ def _swiglu(module: nn.Module, kernels: Kernels) -> Callable[..., Any] | None:
     parts: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     gate, up, down = parts
     width, weight = getattr(gate, "in_features", None), getattr(gate, "weight", None)
-    if not (
-        isinstance(width, int) and isinstance(weight, Tensor) and callable(gate) and callable(up) and callable(down)
-    ):
+    if not isinstance(width, int) or not isinstance(weight, Tensor):
+        return None
+    if not all(isinstance(part, nn.Module) for part in parts):
         return None
     x = _sample(width, weight)
     with torch.no_grad():
