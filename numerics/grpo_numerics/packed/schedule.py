@@ -124,10 +124,10 @@ class Schedule:
     def ahead(self, asked: Collection[Ask] = ()) -> None:
         """Work out what is surely needed, beside the thread that computes. asked: `plan.asked` of an earlier batch."""
         _ = self.inputs
-        if self.device.type == "cpu":
-            self.calls(None)  # full attention is in nearly every model
-        else:
+        if self.device.type != "cpu":
             self.plan.ahead(asked)
+        elif self.blocks is None:
+            self.calls(None)  # full attention is in nearly every model
 
     def calls(self, window: int | None) -> tuple[list[CausalCall], list[CrossCall]]:
         """Causal calls, then cross calls with parents before children. window: sliding window in tokens, or None."""

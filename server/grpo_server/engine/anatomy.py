@@ -29,7 +29,8 @@ class Anatomy:
     max_length: most tokens of prompt + completion. attention_layers: how many calls of attention one forward makes.
     token_bytes: activation bytes one token of a batch holds at the forward's peak. window: of sliding attention, 0 without.
     rotary_edge: see `model_parts`. widths: numbers a token in the tensors between two layers, as they lie on this process.
-    parameters: numbers in the body, as they lie on this process.
+    parameters: numbers in the body, as they lie on this process. heads: query heads, key heads and the size of one, in the
+    first layer.
     """
 
     body: nn.Module
@@ -43,6 +44,7 @@ class Anatomy:
     rotary_edge: int | None
     widths: tuple[int, ...]
     parameters: int
+    heads: tuple[int, int, int]
 
     @property
     def device(self) -> torch.device:
@@ -74,6 +76,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         rotary_edge=rotary_edge(config),
         widths=_widths(_products(body)),
         parameters=sum(_local(p).numel() for p in body.parameters()),
+        heads=_heads(layer_configs(config)[0]),
     )
 
 
@@ -90,12 +93,17 @@ def media_tokens(config: PretrainedConfig) -> dict[int, str]:
 def _token_bytes(config: PretrainedConfig, element: int) -> int:
     """Residual stream, norm and attention output; queries, keys and values before and after rotary; gate, up and product."""
     hidden = int(config.hidden_size)
-    heads = int(getattr(config, "num_attention_heads", None) or 1)
-    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-    head_dim = int(getattr(config, "head_dim", None) or hidden // heads)
+    heads, kv_heads, head_dim = _heads(config)
     inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * hidden
     inner = max(inner) if isinstance(inner, list | tuple) else int(inner)
     return element * (4 * hidden + 2 * (heads + 2 * kv_heads) * head_dim + 3 * inner)
+
+
+def _heads(config: PretrainedConfig) -> tuple[int, int, int]:
+    """Query heads, key heads, numbers a head."""
+    heads = int(getattr(config, "num_attention_heads", None) or 1)
+    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    return heads, kv_heads, int(getattr(config, "head_dim", None) or config.hidden_size // heads)
 
 
 def _products(body: nn.Module) -> tuple[Tensor, ...]:

@@ -31,6 +31,7 @@ from .mixing import check_mixable
 from .precision import pin, require_ieee
 from .pricing import measure
 from .probe import probe_pieces
+from .quickest import quickest_head
 from .tiers import choose, warm
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ class TorchEngine:
             if mode == "exact":
                 require_ieee(device)
             limits = self._limits or batch_limits(self._config, device, parts.token_bytes)
-            ground = prepare_ground(mode, parts, self._given_head, limits.tokens)
+            head = quickest_head(self._given_head, parts) if mode == "fast" else self._given_head
+            ground = prepare_ground(mode, parts, head, limits.tokens)
             chosen = choose(self._config, mode, model, parts, max_length, ground)
             rows = ground.heights.of if ground.heights is not None and chosen.forward.tier == "packed" else int
             price = measure(chosen.forward, device, parts, max_length, rows)

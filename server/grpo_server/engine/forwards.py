@@ -36,6 +36,7 @@ from .config import Tier
 from .contract import Piece, Tally
 from .head_pass import Questions
 from .heights import Heights
+from .quickest import stacked_attention
 from .tallies import Beginnings, EqualPrompts, EveryPiece
 
 
@@ -84,6 +85,7 @@ class PackedForward:
         self.model, self.parts, self.heights = model, parts, heights
         # of the thread that computes, which makes this object; `prepare` runs on another
         self.threads = torch.get_num_threads() if parts.device.type == "cpu" else 1
+        self.stacked = heights is None and stacked_attention(parts)
         self.calls = 0  # of attention in the last forward: the probe wants one per layer
         self.asked: frozenset[Ask] = frozenset()  # tables that its layers asked for
 
@@ -101,6 +103,7 @@ class PackedForward:
             rows=1 if self.heights is None else self.heights.step(layout.tokens),
             widths=self.parts.widths,
             threads=self.threads,
+            stacked=self.stacked,
         )
         schedule.ahead(self.asked)
         return Prepared(pieces, layout.targets, layout.tokens, _Stream(schedule, Parcel({"rows": layout.predict_rows})))

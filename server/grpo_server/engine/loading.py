@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from .config import EngineConfig, mode_on
+from .quickest import bfloat16_products
 from .reading import read_model, read_tokenizer
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def choose_device(asked: str) -> torch.device:
     return device
 
 
-def choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
+def choose_dtype(config: EngineConfig, device: torch.device, ranks: int = 1) -> torch.dtype:
     """float32 in exact mode, else bfloat16 where it is faster. Raises ValueError for exact with a half type."""
     mode = mode_on(config.mode, device.type)
     if config.dtype != "auto":
@@ -54,7 +55,7 @@ def choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
         return dtype
     if mode == "exact":
         return torch.float32
-    return torch.bfloat16 if _bfloat16_is_fast(device) else torch.float32
+    return torch.bfloat16 if _bfloat16_is_fast(device, ranks) else torch.float32
 
 
 def placement_on(device: torch.device, config: EngineConfig, source: ModelSource, ranks: int) -> dict[str, object]:
@@ -69,12 +70,14 @@ def placement_on(device: torch.device, config: EngineConfig, source: ModelSource
     return {"device_map": {"": device}}
 
 
-def _bfloat16_is_fast(device: torch.device) -> bool:
+def _bfloat16_is_fast(device: torch.device, ranks: int) -> bool:
     """Without matrix units for it a CPU multiplies bfloat16 several times slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    cpu = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
-    return cpu.startswith("AVX512") and cpu_has_avx512_bf16()
+    if device.type != "cpu":
+        return False
+    # processes that share a model must agree, and measurements need not
+    return bfloat16_products() if ranks == 1 else cpu_has_avx512_bf16()
 
 
 def load(config: EngineConfig, ranks: int = 1) -> Loaded:
@@ -83,7 +86,7 @@ def load(config: EngineConfig, ranks: int = 1) -> Loaded:
     Raises OSError or ValueError: not there, broken, or not fitting together.
     """
     device = choose_device(config.device)
-    dtype = choose_dtype(config, device)
+    dtype = choose_dtype(config, device, ranks)
     source = locate(config.model)
     placement = placement_on(device, config, source, ranks)
     unpacks_demo = config.model == DEMO and source.gguf_file is not None
