@@ -243,18 +243,3 @@ def test_compose_serves_and_offers_gpu_and_training() -> None:
     assert device["driver"] == "nvidia"
     assert services["train"]["profiles"] == ["train"]
     assert services["train"]["depends_on"] == {"server": {"condition": "service_healthy"}}
-
-
-@pytest.mark.parametrize("command", sorted(PYPROJECT["project"]["scripts"]))
-def test_every_command_says_which_version_it_is(command: str) -> None:
-    script = Path(sys.executable).with_name(command)
-    ran = subprocess.run([script, "--version"], capture_output=True, text=True, check=False)
-    assert (ran.returncode, ran.stdout.strip()) == (0, f"{command} {PYPROJECT['project']['version']}"), ran.stderr
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_every_package_says_which_version_it_is(package: str) -> None:
-    module = importlib.import_module(package)
-    assert module.__version__ == PYPROJECT["project"]["version"]
-    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
-        _ = module.nothing

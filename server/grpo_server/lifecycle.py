@@ -10,10 +10,9 @@ import gc
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from types import TracebackType
-from typing import ParamSpec, Self, TypeVar
+from typing import Self
 
 from grpo_client.protocol import ReferenceInfo
 
@@ -25,15 +24,11 @@ from grpo_server.observability import Metrics
 from grpo_server.scheduler import Scheduler
 from grpo_server.scheduler.door import Door, draining
 from grpo_server.stages import Stages
+from grpo_server.threads import Threads
 
 logger = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 RETRY_AFTER_LOADING_SECONDS = 2.0
-# Decoding and encoding of bodies: two, so that a body of 64 MB does not hold up a small one.
-CODEC_THREADS = 2
 # Letting go of the weights takes no time: a compute thread that has not done it by then is in the middle of something.
 SECONDS_TO_CLOSE = 2.0
 
@@ -83,10 +78,9 @@ class Service:
         self._scheduler: Scheduler | None = None
         self.door = Door()
         self._load_task: asyncio.Task[None] | None = None
-        self._compute_thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
-        self._prepare_thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
-        self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
-        self._codec_threads = ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="codec")
+        self._threads = Threads()
+        self.in_codec = self._threads.in_codec
+        self.in_tokenizer = self._threads.in_tokenizer
 
     async def __aenter__(self) -> Self:
         self._load_task = asyncio.create_task(self._load(), name="load the model")
@@ -102,16 +96,15 @@ class Service:
         if self._scheduler is not None:
             await self._scheduler.__aexit__(None, None, None)
         close = self._engine.close if self._engine is not None else _nothing
-        closed = asyncio.get_running_loop().run_in_executor(self._compute_thread, close)
+        closed = asyncio.get_running_loop().run_in_executor(self._threads.compute, close)
         await asyncio.wait([closed], timeout=SECONDS_TO_CLOSE)
         self.abandoned = not closed.done()
-        for thread in (self._codec_threads, self._tokenizer_thread, self._prepare_thread, self._compute_thread):
-            thread.shutdown(wait=False, cancel_futures=True)
+        self._threads.shut_down()
         gc.unfreeze()
 
     async def _load(self) -> None:
         """In the compute thread, as the whole life of the model; the event loop stays free for the probes."""
-        future = asyncio.get_running_loop().run_in_executor(self._compute_thread, self._loader)
+        future = asyncio.get_running_loop().run_in_executor(self._threads.compute, self._loader)
         await asyncio.wait([future])
         if (error := future.exception()) is not None:
             self._failure = f"the model could not be loaded: {error}"
@@ -133,9 +126,9 @@ class Service:
             engine,
             self.config.scheduler(engine.limits),
             door=self.door,
-            compute_thread=self._compute_thread,
-            prepare_thread=self._prepare_thread,
-            plan_threads=self._codec_threads,
+            compute_thread=self._threads.compute,
+            prepare_thread=self._threads.prepare,
+            plan_threads=self._threads.codec,
             listener=self.metrics,
         )
         self._scheduler = await scheduler.__aenter__()
@@ -220,17 +213,6 @@ class Service:
             f"the server is not ready yet ({self.progress}); come back soon",
             retry_after=RETRY_AFTER_LOADING_SECONDS,
         )
-
-    # --- threads --------------------------------------------------------------------------------------------------
-
-    async def in_codec(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run decoding or encoding of a body off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._codec_threads, lambda: work(*args, **kwargs))
-
-    async def in_tokenizer(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run tokenizer work off the event loop, in one thread only: tokenizers are not made to be shared. Not the thread
-        that lays batches out: no text holds up a client that sends ids."""
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizer_thread, lambda: work(*args, **kwargs))
 
     # --- changing the reference, ending ---------------------------------------------------------------------------
 

@@ -191,17 +191,17 @@ LARGE: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "OpenAI": (
         "/v1/completions",
         {"prompt": [[1, 2]] * MANY, "max_tokens": 0, "prompt_logprobs": 1},
-        ["_sequences._check", "_sequences._grouped", "_sequences._answers", "_strings.ids_shown"],
+        ["_sequences.check_sequences", "_sequences._grouped", "_sequences._answers", "_strings.ids_shown"],
     ),
     "SGLang": (
         "/generate",
         {"input_ids": [[1, 2]] * MANY, "return_logprob": True, "sampling_params": {"max_new_tokens": 0}},
-        ["sglang._plans", "_sequences._check", "_sequences._grouped", "_sequences._answers"],
+        ["sglang._plans", "_sequences.check_sequences", "_sequences._grouped", "_sequences._answers"],
     ),
     "TRL": (
         "/get_sequence_logprobs/",
         {"sequences": [[1, 2]] * MANY, "prompt_lengths": [1] * MANY, "top_logprobs": 1},
-        ["_sequences._check", "_sequences._grouped", "_sequences._answers"],
+        ["_sequences.check_sequences", "_sequences._grouped", "_sequences._answers"],
     ),
 }
 

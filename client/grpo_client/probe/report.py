@@ -16,9 +16,9 @@ _STYLES = {Outcome.PASS: "green", Outcome.DIFFERS: "yellow", Outcome.FAIL: "bold
 
 def as_table(title: str, results: Sequence[CheckResult]) -> Table:
     table = Table("check", "verdict", "largest", "mean", "note", title=title, title_justify="left")
-    for f in results:
-        figures = [f"{v:.1e}" if v is not None else "" for v in (f.largest, f.mean)]
-        table.add_row(f.check, Text(f.verdict.value, _STYLES[f.verdict]), *figures, Text(f.note))
+    for result in results:
+        figures = [f"{v:.1e}" if v is not None else "" for v in (result.largest, result.mean)]
+        table.add_row(result.check, Text(result.verdict.value, _STYLES[result.verdict]), *figures, Text(result.note))
     return table
 
 
@@ -29,10 +29,10 @@ def as_json(url: str, dialect: str, against: str, tolerance: float, results: Seq
         "against": against,
         "tolerance": tolerance,
         "passed": passed(results),
-        "results": [asdict(f) for f in results],
+        "findings": [asdict(result) for result in results],
     }
 
 
 def passed(results: Sequence[CheckResult]) -> bool:
     """No check failed. Different bits within the tolerance are shown and are no failure."""
-    return all(f.verdict is not Outcome.FAIL for f in results)
+    return all(result.verdict is not Outcome.FAIL for result in results)

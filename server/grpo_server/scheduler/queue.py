@@ -1,4 +1,4 @@
-"""The fair queue: deficit round robin over requests, in tokens.
+"""Which requests share a batch. The fair queue: deficit round robin over requests, in tokens.
 
 Each visit gives a request a quantum of tokens to spend; what it cannot spend yet it keeps. So a request of ten
 tokens is through after one round however large its neighbours are, a large one gets its share in every round, and

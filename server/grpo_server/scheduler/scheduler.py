@@ -1,7 +1,7 @@
 """From an accepted request to its answer: cache, cutting, admission, fair queue, batches, assembly.
 
 All state lives on one event loop and changes only between awaits, so there are no locks. What is computed runs in
-two threads, see `batcher`. The scheduler knows when to compute what; it knows neither HTTP nor tensors.
+two threads, see `engine_loop`. The scheduler knows when to compute what; it knows neither HTTP nor tensors.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from grpo_client.protocol import ScoreRequest, ScoreResult
 from grpo_server.engine.contract import Engine
 from grpo_server.errors import ReferenceReplaced
 from grpo_server.scheduler.admission import Admission
-from grpo_server.scheduler.batcher import Batcher
 from grpo_server.scheduler.cache import ResultCache, content_keys, request_key, result_keys
 from grpo_server.scheduler.door import Door, draining
+from grpo_server.scheduler.engine_loop import EngineLoop
 from grpo_server.scheduler.events import Listener, Silence
 from grpo_server.scheduler.intake import Plan, plan
 from grpo_server.scheduler.job import Job
@@ -77,7 +77,7 @@ class Scheduler:
         self.cache = ResultCache(limits.cache_bytes)
         self.door = door or Door()
         self._queue = FairQueue(limits.max_batch_tokens, limits.max_batch_bytes)
-        self._batcher = Batcher(
+        self._engine_loop = EngineLoop(
             engine,
             self._queue,
             self.admission,
@@ -92,7 +92,7 @@ class Scheduler:
         self._loop_task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._loop_task = asyncio.create_task(self._batcher.run(), name="batcher")
+        self._loop_task = asyncio.create_task(self._engine_loop.run(), name="feed the engine")
         return self
 
     async def __aexit__(
@@ -162,7 +162,7 @@ class Scheduler:
         self.door.let_in()
         if job.waiting:
             self._queue.add(job)
-            self._batcher.wake()
+            self._engine_loop.wake()
         else:
             job.done.set_result(job.answer(job.arrived))
         return job
@@ -174,7 +174,7 @@ class Scheduler:
 
     def _retire(self, job: Job) -> None:
         """Nobody waits for this job any more, for whatever reason."""
-        self._batcher.drop(job)
+        self._engine_loop.drop(job)
         self.admission.leave(job.host_bytes)
         self._jobs.discard(job)
         self.door.let_out()
@@ -202,4 +202,4 @@ class Scheduler:
 
     def _give_up(self) -> None:
         for job in list(self._jobs):
-            self._batcher.fail(job, draining("the server stopped before this request was computed"))
+            self._engine_loop.fail(job, draining("the server stopped before this request was computed"))

@@ -6,124 +6,26 @@ import base64
 import io
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from bigram_engine import BigramEngine
-from server_fakes import VOCAB, serving
-from test_open_inference import ARRAYS, as_json
-from test_simple_grpo import PLEN, upload
+from field_requests import (
+    IDS,
+    NEUTRAL,
+    OPENAI_SHAPING,
+    SHAPING,
+    figures,
+    legacy,
+    openai,
+    post,
+    refused,
+    sglang,
+    sglang_top,
+    vllm,
+)
+from server_fakes import VOCAB
 
 pytestmark = pytest.mark.anyio
-
-IDS = [20, 31, 42, 53, 20]
-
-# Values with which a sampling parameter says: the distribution as it is.
-NEUTRAL: dict[str, list[Any]] = {
-    "n": [1],
-    "top_p": [1, 1.0],
-    "top_k": [0, -1, 1 << 30],
-    "min_p": [0, 0.0],
-    "frequency_penalty": [0],
-    "presence_penalty": [0.0],
-    "repetition_penalty": [1.0],
-    "logit_bias": [{}],
-    "bad_words": [[]],
-    "stream": [False],
-    "custom_logit_processor": [[None]],
-    "response_format": [{"type": "text"}],
-    # of text that is not generated, and of how a server works
-    "seed": [7],
-    "stop": ["x", ["x"]],
-    "stop_token_ids": [[5]],
-    "ignore_eos": [True],
-    "skip_special_tokens": [False],
-    "priority": [3],
-    "cache_salt": ["salt"],
-    "user": ["me"],
-}
-SHAPING: dict[str, Any] = {
-    "n": 2,
-    "top_p": 0.9,
-    "top_k": 50,
-    "min_p": 0.1,
-    "typical_p": 0.5,
-    "frequency_penalty": 0.5,
-    "presence_penalty": -0.5,
-    "repetition_penalty": 1.1,
-    "logit_bias": {"5": 1.0},
-    "bad_words": ["x"],
-    "allowed_token_ids": [5],
-    "structured_outputs": {"choice": ["a"]},
-    "guided_choice": ["a"],
-    "guided_json": {"type": "object"},
-    "response_format": {"type": "json_object"},
-    "json_schema": "{}",
-    "regex": "a+",
-    "ebnf": "root",
-    "custom_params": {"a": 1},
-    "use_beam_search": True,
-    "stream": True,
-    "lora_path": "x",
-    "lora_request": {"name": "x"},
-}
-OPENAI_SHAPING = SHAPING | {
-    "best_of": 2,
-    "min_tokens": 1,
-    "suffix": "x",
-    "prompt_embeds": "AAAA",
-    "truncate_prompt_tokens": 0,
-    "top_logprobs": 3,
-}
-
-
-async def post(engine: BigramEngine, path: str, body: dict[str, Any], **settings: Any) -> httpx.Response:
-    async with serving(engine, **settings) as client:
-        return await client.post(path, json=body)
-
-
-async def openai(engine: BigramEngine, change: dict[str, Any], **settings: Any) -> httpx.Response:
-    body = {"prompt": IDS, "max_tokens": 1, "echo": True, "logprobs": 2, "prompt_logprobs": 1}
-    return await post(engine, "/v1/completions", body | change, **settings)
-
-
-async def vllm(engine: BigramEngine, change: dict[str, Any], **settings: Any) -> httpx.Response:
-    params = {"max_tokens": 1, "prompt_logprobs": 2} | change
-    return await post(
-        engine, "/inference/v1/generate", {"token_ids": IDS, "request_id": "r", "sampling_params": params}, **settings
-    )
-
-
-async def sglang(engine: BigramEngine, change: dict[str, Any], **settings: Any) -> httpx.Response:
-    return await sglang_top(engine, {"sampling_params": {"max_new_tokens": 1} | change}, **settings)
-
-
-async def sglang_top(engine: BigramEngine, change: dict[str, Any], **settings: Any) -> httpx.Response:
-    body = {"input_ids": IDS, "sampling_params": {"max_new_tokens": 1}, "return_logprob": True, "logprob_start_len": 0}
-    return await post(engine, "/generate", body | change, **settings)
-
-
-async def legacy(engine: BigramEngine, change: dict[str, Any], **settings: Any) -> httpx.Response:
-    body = {"sequences": [IDS], "prompt_lengths": [1]}
-    return await post(engine, "/get_sequence_logprobs/", body | change, **settings)
-
-
-def figures(response: httpx.Response) -> Any:
-    """The answer without what differs from one request to the next."""
-    assert response.status_code == 200, response.text
-    answer = response.json()
-    for varying in ("id", "created", "request_id"):
-        answer.pop(varying, None)
-    answer.get("meta_info", {}).pop("id", None)
-    return answer
-
-
-def refused(response: httpx.Response, param: str, status: int = 422) -> str:
-    assert response.status_code == status, response.text
-    error = response.json()["error"]
-    assert error["param"] == param, error
-    assert param.rpartition(".")[2] in error["message"]
-    return error["message"]
 
 
 @pytest.mark.parametrize("name", [*NEUTRAL, "temperature", "best_of", "min_tokens", "logprob_token_ids"])
@@ -291,69 +193,3 @@ async def test_what_would_take_a_row_of_ids_at_every_position_is_priced_before_i
     refused(await openai(engine, {"prompt": long, "logprob_token_ids": wide}), "prompt[0]", 413)
     refused(await openai(engine, {"bad_words": long}), "bad_words")
     refused(await sglang_top(engine, {"stream": long}), "stream")
-
-
-@pytest.mark.parametrize(
-    ("change", "param"),
-    [
-        ({"parameters": {"temperature": 2.0}}, "parameters.temperature"),
-        ({"parameters": {"token_ids": [1]}}, "parameters.token_ids"),
-        ({"parameters": {"top_p": 0.5}}, "parameters.top_p"),
-        (
-            {"outputs": [{"name": "logprobs", "parameters": {"classification": 3}}]},
-            "outputs[0].parameters.classification",
-        ),
-        (
-            {"outputs": [{"name": "logprobs", "parameters": {"shared_memory_region": "x"}}]},
-            "outputs[0].parameters.shared_memory_region",
-        ),
-    ],
-)
-async def test_open_inference_refuses_parameters_that_it_would_not_heed(
-    engine: BigramEngine, change: dict[str, Any], param: str
-) -> None:
-    response = await post(engine, "/v2/models/fake/infer", {**as_json(ARRAYS), **change})
-    assert response.status_code == 400, response.text
-    assert response.json()["param"] == param
-
-
-async def test_open_inference_takes_null_for_the_default(engine: BigramEngine) -> None:
-    plain = as_json(ARRAYS)
-    answer = figures(await post(engine, "/v2/models/fake/infer", plain))
-    nulls = {"id": None, "outputs": None, "parameters": None}
-    assert figures(await post(engine, "/v2/models/fake/infer", {**plain, **nulls})) == answer
-    settings = dict.fromkeys(["normalizer", "return", "top_k", "fingerprint", "binary_data_output"])
-    inputs = [{**tensor, "parameters": None} for tensor in plain["inputs"]]
-    body = {"inputs": inputs, "parameters": {**settings, "priority": 3}}
-    assert figures(await post(engine, "/v2/models/fake/infer", body)) == answer
-
-
-async def test_simple_grpo_takes_null_for_temperature_one(engine: BigramEngine) -> None:
-    async with serving(engine, simple_grpo=True) as client:
-        for base in ({"plen": PLEN}, {"plen": PLEN, "temperature": None}):
-            assert (await client.post("/upload", content=upload(base))).status_code == 200
-    first, second = engine.batches
-    assert [p.temperature for p in first] == [p.temperature for p in second] == [1.0]
-
-
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        ({"prompt": "a", "truncate_prompt_tokens": 2}, "truncate_prompt_tokens"),
-        ({"messages": [{"role": "user", "content": "a"}], "chat_template": "x"}, "chat_template"),
-        ({"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
-        ({"messages": [{"role": "user", "content": "a"}], "tools": [{}]}, "tools"),
-        ({"messages": [{"role": "user", "content": "a"}], "continue_final_message": True}, "continue_final_message"),
-        ({"messages": [{"role": "user", "content": "a"}], "add_special_tokens": True}, "add_special_tokens"),
-    ],
-)
-async def test_tokenize_refuses_what_would_give_other_ids(
-    engine: BigramEngine, body: dict[str, Any], param: str
-) -> None:
-    refused(await post(engine, "/tokenize", body), param)
-
-
-async def test_tokenize_takes_null_for_the_default(engine: BigramEngine) -> None:
-    nulls = dict.fromkeys(["add_special_tokens", "add_generation_prompt", "return_token_strs", "tools", "model"])
-    for body in ({"prompt": "ab"}, {"messages": [{"role": "user", "content": "a"}]}):
-        assert figures(await post(engine, "/tokenize", body | nulls)) == figures(await post(engine, "/tokenize", body))

@@ -14,7 +14,7 @@ from typing import Any
 
 from grpo_client.wire_json.writer import in_steps, rows_of
 
-from grpo_server.routes.dialects._sequences import SequenceScores
+from grpo_server.routes.dialects._sequence_values import SequenceScores
 from grpo_server.text.requests import Tokenizer
 from grpo_server.text.spelling import Spelled, Speller
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from grpo_client.wire_json.writer import in_steps, rows_of
 
-from grpo_server.routes.dialects._sequences import SequenceScores
+from grpo_server.routes.dialects._sequence_values import SequenceScores
 
 # Ids that are counted by NumPy faster than by a set.
 MANY = 2**12

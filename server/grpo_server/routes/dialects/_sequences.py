@@ -8,92 +8,23 @@ scored: s is at least 1.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from grpo_client.protocol import Extra, FloatArray, Group, IntArray, ReferenceInfo, ScoreRequest, ScoreResult
+from grpo_client.protocol import Extra, Group, IntArray, ScoreRequest, ScoreResult
 
 from grpo_server.engine.contract import Hosted
-from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.lifecycle import Service
 from grpo_server.routes._common import aside
+from grpo_server.routes.dialects._sequence_checks import Names, check_sequences
+from grpo_server.routes.dialects._sequence_values import NextToken, ScoredSequence, SequenceScores
 from grpo_server.scoring import Scoring
 
 # Sequences, and ids of them, that are gone through in a few milliseconds.
 FEW = 128
 FEW_IDS = 2**17
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredSequence:
-    """ids: (n,) int32, n >= 1. start: the first position to score, 1 to n. token_ids: (n - start, k) int32 or None. next_ids:
-    (k,) ids to score after the end, if the next token is asked for."""
-
-    ids: IntArray
-    start: int = 1
-    temperature: float = 1.0
-    token_ids: IntArray | None = None
-    next_ids: IntArray | None = None
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def width(self) -> int:
-        """Asked ids a position."""
-        if self.token_ids is not None:
-            return self.token_ids.shape[1]
-        return 0 if self.next_ids is None else len(self.next_ids)
-
-    @property
-    def rows(self) -> IntArray | None:
-        """token_ids; rows of zeros where only next_ids are asked for, since one request asks alike at every position."""
-        if self.token_ids is not None or self.next_ids is None:
-            return self.token_ids
-        return np.zeros((len(self.ids) - self.start, len(self.next_ids)), np.int32)
-
-
-@dataclass(frozen=True, slots=True)
-class NextToken:
-    """The likeliest token after the end of a sequence; top_ids and top_logprobs (k,) begin with it. token_logprobs: of the
-    asked next_ids."""
-
-    token_id: int
-    logprob: float
-    top_ids: IntArray
-    top_logprobs: FloatArray
-    token_logprobs: FloatArray
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceScores:
-    """Figures of the positions start to n - 1: logprobs (n - start,), rank the same, the others (n - start, k).
-
-    Ranks count from 0; what was not asked for is empty.
-    """
-
-    ids: IntArray
-    start: int
-    logprobs: FloatArray
-    rank: npt.NDArray[np.int32]
-    top_ids: IntArray
-    top_logprobs: FloatArray
-    token_logprobs: FloatArray
-    next_token: NextToken | None
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """What the dialect calls things, for its errors: `sequences` takes an index, `top` is the field for how many best."""
-
-    sequences: str = "prompt[{}]"
-    top: str = "logprobs"
-    token_ids: str = "token_ids"
 
 
 def id_array(ids: Sequence[int]) -> IntArray:
@@ -120,7 +51,7 @@ async def score_sequences(
     width = max(top_k, 1) if next_token else top_k
 
     def question() -> tuple[list[int], ScoreRequest]:
-        _check(service, hosted.info, sequences, names, top_k)
+        check_sequences(service, hosted.info, sequences, names, top_k)
         longest = hosted.info.max_length
         asked = [_with_room_for_next(s) if next_token and len(s.ids) < longest else s for s in sequences]
         order, groups = _grouped(asked)
@@ -195,58 +126,3 @@ def _grouped(sequences: Sequence[ScoredSequence]) -> tuple[list[int], list[Group
             )
         )
     return [i for indices in members.values() for i in indices], groups
-
-
-def _check(
-    service: Service, info: ReferenceInfo, sequences: Sequence[ScoredSequence], names: Names, top_k: int
-) -> None:
-    """What `check_request` holds of a native request, in the names of this dialect."""
-    every = names.sequences.partition("[")[0]
-    if not sequences:
-        raise _impossible(f"{every} is empty; give at least one sequence", every)
-    if len(sequences) > service.config.max_completions:
-        raise ServiceError(
-            ErrorCode.REQUEST_TOO_LARGE,
-            f"{every} has {len(sequences)} sequences; the limit is {service.config.max_completions}; send fewer at once",
-            param=every,
-        )
-    most = min(service.config.max_top_k, info.vocab_size)
-    if top_k > most:
-        raise _too_wide(top_k, most, names.top)
-    for i, sequence in enumerate(sequences):
-        name = names.sequences.format(i)
-        if len(sequence.ids) == 0:
-            raise _impossible(f"{name} is empty; give at least one token", name)
-        check_size(service, info, len(sequence.ids), sequence.width, names, i)
-        _check_ids(sequence.ids, info.vocab_size, name)
-        for asked in (sequence.token_ids, sequence.next_ids):
-            if asked is not None:
-                _check_ids(asked, info.vocab_size, names.token_ids)
-
-
-def check_size(service: Service, info: ReferenceInfo, length: int, width: int, names: Names, index: int) -> None:
-    """Raises ServiceError for a sequence that is too long, or for more asked ids a position than the server gives: before any
-    array of (length, width) is made."""
-    name = names.sequences.format(index)
-    if length > info.max_length:
-        raise ServiceError(
-            ErrorCode.CONTEXT_LENGTH,
-            f"{name} has {length} tokens; the model's context holds {info.max_length}; shorten it",
-            param=name,
-        )
-    most = min(service.config.max_top_k, info.vocab_size)
-    if width > most:
-        raise _too_wide(width, most, names.token_ids)
-
-
-def _too_wide(asked: int, most: int, name: str) -> ServiceError:
-    return _impossible(f"{name} asks for {asked} ids a position; this server gives at most {most}", name)
-
-
-def _check_ids(ids: IntArray, vocab_size: int, name: str) -> None:
-    if (wrong := ids[(ids < 0) | (ids >= vocab_size)]).size:
-        raise _impossible(f"{name} holds the id {wrong[0]}; the vocabulary has {vocab_size} ids, 0 and up", name)
-
-
-def _impossible(message: str, param: str) -> ServiceError:
-    return ServiceError(ErrorCode.INVALID_VALUE, message, param=param)

@@ -11,7 +11,8 @@ from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.lifecycle import Service
 from grpo_server.routes._common import aside
 from grpo_server.routes.dialects._prompt_logprobs import ids_shown
-from grpo_server.routes.dialects._sequences import SequenceScores, are_many
+from grpo_server.routes.dialects._sequence_values import SequenceScores
+from grpo_server.routes.dialects._sequences import are_many
 from grpo_server.text.requests import Tokenizer, no_tokenizer
 from grpo_server.text.spelling import Speller
 from grpo_server.text.tokenizing import Text, encode_all

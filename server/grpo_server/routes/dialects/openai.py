@@ -24,14 +24,9 @@ from grpo_server.routes.dialects._echo import Show, Shown, new_ids
 from grpo_server.routes.dialects._prompt_logprobs import best_of, prompt_logprobs
 from grpo_server.routes.dialects._refusals import check_model, check_new_tokens, generation, scoring_temperature
 from grpo_server.routes.dialects._sampling import Best, Flag, Sampling, best_count, null_means
-from grpo_server.routes.dialects._sequences import (
-    Names,
-    ScoredSequence,
-    SequenceScores,
-    are_many,
-    id_array,
-    score_sequences,
-)
+from grpo_server.routes.dialects._sequence_checks import Names
+from grpo_server.routes.dialects._sequence_values import ScoredSequence, SequenceScores
+from grpo_server.routes.dialects._sequences import are_many, id_array, score_sequences
 from grpo_server.routes.dialects._strings import encode_texts, token_strings
 from grpo_server.text.requests import Tokenizer
 

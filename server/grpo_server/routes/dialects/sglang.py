@@ -22,15 +22,9 @@ from grpo_server.logs import request_id
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, aside
 from grpo_server.routes.dialects._bodies import described, form_of, json_response, read_json
 from grpo_server.routes.dialects._refusals import check_new_tokens, scoring_temperature
-from grpo_server.routes.dialects._sequences import (
-    Names,
-    ScoredSequence,
-    SequenceScores,
-    are_many,
-    check_size,
-    id_array,
-    score_sequences,
-)
+from grpo_server.routes.dialects._sequence_checks import Names, check_size
+from grpo_server.routes.dialects._sequence_values import ScoredSequence, SequenceScores
+from grpo_server.routes.dialects._sequences import are_many, id_array, score_sequences
 from grpo_server.routes.dialects._sglang_request import SglangRequest, SglangSampling
 from grpo_server.routes.dialects._strings import encode_texts, texts_behind, token_strings
 

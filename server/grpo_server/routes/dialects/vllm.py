@@ -25,14 +25,9 @@ from grpo_server.routes.dialects._bodies import Ids, PaddedIds, described, form_
 from grpo_server.routes.dialects._prompt_logprobs import best_of, prompt_logprobs
 from grpo_server.routes.dialects._refusals import check_model, check_new_tokens, generation, scoring_temperature
 from grpo_server.routes.dialects._sampling import Best, Sampling, best_count, changes_nothing, null_means
-from grpo_server.routes.dialects._sequences import (
-    Names,
-    ScoredSequence,
-    SequenceScores,
-    check_size,
-    id_array,
-    score_sequences,
-)
+from grpo_server.routes.dialects._sequence_checks import Names, check_size
+from grpo_server.routes.dialects._sequence_values import ScoredSequence, SequenceScores
+from grpo_server.routes.dialects._sequences import id_array, score_sequences
 from grpo_server.routes.dialects._strings import token_strings
 
 router = APIRouter(tags=["OpenAI and vLLM"])

@@ -17,7 +17,9 @@ from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.middleware.head import refuse_head
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, identity_headers
-from grpo_server.routes.dialects._sequences import Names, ScoredSequence, SequenceScores, score_sequences
+from grpo_server.routes.dialects._sequence_checks import Names
+from grpo_server.routes.dialects._sequence_values import ScoredSequence, SequenceScores
+from grpo_server.routes.dialects._sequences import score_sequences
 from grpo_server.routes.dialects.simple_grpo.frames import read_upload, scored_frame
 from grpo_server.routes.dialects.simple_grpo.shelf import Shelf
 

@@ -28,7 +28,7 @@ from grpo_server.scheduler.queue import Entry, FairQueue
 logger = logging.getLogger(__name__)
 
 
-class Batcher:
+class EngineLoop:
     """Owns the loop between queue and engine, and hands out what comes of it. Call `wake` whenever the queue has changed.
 
     Each batch is on the door's list of what is under way from the moment it is taken until its last thread is done with it.
