@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
-from grpo_client.arguments.types import Completions, Prompts, WantedIds
+from grpo_client.arguments.types import CompletionMask, Completions, Prompts, WantedIds
 from grpo_client.core import ClientCore
 from grpo_client.errors import APIError, ConnectionFailed
 from grpo_client.forks import PerProcess
@@ -105,6 +105,7 @@ class AsyncReferenceClient:
         extras: Sequence[Extra] = (),
         top_k: int = 0,
         token_ids: WantedIds | None = None,
+        completion_mask: CompletionMask | None = None,
     ) -> ScoreResult:
         """See `ReferenceClient.score`."""
         request = ScoreRequest.of(
@@ -115,6 +116,7 @@ class AsyncReferenceClient:
             extras=extras,
             top_k=top_k,
             token_ids=token_ids,
+            completion_mask=completion_mask,
         )
         return await self.score_request(request)
 

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from grpo_client.arguments.types import Completions, Prompts, WantedIds
+from grpo_client.arguments.types import CompletionMask, Completions, Prompts, WantedIds
 from grpo_client.core import ClientCore
 from grpo_client.errors import APIError, ConnectionFailed
 from grpo_client.forks import PerProcess
@@ -92,12 +92,14 @@ class ReferenceClient:
         extras: Sequence[Extra] = (),
         top_k: int = 0,
         token_ids: WantedIds | None = None,
+        completion_mask: CompletionMask | None = None,
     ) -> ScoreResult:
         """Per-token log-probs of `completions[k][g]` after `prompts[k]`, all token ids.
 
         One completion a prompt may be given as `completions[k]`. temperature: one, or one per prompt; what the completions
         were sampled with. extras: any of "entropy", "logsumexp", "rank". top_k: so many best tokens a position.
-        token_ids: `[k][g][position][...]` ids to score beside the ones that are there.
+        token_ids: `[k][g][position][...]` ids to score beside the ones that are there. completion_mask: `[k][g][position]`, 0
+        for tokens that are context alone, such as what a tool said: they are not scored, and their figures are NaN.
 
         Raises ProtocolError for a request that no server could answer, RequestRefused for one that this server cannot,
         FingerprintMismatch, NotAuthorized, DeadlineExceeded when `max_wait` runs out: all are GrpoClientError.
@@ -110,6 +112,7 @@ class ReferenceClient:
             extras=extras,
             top_k=top_k,
             token_ids=token_ids,
+            completion_mask=completion_mask,
         )
         return self.score_request(request)
 
@@ -142,6 +145,7 @@ class ReferenceClient:
         extras: Sequence[Extra] = (),
         top_k: int = 0,
         token_ids: WantedIds | None = None,
+        completion_mask: CompletionMask | None = None,
     ) -> Future[ScoreResult]:
         """`score` in the background: returns at once, so that the policy's own forward can run meanwhile.
 
@@ -155,6 +159,7 @@ class ReferenceClient:
             extras=extras,
             top_k=top_k,
             token_ids=token_ids,
+            completion_mask=completion_mask,
         )
         return self.submit_request(request)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypedDict
 
-from grpo_client.arguments.types import WantedIds
+from grpo_client.arguments.types import CompletionMask, WantedIds
 from grpo_client.errors import FingerprintMismatch
 from grpo_client.http.exchange import Call, Reply, read_info, read_scores, score_call
 from grpo_client.http.retry import RetryPolicy
@@ -36,9 +36,11 @@ class TextScoreOptions(TypedDict, total=False):
 
 
 class ScoreOptions(TextScoreOptions, total=False):
-    """The same for `score` and `submit`, and token_ids: `[group][completion][position][k]` ids to score as well."""
+    """The same for `score` and `submit`, and token_ids: `[group][completion][position][k]` ids to score as well;
+    completion_mask: `[group][completion][position]`, 0 for tokens that are not scored."""
 
     token_ids: WantedIds | None
+    completion_mask: CompletionMask | None
 
 
 class FingerprintPin:

@@ -22,6 +22,7 @@ def result(of: ScoreResult) -> str:
     parts = [
         f"{_count(len(of), 'completion')} in {_count(len(of.group_sizes), 'group')}",
         _count(len(of.logprobs), "token"),
+        *([f"{int(of.completion_mask.sum()):,} asked"] if of.completion_mask is not None else ()),
     ]
     parts += [f"mean log-prob {finite.mean(dtype=np.float64):.4g}"] if len(finite) else []
     parts += [_statuses(of.status.tolist()), f"temperature {_range(of.temperature.tolist())}"]
@@ -43,6 +44,7 @@ def group(of: Group) -> str:
     """Group(prompt of 3 tokens, 2 completions of 1 to 4 tokens, temperature 0.7)"""
     lengths = [len(ids) for ids in of.completions]
     wanted = ", token_ids" if of.token_ids is not None else ""
+    wanted += ", completion_mask" if of.completion_mask is not None else ""
     completions = f"{_count(len(lengths), 'completion')} of {_range(lengths, ' to ')} tokens"
     return f"Group(prompt of {_count(len(of.prompt), 'token')}, {completions}, temperature {of.temperature:g}{wanted})"
 

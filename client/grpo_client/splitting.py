@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grpo_client.errors import FingerprintMismatch
-from grpo_client.protocol import Group, IntArray, ScoreResult, Usage
+from grpo_client.protocol import Group, IntArray, ScoreRequest, ScoreResult, Usage
 from grpo_client.text import AnyRequest, ChatMessage, TextGroup
 
 _CHARACTERS_PER_TOKEN = 3  # of text not yet tokenized: low for English, so that parts come out smaller, not larger
@@ -53,7 +53,8 @@ def _part_of(group: Group | TextGroup, part: slice) -> Group | TextGroup:
     if isinstance(group, TextGroup):
         return replace(group, completions=group.completions[part])
     token_ids = None if group.token_ids is None else group.token_ids[part]
-    return replace(group, completions=group.completions[part], token_ids=token_ids)
+    mask = None if group.completion_mask is None else group.completion_mask[part]
+    return replace(group, completions=group.completions[part], token_ids=token_ids, completion_mask=mask)
 
 
 def merge(request: AnyRequest, results: Sequence[ScoreResult]) -> ScoreResult:
@@ -89,6 +90,7 @@ def merge(request: AnyRequest, results: Sequence[ScoreResult]) -> ScoreResult:
         usage=_sum([r.usage for r in results]),
         prompt_ids=tuple(prompts[k] for k in heads) if prompts else None,
         completion_ids=tuple(completions) if completions else None,
+        completion_mask=request.completion_mask if isinstance(request, ScoreRequest) else None,
     )
 
 

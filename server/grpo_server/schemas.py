@@ -93,6 +93,10 @@ class LogprobsRequest(BaseModel):
     token_ids: list[list[list[list[int]]]] | None = Field(
         None, description="[group][completion][position][id]: ids to score as well, equally many at every position."
     )
+    completion_mask: list[list[list[int]]] | None = Field(
+        None,
+        description="[group][completion][position]: 1 where a token is asked, 0 where it is context alone (a tool's output).",
+    )
     fingerprint: str | None = Field(None, description="Answer only if this is the reference; else 409.")
 
 
@@ -109,6 +113,10 @@ class GroupOut(BaseModel):
     top_ids: list[list[list[int]]] | None = None
     top_logprobs: list[list[list[float | None]]] | None = None
     token_logprobs: list[list[list[float | None]]] | None = None
+    completion_mask: list[list[int]] | None = Field(
+        None,
+        description="As it was sent: log-probs are null where it is 0, and the other figures have the other tokens alone.",
+    )
     prompt: list[int] | None = Field(None, description="The ids that were scored, for a text request.")
     completions: list[list[int]] | None = Field(None, description="The ids that were scored, for a text request.")
 

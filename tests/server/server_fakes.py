@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import uvicorn
 from fastapi import FastAPI
+from grpo_client.masking import filled
 from grpo_client.protocol import EXTRA_ARRAYS, Group, ReferenceInfo, ScoreRequest, Status
 from grpo_server.app import create_app
 from grpo_server.config import ServerConfig
@@ -55,8 +56,9 @@ def fake_scores(print_: str, piece: Piece) -> PieceScores:
             figures["top_logprobs"] = -rng.random((n, piece.top_k), dtype=np.float32)
         if piece.token_ids is not None:
             figures["token_logprobs"] = -rng.random(piece.token_ids[g].shape, dtype=np.float32)
-        parts.append(figures)
-        status.append(Status.NONFINITE if CURSED in completion else Status.OK)
+        mask = np.ones(n, dtype=np.bool_) if piece.completion_mask is None else piece.completion_mask[g]
+        parts.append({name: filled(values[mask], mask) for name, values in figures.items()})
+        status.append(Status.NONFINITE if CURSED in completion[mask] else Status.OK)
     flat = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
     return PieceScores(flat.pop("logprobs"), np.array(status, dtype=np.uint8), flat)
 

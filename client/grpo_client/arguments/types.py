@@ -17,5 +17,9 @@ Ids = Sequence[int] | SupportsArray
 # Lists of ids, one per prompt; completions[k][g] of them, or completions[k] where each prompt has one.
 Prompts = Sequence[Ids] | SupportsArray
 Completions = Sequence[Sequence[Ids]] | Sequence[Ids] | SupportsArray
+# Per group and completion, (C,) zeros and ones: where a token is asked.
+CompletionMask = (
+    Sequence[Sequence[Sequence[int] | SupportsArray]] | Sequence[Sequence[int] | SupportsArray] | SupportsArray
+)
 # Per group and completion, (C, k) ids to score at each of the C positions.
 WantedIds = Sequence[Sequence[Sequence[Ids] | SupportsArray]] | Sequence[Sequence[Ids] | SupportsArray]

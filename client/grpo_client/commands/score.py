@@ -21,6 +21,7 @@ SCORE_HELP = """
 Score a file of rollouts.
 
 The input holds one JSON object a line: one prompt and its completions, as token ids, as text, or as chat messages.
+"completion_mask" holds, per completion, 0 for each token that is context alone (a tool's output) and 1 for the others.
 Other fields are left alone; "id" is copied to the output, "temperature" goes before --temperature. It may be gzip.
 
     {"prompt": [1, 2, 3], "completions": [[4, 5, 2], [6, 2]], "id": "a"}

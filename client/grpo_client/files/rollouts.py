@@ -55,9 +55,16 @@ def read_rollout(number: int, line: bytes, defaults: ScoreDefaults) -> Rollout:
         "return": list(defaults.extras),
         "top_k": defaults.top_k,
     }
+    if fields.get("completion_mask") is not None:
+        message["completion_mask"] = [fields["completion_mask"]]
     try:
         request = request_from_object(message, Limits())
     except ProtocolError as error:  # a line is one group, so its path need not say which
-        param = (error.param or "").removeprefix("groups[0].") or None
-        raise ProtocolError(error.message.replace("groups[0].", ""), param, error.code, error.status) from error
+        raise ProtocolError(
+            _of_line(error.message), _of_line(error.param or "") or None, error.code, error.status
+        ) from error
     return Rollout(number, fields.get("id"), request)
+
+
+def _of_line(path: str) -> str:
+    return path.replace("groups[0].", "").replace("completion_mask[0]", "completion_mask")

@@ -10,7 +10,9 @@ import numpy as np
 from grpo_client import shown
 from grpo_client.arguments import readers
 from grpo_client.arguments.id_lists import check_counts, group_completions, id_vector, read_wanted_ids
-from grpo_client.arguments.types import Completions, Prompts, WantedIds
+from grpo_client.arguments.masks import read_completion_mask
+from grpo_client.arguments.types import CompletionMask, Completions, Prompts, WantedIds
+from grpo_client.masking import Mask
 from grpo_client.protocol.names import Extra, IntArray, Normalizer
 
 
@@ -20,12 +22,15 @@ class Group:
 
     prompt: (P,) int32, P >= 1. completions: each (C,) int32, C >= 0; an empty one is legal and scores to nothing.
     token_ids: None, or per completion (C, k) int32: the ids to score at each position beside the one that is there.
+    completion_mask: None, or per completion (C,) bool: False where nothing is asked, as of what a tool said. Such tokens are
+    context for those behind them and are not scored.
     """
 
     prompt: IntArray
     completions: tuple[IntArray, ...]
     temperature: float = 1.0
     token_ids: tuple[IntArray, ...] | None = None
+    completion_mask: tuple[Mask, ...] | None = None
 
     def __repr__(self) -> str:
         return shown.group(self)
@@ -57,12 +62,14 @@ class ScoreRequest:
         extras: Sequence[Extra] = (),
         top_k: int = 0,
         token_ids: WantedIds | None = None,
+        completion_mask: CompletionMask | None = None,
         fingerprint: str | None = None,
     ) -> ScoreRequest:
         """Build a request from lists, tuples, arrays or tensors: `prompts[k]` with `completions[k][g]`.
 
-        One completion a prompt may come without a list around it: `prompts[k]` with `completions[k]`; `token_ids[k]` then too.
-        temperature: one, or one per group. Raises ProtocolError, which names the entry, for what is no list of ids.
+        One completion a prompt may come without a list around it: `prompts[k]` with `completions[k]`; `token_ids[k]` and
+        `completion_mask[k]` then too. temperature: one, or one per group. completion_mask: 1 where a token is asked. Raises
+        ProtocolError, which names the entry, for what is no list of ids.
         """
         asked = readers.rows(prompts, "prompts", "prompts, each a list of token ids")
         answers, flat = group_completions(completions)
@@ -73,8 +80,11 @@ class ScoreRequest:
             for k, group in enumerate(answers)
         ]
         wanted = [None] * len(asked) if token_ids is None else read_wanted_ids(token_ids, vectors, flat=flat)
+        masks = [None] * len(asked)
+        if completion_mask is not None:
+            masks = read_completion_mask(completion_mask, [list(map(len, group)) for group in vectors], flat=flat)
         groups = tuple(
-            Group(id_vector(prompt, f"prompts[{k}]"), tuple(vectors[k]), temperatures[k], wanted[k])
+            Group(id_vector(prompt, f"prompts[{k}]"), tuple(vectors[k]), temperatures[k], wanted[k], masks[k])
             for k, prompt in enumerate(asked)
         )
         return cls(
@@ -94,6 +104,18 @@ class ScoreRequest:
     def completion_lengths(self) -> IntArray:
         """(S,) tokens per completion."""
         return np.array([len(c) for g in self.groups for c in g.completions], dtype=np.int32)
+
+    @property
+    def completion_mask(self) -> Mask | None:
+        """(N,) bool over all completion tokens: where something is asked; None: everywhere."""
+        if all(g.completion_mask is None for g in self.groups):
+            return None
+        parts = [
+            mask
+            for g in self.groups
+            for mask in g.completion_mask or (np.ones(len(c), dtype=np.bool_) for c in g.completions)
+        ]
+        return np.concatenate([np.zeros(0, dtype=np.bool_), *parts])
 
     def __repr__(self) -> str:
         return shown.request(self)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from grpo_client import shown
+from grpo_client.masking import Mask
 from grpo_client.protocol.names import FloatArray, IntArray, Normalizer, Status
 
 
@@ -70,6 +71,8 @@ class ScoreResult:
     """What came back.
 
     logprobs: (N,) fp32, nats, logprobs[t] = log p(completion[t] | prompt, completion[:t]).
+    completion_mask: (N,) bool, False where nothing was asked: there log-probs and other figures are NaN, ids and ranks -1, and
+    no status speaks of it. None: asked everywhere.
     completion_lengths: (S,), group_sizes: (K,), status: (S,) uint8 of `Status`, temperature: (K,) fp32.
     extras: see EXTRA_ARRAYS, each with first dimension N.
     prompt_ids, completion_ids: the ids that were scored, when the server tokenized text; else None.
@@ -86,6 +89,7 @@ class ScoreResult:
     usage: Usage = field(default_factory=Usage)
     prompt_ids: tuple[IntArray, ...] | None = None
     completion_ids: tuple[IntArray, ...] | None = None
+    completion_mask: Mask | None = None
 
     def __len__(self) -> int:
         """S, the number of completions."""
@@ -115,7 +119,8 @@ class ScoreResult:
         return np.split(self.logprobs, np.cumsum(self.completion_lengths)[:-1]) if len(self) else []
 
     def padded(self, fill: float = 0.0, length: int | None = None) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-        """Log-probs right-padded to (S, length) with `fill`, and the (S, length) mask that is True on real tokens.
+        """Log-probs right-padded to (S, length) with `fill`, and the (S, length) mask that is True on tokens that
+        were asked.
 
         length: at least the longest completion (the default). Raises ValueError when a completion does not fit.
         """
@@ -124,8 +129,10 @@ class ScoreResult:
         if width < longest:
             raise ValueError(f"length={width} is shorter than the longest completion ({longest} tokens)")
         mask = np.arange(width)[None, :] < self.completion_lengths[:, None]
+        if self.completion_mask is not None:
+            mask[mask] = self.completion_mask
         out = np.full(mask.shape, fill, dtype=np.float32)
-        out[mask] = self.logprobs
+        out[mask] = self.logprobs if self.completion_mask is None else self.logprobs[self.completion_mask]
         return out, mask
 
     def completions(self) -> Iterator[CompletionScores]:

@@ -39,6 +39,9 @@ def _check_shape(result: ScoreResult, request: AnyRequest) -> None:
     if isinstance(request, ScoreRequest):
         if (result.completion_lengths != request.completion_lengths).any():
             raise InvalidResponse("the scores do not have the completions' lengths", "logprobs")
+        asked, told = request.completion_mask, result.completion_mask
+        if (asked is None) != (told is None) or (asked is not None and told is not None and (asked != told).any()):
+            raise InvalidResponse("the scores are under another mask than was sent", "completion_mask")
         return
     prompts, completions = result.prompt_ids, result.completion_ids
     if prompts is None or completions is None:
@@ -80,6 +83,9 @@ def _check_figures(result: ScoreResult) -> None:
     if (result.status > max(Status)).any():
         raise InvalidResponse(f"the status {int(result.status.max())} is none of this service's", "status")
     usable = np.repeat(result.status == Status.OK, result.completion_lengths)
+    asked = slice(None) if result.completion_mask is None else result.completion_mask
+    if result.completion_mask is not None:
+        usable &= result.completion_mask
     if not np.isfinite(result.logprobs[usable]).all():
         raise InvalidResponse("a log-prob is not finite, and its completion's status is ok", "logprobs")
     ceiling = _ROUNDING * np.maximum(1.0, 1.0 / result.temperature.astype(np.float64))
@@ -94,6 +100,7 @@ def _check_figures(result: ScoreResult) -> None:
             raise InvalidResponse(f"{name} is not a number at some position, and its completion's status is ok", name)
     for name in ("rank", "top_ids"):
         values = result.extras.get(name)
+        values = None if values is None else values[asked]
         if values is not None and values.size and not 0 <= values.min() <= values.max() < result.reference.vocab_size:
             raise InvalidResponse(f"{name} is outside the vocabulary at some position", name)
 

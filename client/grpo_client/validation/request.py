@@ -31,7 +31,8 @@ def check_shape(req: ScoreRequest | TextScoreRequest) -> None:
     """What holds for every request, ids left aside: those of JSON are checked as they are read. Raises ProtocolError.
 
     At least one group; in each at least one completion, a prompt of at least one token, a temperature above zero,
-    token_ids, where given, beside every completion position and equally many everywhere.
+    token_ids, where given, beside every completion position and equally many everywhere; completion_mask, where given, over
+    every completion.
     """
     if not req.groups:
         raise ProtocolError("groups is empty; give at least one group", "groups", code="no_groups", status=422)
@@ -59,6 +60,7 @@ def check_shape(req: ScoreRequest | TextScoreRequest) -> None:
             )
     if isinstance(req, ScoreRequest):
         _check_token_ids(req.groups)
+        _check_masks(req.groups)
 
 
 def check_request(req: ScoreRequest, *, vocab_size: int, max_length: int, max_top_k: int) -> None:
@@ -160,5 +162,19 @@ def _check_token_ids(groups: Sequence[Group]) -> None:
                     f"{param} has {ids.shape[1]} ids a position; give equally many, at least one, at every position "
                     "of the request (repeat an id to fill up)",
                     param,
+                    code="length_mismatch",
+                )
+
+
+def _check_masks(groups: Sequence[Group]) -> None:
+    for k, group in enumerate(groups):
+        if (masks := group.completion_mask) is None:
+            continue
+        for g, completion in enumerate(group.completions):
+            if len(masks) != len(group.completions) or len(masks[g]) != len(completion):
+                raise ProtocolError(
+                    f"completion_mask[{k}][{g}] must have one entry for each of the {len(completion)} completion tokens, "
+                    f"and completion_mask[{k}] one for each of the {len(group.completions)} completions",
+                    f"completion_mask[{k}][{g}]",
                     code="length_mismatch",
                 )

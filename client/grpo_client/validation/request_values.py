@@ -34,6 +34,9 @@ def _check_ids(group: Group, name: str) -> None:
     wanted = () if group.token_ids is None else _tuple(group.token_ids, f"{name}.token_ids")
     if not all(_is_ids(ids, 2) for ids in wanted):
         raise wrong(name, "must hold token_ids as int32 arrays (C, k); ScoreRequest.of makes them from lists")
+    masks = () if group.completion_mask is None else _tuple(group.completion_mask, f"{name}.completion_mask")
+    if not all(is_array(mask) and mask.dtype == np.bool_ and mask.ndim == 1 for mask in masks):
+        raise wrong(name, "must hold completion_mask as bool arrays (C,); ScoreRequest.of makes them from lists")
 
 
 def _check_text(group: TextGroup, name: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Final, cast
 
 import numpy as np
 from pydantic_core import to_json
 
+from grpo_client.arguments.masks import read_completion_mask
 from grpo_client.errors import ProtocolError
 from grpo_client.protocol import EXTRAS, Group, ScoreRequest
 from grpo_client.text import AnyRequest, ChatMessage, TextGroup, TextScoreRequest
@@ -19,7 +21,16 @@ from grpo_client.validation.words import as_list, as_object, clipped, describe
 from grpo_client.wire_json.ids import id_arrays, read_token_ids
 from grpo_client.wire_json.reader import read_json
 
-_REQUEST_FIELDS: Final = ("groups", "temperature", "normalizer", "return", "top_k", "token_ids", "fingerprint")
+_REQUEST_FIELDS: Final = (
+    "groups",
+    "temperature",
+    "normalizer",
+    "return",
+    "top_k",
+    "token_ids",
+    "completion_mask",
+    "fingerprint",
+)
 _GROUP_FIELDS: Final = ("prompt", "messages", "completions")
 
 
@@ -38,7 +49,15 @@ def encode_request(req: AnyRequest) -> bytes:
         message["token_ids"] = [
             None if g.token_ids is None else [ids.tolist() for ids in g.token_ids] for g in req.groups
         ]
+    if isinstance(req, ScoreRequest) and any(g.completion_mask is not None for g in req.groups):
+        message["completion_mask"] = [_mask_out(g) for g in req.groups]
     return to_json(message, inf_nan_mode="constants")
+
+
+def _mask_out(group: Group) -> list[list[int]]:
+    if group.completion_mask is None:
+        return [[1] * len(c) for c in group.completions]
+    return [mask.astype(int).tolist() for mask in group.completion_mask]
 
 
 def _group_out(group: Group | TextGroup) -> dict[str, Any]:
@@ -70,21 +89,22 @@ def request_from_object(message: Mapping[str, Any], limits: Limits) -> AnyReques
         "top_k": read_top_k(message.get("top_k", 0)),
         "fingerprint": read_fingerprint(message.get("fingerprint")),
     }
-    token_ids = message.get("token_ids")
+    token_ids, mask = message.get("token_ids"), message.get("completion_mask")
     req: AnyRequest
     if any(_is_text(g) for g in groups):
-        if token_ids is not None:
-            raise ProtocolError(
-                "token_ids needs completions given as ids, since positions of text are not known before tokenization; "
-                "tokenize first, or leave token_ids out",
-                "token_ids",
-                code="text_token_ids",
-            )
+        for name, value in (("token_ids", token_ids), ("completion_mask", mask)):
+            if value is not None:
+                raise ProtocolError(
+                    f"{name} needs completions given as ids, since positions of text are not known before tokenization; "
+                    f"tokenize first, or leave {name} out",
+                    name,
+                    code=f"text_{name}",
+                )
         req = TextScoreRequest(
             tuple(_text_group(g, k, t) for k, (g, t) in enumerate(zip(groups, temperatures, strict=True))), **common
         )
     else:
-        req = ScoreRequest(_id_groups(groups, temperatures, token_ids), **common)
+        req = ScoreRequest(_id_groups(groups, temperatures, token_ids, mask), **common)
     check_shape(req)
     return req
 
@@ -194,7 +214,7 @@ def _messages(value: object, where: str) -> tuple[ChatMessage, ...]:
 
 
 def _id_groups(
-    groups: Sequence[Mapping[str, Any]], temperatures: Sequence[float], token_ids: object
+    groups: Sequence[Mapping[str, Any]], temperatures: Sequence[float], token_ids: object, mask: object
 ) -> tuple[Group, ...]:
     owner = [(k, g) for k, group in enumerate(groups) for g in range(len(group["completions"]))]
     prompts = iter(id_arrays([g["prompt"] for g in groups], lambda k: f"groups[{k}].prompt"))
@@ -205,7 +225,11 @@ def _id_groups(
         )
     )
     wanted = read_token_ids(token_ids, groups) if token_ids is not None else [None] * len(groups)
-    return tuple(
+    made = [
         Group(next(prompts), tuple(next(completions) for _ in group["completions"]), temperature, ids)
         for group, temperature, ids in zip(groups, temperatures, wanted, strict=True)
-    )
+    ]
+    if mask is None:
+        return tuple(made)
+    masks = read_completion_mask(mask, [list(map(len, group.completions)) for group in made], flat=False)
+    return tuple(replace(group, completion_mask=own) for group, own in zip(made, masks, strict=True))

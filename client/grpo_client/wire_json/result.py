@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pydantic_core import from_json
 
 from grpo_client.errors import InvalidResponse
+from grpo_client.masking import Mask, filled
 from grpo_client.protocol import EXTRA_ARRAYS, IntArray, ReferenceInfo, ScoreResult, Status, Usage
 from grpo_client.validation.words import as_list
 
@@ -40,6 +41,8 @@ def _result(message: dict[str, Any]) -> ScoreResult:
     temperatures = [message["temperature"]] * len(groups) if temperatures is None else temperatures
     if len(temperatures) != len(groups):
         raise InvalidResponse(f"{len(groups)} groups came with {len(temperatures)} temperatures", "temperature")
+    mask = _mask(groups, lengths)
+    asked = lengths if mask is None else _asked(mask, lengths)
     result = ScoreResult(
         reference=reference,
         normalizer=reference.normalizer,
@@ -48,14 +51,31 @@ def _result(message: dict[str, Any]) -> ScoreResult:
         completion_lengths=lengths,
         logprobs=_figures(list(chain.from_iterable(logprobs)), np.dtype(np.float32), "logprobs"),
         status=np.array(status, dtype=np.uint8),
-        extras=dict(_extras(groups, lengths)),
+        extras={name: filled(values, mask) for name, values in _extras(groups, asked)},
         usage=Usage.model_validate(message["usage"], strict=True),
         prompt_ids=_ids(groups, "prompt", lambda g: [g["prompt"]]),
         completion_ids=_ids(groups, "completions", lambda g: g["completions"]),
+        completion_mask=mask,
     )
     if len(result.status) != len(lengths):
         raise InvalidResponse(f"{len(lengths)} completions came with {len(result.status)} statuses", "status")
     return result
+
+
+def _mask(groups: Sequence[Mapping[str, Any]], lengths: IntArray) -> Mask | None:
+    if not groups or "completion_mask" not in groups[0]:
+        return None
+    rows = [row for g in groups for row in g["completion_mask"]]
+    if [len(row) for row in rows] != lengths.tolist():
+        raise InvalidResponse("completion_mask does not have one entry for each log-prob", "completion_mask")
+    return _figures(list(chain.from_iterable(rows)), np.dtype(np.int32), "completion_mask") == 1
+
+
+def _asked(mask: Mask, lengths: IntArray) -> IntArray:
+    """(S,) how many tokens of each completion were asked."""
+    before = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return (before[ends] - before[ends - lengths]).astype(np.int32)
 
 
 def _extras(groups: Sequence[Mapping[str, Any]], lengths: IntArray) -> Iterator[tuple[str, npt.NDArray[Any]]]:

@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 import numpy as np
 import numpy.typing as npt
 
+from grpo_client.masking import asked_rows
 from grpo_client.protocol import IntArray, ScoreResult, Status
 from grpo_client.wire_json.writer import STEP, entries, in_steps, json_chunks, runs, short_floats
 
@@ -44,15 +45,21 @@ class _Groups:
 
     def __init__(self, result: ScoreResult) -> None:
         self._result = result
-        self._columns = {"logprobs": result.logprobs, **result.extras}
+        mask = result.completion_mask
+        self._columns = {"logprobs": result.logprobs, **asked_rows(result.extras, mask)}
         # Completion i has the tokens from _tokens[i] to _tokens[i + 1], group k the completions from _rows[k] to _rows[k + 1].
         self._tokens: list[int] = [0, *np.cumsum(result.completion_lengths, dtype=np.int64).tolist()]
+        # and of the tokens that were asked those from _asked[i] to _asked[i + 1], which is what the extras are of
+        self._asked = self._tokens
+        if mask is not None:
+            self._columns["completion_mask"] = mask.view(np.uint8)
+            self._asked = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])[self._tokens].tolist()
         self._rows: list[int] = [0, *np.cumsum(result.group_sizes, dtype=np.int64).tolist()]
         self._width = sum(int(np.prod(values.shape[1:])) for values in self._columns.values())
 
     def objects(self, groups: range) -> list[dict[str, Any]]:
         rows = range(self._rows[groups.start], self._rows[groups.stop])
-        columns = {name: self._lists(values, rows) for name, values in self._columns.items()}
+        columns = {name: self._lists(name, values, rows) for name, values in self._columns.items()}
         return [self._object(k, columns, rows.start) for k in groups]
 
     def in_steps(self) -> Iterator[Any]:
@@ -74,7 +81,7 @@ class _Groups:
     def _large(self, k: int) -> dict[str, Any]:
         rows = range(self._rows[k], self._rows[k + 1])
         result = self._result
-        group: dict[str, Any] = {name: self._parts(values, rows) for name, values in self._columns.items()}
+        group: dict[str, Any] = {name: self._parts(name, values, rows) for name, values in self._columns.items()}
         group["status"] = in_steps(map(_STATUS_NAMES.__getitem__, result.status[rows.start : rows.stop].tolist()))
         if result.prompt_ids is not None:
             group["prompt"] = result.prompt_ids[k]
@@ -88,18 +95,22 @@ class _Groups:
             some = lists[part.start : part.stop]
             yield some[0] if len(some) == 1 else entries([ids.tolist() for ids in some])
 
-    def _parts(self, values: npt.NDArray[Any], rows: range) -> Iterator[Any]:
-        width = int(np.prod(values.shape[1:]))
-        for part in runs(1 + width * (self._tokens[i + 1] - self._tokens[i]) for i in rows):
+    def _parts(self, name: str, values: npt.NDArray[Any], rows: range) -> Iterator[Any]:
+        width, ends = int(np.prod(values.shape[1:])), self._ends(name)
+        for part in runs(1 + width * (ends[i + 1] - ends[i]) for i in rows):
             first, last = rows.start + part.start, rows.start + part.stop
             if len(part) == 1:
-                yield values[self._tokens[first] : self._tokens[last]]
+                yield values[ends[first] : ends[last]]
             else:
-                yield entries(self._lists(values, range(first, last)))
+                yield entries(self._lists(name, values, range(first, last)))
 
-    def _lists(self, values: npt.NDArray[Any], rows: range) -> list[list[Any]]:
-        """(N, ...) figures as one list per completion."""
-        start, ends = self._tokens[rows.start], self._tokens[rows.start : rows.stop + 1]
+    def _ends(self, name: str) -> list[int]:
+        return self._tokens if name in ("logprobs", "completion_mask") else self._asked
+
+    def _lists(self, name: str, values: npt.NDArray[Any], rows: range) -> list[list[Any]]:
+        """Figures, one row a token, as one list per completion."""
+        ends = self._ends(name)[rows.start : rows.stop + 1]
+        start = ends[0]
         flat = cast("list[Any]", short_floats(values[start : ends[-1]]).tolist())
         return [flat[first - start : last - start] for first, last in pairwise(ends)]
 

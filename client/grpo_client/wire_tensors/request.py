@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grpo_client.errors import ProtocolError
+from grpo_client.masking import Mask
 from grpo_client.protocol import EXTRAS, Group, IntArray, ScoreRequest
 from grpo_client.validation.fields import read_extras, read_fingerprint, read_normalizer, read_temperature, read_top_k
 from grpo_client.validation.limits import Limits, check_body, check_count
@@ -25,6 +26,7 @@ _KNOWN: Final = {
     "group_sizes": ("I32", 1),
     "temperature": ("F32", 1),
     "token_ids": ("I32", 2),
+    "completion_mask": ("U8", 1),
 }
 _REQUIRED: Final = ("prompt_ids", "prompt_lengths", "completion_ids", "completion_lengths", "group_sizes")
 # "format" is what safetensors writers of the frameworks add by themselves.
@@ -45,6 +47,8 @@ def encode_request(req: ScoreRequest) -> bytes:
         rows = [ids for g in req.groups for ids in g.token_ids or ()]
         width = max((ids.shape[1] for ids in rows), default=0)
         arrays["token_ids"] = np.concatenate([np.empty((0, width), np.int32), *(ids for ids in rows if len(ids))])
+    if (mask := req.completion_mask) is not None:
+        arrays["completion_mask"] = mask.view(np.uint8)
     metadata = {
         "normalizer": req.normalizer,
         "return": ",".join(name for name in EXTRAS if name in req.extras),
@@ -130,18 +134,29 @@ def _groups(arrays: Arrays) -> tuple[Group, ...]:
     wanted = (
         iter(_cut(arrays["token_ids"], lengths, "completion_lengths", "token_ids")) if "token_ids" in arrays else None
     )
+    masks = iter(_masks(arrays["completion_mask"], lengths)) if "completion_mask" in arrays else None
     return tuple(
         Group(
             prompt=prompt,
             completions=tuple(next(completions) for _ in range(size)),
             temperature=read_temperature(temp, f"temperature[{k}]"),
             token_ids=None if wanted is None else tuple(next(wanted) for _ in range(size)),
+            completion_mask=None if masks is None else tuple(next(masks) for _ in range(size)),
         )
         for k, (prompt, size, temp) in enumerate(zip(prompts, sizes.tolist(), temperature.tolist(), strict=True))
     )
 
 
-def _cut(flat: IntArray, lengths: IntArray, lengths_name: str, name: str) -> list[npt.NDArray[Any]]:
+def _masks(flat: npt.NDArray[np.uint8], lengths: IntArray) -> list[Mask]:
+    if (wrong := np.flatnonzero(flat > 1)).size:
+        name = f"completion_mask[{wrong[0]}]"
+        raise ProtocolError(
+            f"{name} is {flat[wrong[0]]}; a mask is 1 where a token is asked and 0 elsewhere", name, code="wrong_type"
+        )
+    return _cut(flat.astype(np.bool_), lengths, "completion_lengths", "completion_mask")
+
+
+def _cut(flat: npt.NDArray[Any], lengths: IntArray, lengths_name: str, name: str) -> list[npt.NDArray[Any]]:
     """`flat` in parts of the given lengths, which must add up."""
     _check_sum(lengths, len(flat), lengths_name, f"rows of {name}")
     ends: list[int] = np.cumsum(lengths, dtype=np.int64).tolist()

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grpo_client.errors import InvalidResponse, ProtocolError
+from grpo_client.masking import asked_rows, filled
 from grpo_client.protocol import EXTRA_ARRAYS, IntArray, ReferenceInfo, ScoreResult, Usage
 from grpo_client.wire_tensors.container import Arrays, container_chunks, read_container
 
@@ -22,6 +23,7 @@ _KNOWN: Final = {
     "prompt_ids": ("I32", 1),
     "prompt_lengths": ("I32", 1),
     "completion_ids": ("I32", 1),
+    "completion_mask": ("U8", 1),
     **{
         name: ("I32" if dtype is np.int32 else "F32", 2 if name in _TWO_DIMENSIONS else 1)
         for name, dtype in EXTRA_ARRAYS.items()
@@ -44,8 +46,10 @@ def result_chunks(result: ScoreResult) -> Iterator[bytes]:
         "temperature": result.temperature,
         "group_sizes": result.group_sizes,
         "completion_lengths": result.completion_lengths,
-        **result.extras,
+        **asked_rows(result.extras, result.completion_mask),
     }
+    if result.completion_mask is not None:
+        arrays["completion_mask"] = result.completion_mask.view(np.uint8)
     if result.prompt_ids is not None:
         arrays["prompt_ids"] = np.concatenate([np.empty(0, np.int32), *result.prompt_ids])
         arrays["prompt_lengths"] = np.array([len(ids) for ids in result.prompt_ids], dtype=np.int32)
@@ -74,9 +78,15 @@ def _result(metadata: Mapping[str, str], arrays: Arrays) -> ScoreResult:
     if (lengths < 0).any() or (sizes < 0).any():
         raise InvalidResponse("group_sizes or completion_lengths has an entry below 0", "completion_lengths")
     total = int(lengths.sum(dtype=np.int64))
+    mask = arrays["completion_mask"] == 1 if "completion_mask" in arrays else None
+    if mask is not None and len(mask) != total:
+        raise InvalidResponse(
+            f"completion_mask has {len(mask)} entries for {total} completion tokens", "completion_mask"
+        )
+    asked = total if mask is None else int(mask.sum())
     for name, values in {"logprobs": arrays["logprobs"], **extras}.items():
-        if len(values) != total:
-            raise InvalidResponse(f"{name} has {len(values)} figures for {total} completion tokens", name)
+        if len(values) != (wanted := total if name == "logprobs" else asked):
+            raise InvalidResponse(f"{name} has {len(values)} figures for {wanted} completion tokens", name)
     if int(sizes.sum(dtype=np.int64)) != len(lengths) or len(arrays["status"]) != len(lengths):
         raise InvalidResponse("group_sizes, completion_lengths and status do not add up", "group_sizes")
     return ScoreResult(
@@ -87,7 +97,7 @@ def _result(metadata: Mapping[str, str], arrays: Arrays) -> ScoreResult:
         completion_lengths=lengths,
         logprobs=arrays["logprobs"],
         status=arrays["status"],
-        extras=extras,
+        extras={name: filled(values, mask) for name, values in extras.items()},
         usage=Usage.model_validate_json(metadata["usage"], strict=True),
         prompt_ids=_parts(arrays["prompt_ids"], arrays["prompt_lengths"], "prompt_ids")
         if "prompt_ids" in arrays
@@ -95,6 +105,7 @@ def _result(metadata: Mapping[str, str], arrays: Arrays) -> ScoreResult:
         completion_ids=_parts(arrays["completion_ids"], lengths, "completion_ids")
         if "completion_ids" in arrays
         else None,
+        completion_mask=mask,
     )
 
 

@@ -13,6 +13,7 @@ stream unless a later turn has it. And a sequence that is the beginning of anoth
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -75,14 +76,12 @@ class PackedLayout:
     ) -> PackedLayout:
         """Pack K groups: prompts[k], (P,) with P >= 1, and its completions[k], each (C,) with C >= 0.
 
-        share_prefixes: compute once whatever sequences have in common, where that saves more than it costs (`worth`). False:
-        share equal prompts, and equal completions of them, and nothing else; then the way a sequence is cut, prompt from
-        completion, depends on the sequence alone, which bitwise reproducibility needs.
+        share_prefixes: compute once whatever sequences have in common, where that saves more than it costs (`worth`); a prompt
+        with several completions always. False: share equal prompts, and equal completions of them, and nothing else; then the
+        way a sequence is cut, prompt from completion, depends on the sequence alone, which bitwise reproducibility needs.
         """
         forest = Forest()
         ends = _planted(forest, prompts, completions) if share_prefixes else _apart(forest, prompts, completions)
-        if share_prefixes:
-            keep_what_pays(forest)
         return _laid(forest, ends, [len(p) for p in prompts], completions)
 
 
@@ -92,10 +91,16 @@ _Ends: TypeAlias = "list[list[Place | None]]"
 
 def _planted(forest: Forest, prompts: Sequence[Tokens], completions: Sequence[Sequence[Tokens]]) -> _Ends:
     ends: _Ends = []
+    befores: list[Place] = []
     for prompt, group in zip(prompts, completions, strict=True):
         asked = any(len(c) for c in group)
         before = forest.add(forest.start, prompt) if asked else forest.start
+        befores.append(before)
         ends.append([forest.add(before, c[:-1]) if len(c) else None for c in group])
+    readers = Counter[Node]()
+    for before, places in zip(befores, ends, strict=True):
+        readers[before.resolved().node] += sum(place is not None for place in places)
+    keep_what_pays(forest, {node for node, sequences in readers.items() if sequences > 1})
     return ends
 
 

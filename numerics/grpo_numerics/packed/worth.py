@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from .forest import Forest, Node, dissolve
 
 # What a cut costs, in rows of the model that could be computed in its place: the calls, and the merge of each row below.
@@ -10,8 +12,8 @@ CALLS = 32.0
 MERGE = 0.02
 
 
-def keep_what_pays(forest: Forest) -> None:
-    """Dissolve the nodes that save fewer rows than their cut costs.
+def keep_what_pays(forest: Forest, prompts: Collection[Node]) -> None:
+    """Dissolve the nodes that save fewer rows than their cut costs, prompts aside, which are always computed once.
 
     A node of k tokens with n sequences below saves k (n - 1) rows if nothing below it is cut, and k (m - 1) if m of those
     below are. So cuts are chosen from the roots down by the first count, then given up from the leaves up by the second.
@@ -27,13 +29,13 @@ def keep_what_pays(forest: Forest) -> None:
     for node in nodes:
         assert node.parent is not None
         tokens = copied[node.parent] + len(node.tokens)
-        if node.children and tokens * (leaves[node] - 1) >= _cost(rows[node]):
+        if node.children and (node in prompts or tokens * (leaves[node] - 1) >= _cost(rows[node])):
             own[node] = tokens
         copied[node] = 0 if node in own else tokens
     runs: dict[Node, int] = {}  # cuts and leaves right below each node
     for node in reversed(nodes):
         runs[node] = sum(1 if child in own else runs[child] for child in node.children) or 1
-        if node in own and own[node] * (runs[node] - 1) < _cost(rows[node]):
+        if node in own and node not in prompts and own[node] * (runs[node] - 1) < _cost(rows[node]):
             del own[node]
     for node in nodes:
         if node.children and node not in own:

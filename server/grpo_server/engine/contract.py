@@ -8,11 +8,12 @@ score them. Pieces of many requests share a batch, in any mix of temperatures, n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from grpo_client.masking import Mask
 from grpo_client.protocol import Extra, FloatArray, IntArray, Normalizer, ReferenceInfo
 
 from .config import BatchLimits
@@ -20,7 +21,7 @@ from .config import BatchLimits
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One prompt (P,) with completions (C,) each; token_ids as in `grpo_client.protocol.Group`."""
+    """One prompt (P,) with completions (C,) each; token_ids and completion_mask as in `grpo_client.protocol.Group`."""
 
     prompt: IntArray
     completions: tuple[IntArray, ...]
@@ -29,16 +30,55 @@ class Piece:
     extras: frozenset[Extra] = frozenset()
     top_k: int = 0
     token_ids: tuple[IntArray, ...] | None = None
+    completion_mask: tuple[Mask, ...] | None = None
 
     @property
     def tokens(self) -> int:
         """Tokens to run through the model: the prompt once, and every completion."""
         return len(self.prompt) + sum(len(c) for c in self.completions)
 
+    @property
+    def asked(self) -> Mask:
+        """(N,) over all completion tokens: those that are scored."""
+        masks = self.completion_mask or [np.ones(len(c), dtype=np.bool_) for c in self.completions]
+        return np.concatenate([np.zeros(0, dtype=np.bool_), *masks])
+
+    @property
+    def asked_tokens(self) -> int:
+        """How many tokens are scored."""
+        if self.completion_mask is None:
+            return sum(len(c) for c in self.completions)
+        return sum(int(np.count_nonzero(mask)) for mask in self.completion_mask)
+
+    def needed(self, *, whole: bool) -> Piece:
+        """What must be computed of it: nothing of a completion of which nothing is asked, and nothing behind the last token
+        that is. whole: leave completions as they are where anything of them is asked."""
+        if self.completion_mask is None:
+            return self
+        ends = [int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else 0 for mask in self.completion_mask]
+        if whole:
+            ends = [len(mask) if end else 0 for mask, end in zip(self.completion_mask, ends, strict=True)]
+        return replace(
+            self,
+            completions=tuple(c[:end] for c, end in zip(self.completions, ends, strict=True)),
+            token_ids=None,
+            completion_mask=tuple(mask[:end] for mask, end in zip(self.completion_mask, ends, strict=True)),
+        )
+
+    def part(self, members: slice) -> Piece:
+        """Some of the completions, with all that they are asked with."""
+        return replace(
+            self,
+            completions=self.completions[members],
+            token_ids=None if self.token_ids is None else self.token_ids[members],
+            completion_mask=None if self.completion_mask is None else self.completion_mask[members],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class PieceScores:
-    """Flat over the piece's completion tokens, in order: logprobs (N,), extras as EXTRA_ARRAYS, status (S,) uint8."""
+    """Flat over the piece's completion tokens, in order: logprobs (N,), extras as EXTRA_ARRAYS, status (S,) uint8. Where
+    nothing is asked, figures are NaN and ids and ranks -1."""
 
     logprobs: FloatArray
     status: npt.NDArray[np.uint8]

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from grpo_client.masking import Mask
 from grpo_client.protocol import IntArray
 from grpo_numerics.model_parts import fresh_rotary
 from grpo_numerics.packed import (
@@ -42,7 +43,8 @@ from .tallies import Beginnings, EqualPrompts, EveryPiece
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch ready to run. targets: (N,) ids over all completion tokens; tokens: rows that will go through the model."""
+    """A batch ready to run. targets: (M,) ids of the completion tokens that are asked; tokens: rows that will go through the
+    model."""
 
     pieces: Sequence[Piece]
     targets: IntArray
@@ -55,7 +57,7 @@ class Prepared:
 
 
 class Forward(Protocol):
-    """`rows`: (N, D) hidden states, one per completion token, in the pieces' order."""
+    """`rows`: (M, D) hidden states, one per completion token that is asked, in the pieces' order."""
 
     tier: Tier
 
@@ -93,7 +95,8 @@ class PackedForward:
         return EqualPrompts() if self.heights is not None else Beginnings()
 
     def prepare(self, pieces: Sequence[Piece]) -> Prepared:
-        wanted = [p.completions if any(len(c) for c in p.completions) else () for p in pieces]
+        needed = [p.needed(whole=self.heights is not None) for p in pieces]
+        wanted = [p.completions if any(len(c) for c in p.completions) else () for p in needed]
         used = [(p.prompt, c) for p, c in zip(pieces, wanted, strict=True) if c]
         layout = PackedLayout.build([p for p, _ in used], [c for _, c in used], share_prefixes=self.heights is None)
         schedule = Schedule(
@@ -106,7 +109,9 @@ class PackedForward:
             stacked=self.stacked,
         )
         schedule.ahead(self.asked)
-        return Prepared(pieces, layout.targets, layout.tokens, _Stream(schedule, Parcel({"rows": layout.predict_rows})))
+        asked = _asked(needed)
+        stream = _Stream(schedule, Parcel({"rows": layout.predict_rows[asked]}))
+        return Prepared(pieces, layout.targets[asked], layout.tokens, stream)
 
     def rows(self, batch: Prepared) -> Tensor:
         stream: _Stream = batch.plan
@@ -131,9 +136,10 @@ class _OwnAttention:
         return EveryPiece()
 
     def prepare(self, pieces: Sequence[Piece]) -> Prepared:
-        completions = [c for p in pieces for c in p.completions if len(c)]
-        targets = np.concatenate([np.zeros(0, np.int32), *completions])
-        return Prepared(pieces, targets, sum(self._tokens(p) for p in pieces if any(len(c) for c in p.completions)))
+        needed = [p.needed(whole=True) for p in pieces]
+        used = [p for p in needed if any(len(c) for c in p.completions)]
+        targets = np.concatenate([np.zeros(0, np.int32), *(c for p in used for c in p.completions)])
+        return Prepared(pieces, targets[_asked(used)], sum(map(self._tokens, used)), used)
 
     def _tokens(self, piece: Piece) -> int:
         return sum(len(piece.prompt) + len(c) - 1 for c in piece.completions if len(c))
@@ -141,8 +147,11 @@ class _OwnAttention:
     def rows(self, batch: Prepared) -> Tensor:
         if self.model.config._attn_implementation != self.attention:
             self.model.set_attn_implementation(self.attention)
-        parts = [self._of(p) for p in batch.pieces if any(len(c) for c in p.completions)]
-        return torch.cat(parts)
+        used: list[Piece] = batch.plan
+        return torch.cat([self._of(p) if p.completion_mask is None else self._of(p)[self._index(p)] for p in used])
+
+    def _index(self, piece: Piece) -> Tensor:
+        return torch.from_numpy(np.flatnonzero(piece.asked)).to(self.parts.device)
 
     def _of(self, piece: Piece) -> Tensor:
         raise AssertionError("each tier has its own")
@@ -206,6 +215,11 @@ class PlainForward(_OwnAttention):
             fresh_rotary(self.model)
         hidden = self.parts.body(input_ids=ids, use_cache=False).last_hidden_state[0]
         return hidden[len(piece.prompt) - 1 :][: len(completion)]
+
+
+def _asked(pieces: Sequence[Piece]) -> Mask:
+    """(N,) over the completion tokens of all."""
+    return np.concatenate([np.zeros(0, dtype=np.bool_), *(p.asked for p in pieces)])
 
 
 def _ids(tokens: Any) -> Tensor:

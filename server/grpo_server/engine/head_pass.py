@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from grpo_client.masking import filled
 from grpo_client.protocol import EXTRA_ARRAYS, IntArray, Status
 from grpo_numerics import HeadScores, default_tile, score_rows
 from grpo_numerics.head.tiles import padded
@@ -41,8 +42,8 @@ class Questions:
 
     @classmethod
     def of(cls, pieces: Sequence[Piece], targets: IntArray) -> Questions:
-        """targets: (N,) over all pieces. May run beside the thread that computes."""
-        sizes = [sum(len(c) for c in p.completions) for p in pieces]
+        """targets: (M,) over all pieces. May run beside the thread that computes."""
+        sizes = [p.asked_tokens for p in pieces]
         ends = np.cumsum(sizes)
         passes: list[Question] = []
         values: dict[tuple[int, str], npt.NDArray[np.generic]] = {}
@@ -71,7 +72,8 @@ def score_pieces(
     parts: Anatomy,
     head: Head = score_rows,
 ) -> list[PieceScores]:
-    """rows (N, D) hidden states. Pieces that ask alike share one pass of `head`; all answers come back in one copy."""
+    """rows (M, D) hidden states of the tokens that are asked. Pieces that ask alike share one pass of `head`; all answers come
+    back in one copy."""
     passes = fetched(head_passes(rows, questions, parts, head))
     answers: list[PieceScores | None] = [None] * len(pieces)
     for question, scores in zip(questions.passes, passes, strict=True):
@@ -142,17 +144,24 @@ def _by_question(pieces: Sequence[Piece]) -> Iterator[list[int]]:
 
 
 def _asked_ids(pieces: Sequence[Piece]) -> npt.NDArray[np.int64] | None:
-    rows = [ids for piece in pieces for ids in piece.token_ids or ()]
+    rows = [
+        ids if piece.completion_mask is None else ids[piece.completion_mask[g]]
+        for piece in pieces
+        for g, ids in enumerate(piece.token_ids or ())
+    ]
     return np.concatenate(rows).astype(np.int64) if rows else None
 
 
 def _answer(piece: Piece, scores: HeadScores, span: slice) -> PieceScores:
+    mask = None if piece.completion_mask is None else piece.asked
     logprobs = scores.logprobs[span].cpu().numpy()
+    bad = ~np.isfinite(logprobs)
+    if mask is not None:
+        bad = filled(bad.astype(np.int8), mask) == 1
     extras: dict[str, npt.NDArray[np.generic]] = {}
     for name, dtype in EXTRA_ARRAYS.items():
         if (values := getattr(scores, name)) is not None:
-            extras[name] = values[span].cpu().numpy().astype(dtype, copy=False)
-    bad = ~np.isfinite(logprobs)
+            extras[name] = filled(values[span].cpu().numpy().astype(dtype, copy=False), mask)
     ends = np.cumsum([len(c) for c in piece.completions], dtype=np.int64)
     status = np.array(
         [
@@ -161,4 +170,4 @@ def _answer(piece: Piece, scores: HeadScores, span: slice) -> PieceScores:
         ],
         dtype=np.uint8,
     )
-    return PieceScores(logprobs, status, extras)
+    return PieceScores(filled(logprobs, mask), status, extras)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -83,10 +83,4 @@ def halve(pieces: Sequence[Piece]) -> Halves | None:
     if len(piece.completions) < 2:
         return None
     middle = len(piece.completions) // 2
-    first, second = (
-        replace(
-            piece, completions=piece.completions[s], token_ids=None if piece.token_ids is None else piece.token_ids[s]
-        )
-        for s in (slice(middle), slice(middle, None))
-    )
-    return Halves([first], [second], cut=True)
+    return Halves([piece.part(slice(middle))], [piece.part(slice(middle, None))], cut=True)

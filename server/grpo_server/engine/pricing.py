@@ -39,7 +39,7 @@ class Price:
 
     def bytes_of(self, piece: Piece) -> int:
         """Peak bytes above the weights for this piece alone."""
-        wanted = sum(len(c) for c in piece.completions)
+        wanted = piece.asked_tokens
         longest = len(piece.prompt) + max((len(c) for c in piece.completions), default=0)
         body = self.rows(piece.tokens) * self.row_bytes + min(self.square_bytes * longest**2, _SCORES_BYTES)
         return max(int(body), head_bytes(piece, wanted, self.parts))

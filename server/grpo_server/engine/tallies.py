@@ -40,6 +40,6 @@ class Beginnings:
     def add(self, piece: Piece) -> int:
         before = self._forest.tokens
         prompt: Place = self._forest.add(self._forest.start, piece.prompt)
-        for completion in piece.completions:
+        for completion in piece.needed(whole=False).completions:
             self._forest.add(prompt, completion)
         return self._forest.tokens - before

@@ -181,6 +181,7 @@ def encode(pieces: Sequence[Piece]) -> bytes:
     arrays = {
         "tokens": _flat([array for p in pieces for array in (p.prompt, *p.completions)]),
         "asked": _flat([ids.reshape(-1) for ids in asked]),
+        "masks": _flat([mask for p in pieces for mask in p.completion_mask or ()]),
         "temperatures": np.array([p.temperature for p in pieces], dtype=np.float64),
     }
     header = [
@@ -190,6 +191,7 @@ def encode(pieces: Sequence[Piece]) -> bytes:
             "extras": sorted(p.extras),
             "top_k": p.top_k,
             "asked": None if p.token_ids is None else [list(ids.shape) for ids in p.token_ids],
+            "masked": p.completion_mask is not None,
         }
         for p in pieces
     ]
@@ -199,7 +201,7 @@ def encode(pieces: Sequence[Piece]) -> bytes:
 def decode(message: bytes) -> list[Piece]:
     """What `encode` wrote."""
     arrays = safetensors.numpy.load(message)
-    tokens, asked = _Reader(arrays["tokens"]), _Reader(arrays["asked"])
+    tokens, asked, masks = (_Reader(arrays[name]) for name in ("tokens", "asked", "masks"))
     length = int.from_bytes(message[:8], "little")
     header = json.loads(json.loads(message[8 : 8 + length])["__metadata__"]["pieces"])
     pieces = []
@@ -215,6 +217,7 @@ def decode(message: bytes) -> list[Piece]:
                 frozenset(piece["extras"]),
                 piece["top_k"],
                 ids,
+                tuple(masks.take(len(c)).astype(np.bool_) for c in completions) if piece["masked"] else None,
             )
         )
     return pieces

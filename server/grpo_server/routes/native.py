@@ -30,6 +30,7 @@ _TENSORS = {
         "group_sizes": "int32 (K,): completions per group",
         "temperature": "float32 (K,), optional",
         "token_ids": "int32 (N, k), optional",
+        "completion_mask": "uint8 (N,), optional: 0 where nothing is asked",
         "metadata": "normalizer, return (names with commas between), top_k, fingerprint: optional strings",
     },
 }

@@ -56,6 +56,7 @@ class Assembly:
         self._normalizer: Normalizer = request.normalizer
         self._lengths = request.completion_lengths
         self._group_sizes = request.group_sizes
+        self._mask = request.completion_mask
         self._temperature = np.array([g.temperature for g in request.groups], dtype=np.float32)
         self.prompt_tokens = sum(len(g.prompt) for g in request.groups)
         self._starts = np.cumsum(self._lengths, dtype=np.int64) - self._lengths
@@ -106,4 +107,5 @@ class Assembly:
             status=self._status,
             extras=self._extras,
             usage=usage,
+            completion_mask=self._mask,
         )

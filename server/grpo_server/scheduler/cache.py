@@ -40,6 +40,9 @@ def content_keys(request: ScoreRequest) -> list[bytes]:
             if group.token_ids is not None:
                 h.update(struct.pack("<QQ", *group.token_ids[g].shape))
                 h.update(_bytes(group.token_ids[g]))
+            if group.completion_mask is not None and not group.completion_mask[g].all():
+                h.update(b"mask")
+                h.update(group.completion_mask[g].tobytes())
             keys.append(h.digest())
     return keys
 

@@ -63,5 +63,6 @@ def _cut(request: ScoreRequest, group: Group, first: int, members: list[int], to
         extras=request.extras,
         top_k=request.top_k,
         token_ids=None if group.token_ids is None else tuple(group.token_ids[g] for g in members),
+        completion_mask=None if group.completion_mask is None else tuple(group.completion_mask[g] for g in members),
     )
     return Cut(piece, tuple(first + g for g in members), tokens)

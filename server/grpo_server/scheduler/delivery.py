@@ -51,7 +51,7 @@ def batch_done(entries: Sequence[Entry], scores: BatchScores, seconds: float) ->
         requests=len(jobs_of(entries)),
         tokens=tokens_of(entries),
         computed_tokens=scores.computed_tokens,
-        scored_tokens=sum(len(c) for e in entries for c in e.cut.piece.completions),
+        scored_tokens=sum(e.cut.piece.asked_tokens for e in entries),
         seconds=seconds,
         splits=scores.splits,
     )

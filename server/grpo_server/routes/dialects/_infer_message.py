@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 from grpo_client import wire_tensors
+from grpo_client.masking import asked_rows
 from grpo_client.protocol import ScoreRequest, ScoreResult
 from grpo_client.validation.limits import Limits
 from grpo_client.wire_json import json_chunks
@@ -18,7 +19,7 @@ from grpo_server.routes.dialects._bodies import parse
 from grpo_server.routes.dialects._sampling import null_means
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-DATATYPES = {"INT32": "<i4", "INT64": "<i8", "FP32": "<f4", "UINT8": "u1"}
+DATATYPES = {"INT32": "<i4", "INT64": "<i8", "FP32": "<f4", "UINT8": "u1", "BOOL": "?"}
 NAMES_OF = {np.dtype(code): name for name, code in DATATYPES.items()}
 INPUTS = {
     "prompt_ids": "INT32",
@@ -28,6 +29,7 @@ INPUTS = {
     "group_sizes": "INT32",
     "temperature": "FP32",
     "token_ids": "INT32",
+    "completion_mask": "UINT8",
 }
 SETTINGS = ("normalizer", "return", "top_k", "fingerprint")
 # Of the protocol and its extensions; none of them says anything about what is asked.
@@ -57,7 +59,7 @@ class InputTensor(BaseModel):
 
     name: str
     shape: list[Annotated[int, Field(ge=0)]]
-    datatype: Literal["INT32", "INT64", "FP32", "UINT8"]
+    datatype: Literal["INT32", "INT64", "FP32", "UINT8", "BOOL"]
     data: Annotated[list[Any] | None, PlainValidator(_data)] = None
     parameters: Annotated[TensorParameters, null_means({})] = TensorParameters()
 
@@ -124,6 +126,8 @@ def _array(tensor: InputTensor, raw: memoryview | None, param: str) -> npt.NDArr
             raise wrong(param, "has neither data nor parameters.binary_data_size")
     except (ValueError, TypeError, OverflowError) as error:
         raise wrong(param, f"does not hold {tensor.datatype} values of shape {tensor.shape}: {error}") from error
+    if tensor.datatype == "BOOL":
+        return values.view(np.uint8)
     if tensor.datatype != "INT64":
         return values
     narrow = values.astype(np.int32)
@@ -134,7 +138,10 @@ def _array(tensor: InputTensor, raw: memoryview | None, param: str) -> npt.NDArr
 
 def encode(asked: InferRequest, result: ScoreResult) -> tuple[list[bytes], int | None]:
     """The body in chunks, and the length of its JSON part when tensors follow it."""
-    arrays: dict[str, npt.NDArray[Any]] = {"logprobs": result.logprobs, "status": result.status, **result.extras}
+    arrays: dict[str, npt.NDArray[Any]] = {"logprobs": result.logprobs, "status": result.status}
+    arrays |= asked_rows(result.extras, result.completion_mask)
+    if result.completion_mask is not None:
+        arrays["completion_mask"] = result.completion_mask.view(np.uint8)
     as_binary = bool(asked.parameters.get("binary_data_output", False))
     wanted = asked.outputs or [WantedTensor(name=name) for name in arrays]
     binary: list[npt.NDArray[np.uint8]] = []

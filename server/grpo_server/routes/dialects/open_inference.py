@@ -67,7 +67,9 @@ async def model_metadata(model: str, scoring: ScoringDep, version: str | None = 
     """Every input and output tensor; `parameters` of a request: normalizer, return, top_k, fingerprint."""
     info = scoring.hosted.info
     _check(model, version, info)
-    outputs = {"logprobs": "FP32", "status": "UINT8"} | {n: NAMES_OF[np.dtype(d)] for n, d in EXTRA_ARRAYS.items()}
+    outputs = {"logprobs": "FP32", "status": "UINT8", "completion_mask": "UINT8"} | {
+        n: NAMES_OF[np.dtype(d)] for n, d in EXTRA_ARRAYS.items()
+    }
     return {
         "name": info.model,
         "versions": [str(info.version)],

@@ -1,0 +1,26 @@
+"""Figures where something was asked, and where nothing was: in an answer they are left out, in a `ScoreResult` filled up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Mask = npt.NDArray[np.bool_]
+Figures = npt.NDArray[Any]
+
+
+def filled(values: Figures, mask: Mask | None) -> Figures:
+    """(M, ...) figures of the positions that were asked as (N, ...) of all: NaN, or -1 for whole numbers, in between."""
+    if mask is None:
+        return values
+    out = np.full((len(mask), *values.shape[1:]), np.nan if values.dtype.kind == "f" else -1, values.dtype)
+    out[mask] = values
+    return out
+
+
+def asked_rows(extras: Mapping[str, Figures], mask: Mask | None) -> dict[str, Figures]:
+    """The opposite, for each extra of an answer."""
+    return {name: values if mask is None else values[mask] for name, values in extras.items()}
