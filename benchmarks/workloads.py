@@ -32,13 +32,47 @@ class Workload:
         return ScoreRequest.of(prompts, completions)
 
 
-WORKLOADS = {
+@dataclass(frozen=True)
+class Turns:
+    """Rollouts of agents: each turn's prompt is the last one's, its completion and what a tool said; a group each."""
+
+    name: str
+    samples: int
+    turns: int
+    prompt: int
+    completion: int
+    tool: int
+
+    def request(self, seed: int = 0) -> ScoreRequest:
+        """Turn by turn, the samples of each side by side."""
+        rng = np.random.default_rng(seed)
+        prompts: list[np.ndarray] = []
+        completions: list[list[np.ndarray]] = []
+        contexts = [rng.integers(3, VOCAB, self.prompt, dtype=np.int32)] * self.samples
+        for _ in range(self.turns):
+            answers = [rng.integers(3, VOCAB, self.completion, dtype=np.int32) for _ in contexts]
+            prompts += contexts
+            completions += [[answer] for answer in answers]
+            said = [rng.integers(3, VOCAB, self.tool, dtype=np.int32) for _ in contexts]
+            contexts = [np.concatenate(parts) for parts in zip(contexts, answers, said, strict=True)]
+        return ScoreRequest.of(prompts, completions)
+
+    @property
+    def tree_tokens(self) -> int:
+        """Distinct beginnings that predict something, or are before one that does."""
+        of_each = self.turns * self.completion + (self.turns - 1) * self.tool - 1
+        return self.prompt + self.samples * of_each
+
+
+TURNS = Turns("turns", samples=8, turns=4, prompt=256, completion=64, tool=32)
+WORKLOADS: dict[str, Workload | Turns] = {
     w.name: w
     for w in (
         Workload("2x16 512+128", 2, 16, (512, 512), (128, 128)),
         Workload("1x16 1024+256", 1, 16, (1024, 1024), (256, 256)),
         Workload("4x8 64..512+8..256", 4, 8, (64, 512), (8, 256)),
         Workload("24x1 64..512+32..256", 24, 1, (64, 512), (32, 256)),
+        TURNS,
         Workload("smoke", 2, 4, (48, 48), (8, 16)),
     )
 }

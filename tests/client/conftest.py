@@ -22,6 +22,7 @@ from grpo_client import (
     wire_json,
     wire_tensors,
 )
+from grpo_client.masking import filled
 from grpo_client.protocol import MEDIA_TENSORS, ROUTE_LOGPROBS, ROUTE_REFERENCE, Group
 
 
@@ -46,7 +47,12 @@ def fake_scores(request: ScoreRequest, fingerprint: str = "f00d") -> ScoreResult
     if request.top_k:
         extras["top_ids"] = np.tile(np.arange(request.top_k, dtype=np.int32), (len(logprobs), 1))
         extras["top_logprobs"] = -extras["top_ids"].astype(np.float32)
+    mask = request.completion_mask
+    if mask is not None:
+        logprobs = filled(logprobs[mask], mask)
+        extras = {name: filled(values[mask], mask) for name, values in extras.items()}
     return ScoreResult(
+        completion_mask=mask,
         reference=reference_info(fingerprint),
         normalizer="softmax",
         temperature=np.array([g.temperature for g in request.groups], dtype=np.float32),

@@ -167,6 +167,7 @@ async def test_the_schema_describes_both_encodings_and_the_errors(engine: FakeEn
         "return",
         "top_k",
         "token_ids",
+        "completion_mask",
         "fingerprint",
     }
     assert request["examples"]

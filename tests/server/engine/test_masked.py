@@ -13,7 +13,7 @@ from grpo_numerics import score_rows
 from grpo_server.engine import EngineConfig, Piece
 from grpo_server.engine.engine import TorchEngine
 from grpo_server.engine.loading import Loaded
-from grpo_server.engine.memory import split
+from grpo_server.engine.memory import halve
 from grpo_server.engine.tensor_parallel import decode, encode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -125,7 +125,7 @@ def test_a_score_that_is_not_finite_is_no_ones_business_where_nothing_is_asked(s
 
 def test_masks_stay_with_their_completions_when_a_batch_is_halved_or_sent_to_other_ranks():
     asked = masked(piece([2, 3, 1, 4]), [[1, 0], [0, 0, 1], [0], [1, 1, 0, 1]])
-    halves = split([asked])
+    halves = halve([asked])
     assert [m.tolist() for m in halves.second[0].completion_mask] == [[False], [True, True, False, True]]
     [again, plain] = decode(encode([asked, piece([2, 2])]))
     assert [m.tolist() for m in again.completion_mask] == [m.tolist() for m in asked.completion_mask]
