@@ -126,7 +126,7 @@ async def test_probes_and_metadata(engine: BigramEngine) -> None:
         assert (await client.get("/v2/models/other")).status_code == 404
         assert (await client.get("/v2/models/fake/versions/2")).status_code == 404
         answer = await client.post("/v2/models/fake/versions/1/infer", json=as_json(ARRAYS))
-    assert {t["name"] for t in described["inputs"]} == {*ARRAYS, "token_ids"}
+    assert {t["name"] for t in described["inputs"]} == {*ARRAYS, "token_ids", "completion_mask"}
     assert {"name": "logprobs", "datatype": "FP32", "shape": [-1]} in described["outputs"]
     assert read(answer)["logprobs"].tolist() == expected(engine)
 
