@@ -1,4 +1,4 @@
-"""The Triton kernels on a machine without a GPU: what they compute, interpreted; see `interpreted` and `test_chosen`."""
+"""The Triton kernels on a machine without a GPU: what they compute, interpreted; see `interpreted` and `test_picked`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("triton", reason="the CUDA kernels need triton: pip install triton")
 
-CASES = [Path(__file__).with_name("interpreted.py"), Path(__file__).parents[1] / "test_chosen.py"]
+CASES = [Path(__file__).with_name("interpreted.py"), Path(__file__).parents[1] / "test_picked.py"]
 
 
 @pytest.mark.timeout(900)  # a minute of work; on a machine full of other work, minutes
