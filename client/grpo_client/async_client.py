@@ -9,12 +9,16 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
-from grpo_client.arguments.types import CompletionMask, Completions, Prompts, WantedIds
+import numpy as np
+from numpy.typing import NDArray
+
+from grpo_client.arguments.types import CompletionMask, Completions, Ids, Prompts, WantedIds
 from grpo_client.core import ClientCore
 from grpo_client.errors import APIError, ConnectionFailed
 from grpo_client.forks import PerProcess
 from grpo_client.http.exchange import Call, Encoding, Reply, info_call, raise_for_status, ready_call
 from grpo_client.http.retry import RetryPolicy
+from grpo_client.http.tokenizer import detokenize_call, read_ids, read_text, tokenize_call
 from grpo_client.http.transport import AsyncBaseTransport, AsyncTransport
 from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult
 from grpo_client.settings import (
@@ -146,6 +150,17 @@ class AsyncReferenceClient:
             for task in tasks:  # after a failure nobody wants the rest
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def tokenize(
+        self, text: Prompt, *, add_special_tokens: bool = True, add_generation_prompt: bool = True
+    ) -> NDArray[np.int32]:
+        """See `ReferenceClient.tokenize`."""
+        call = tokenize_call(text, add_special_tokens=add_special_tokens, add_generation_prompt=add_generation_prompt)
+        return await self._retried(self._core().settings.retry, read_ids, call)
+
+    async def detokenize(self, ids: Ids) -> str:
+        """See `ReferenceClient.detokenize`."""
+        return await self._retried(self._core().settings.retry, read_text, detokenize_call(ids))
 
     async def info(self) -> ReferenceInfo:
         """See `ReferenceClient.info`."""

@@ -1,4 +1,4 @@
-"""`grpo-client`: score files of rollouts, ask a server who it is, wait until it is there, probe any endpoint."""
+"""`grpo-client`: score files of rollouts, check them, ask a server who it is, wait until it is there, probe any endpoint."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from grpo_client.client import ReferenceClient
+from grpo_client.commands.check import CHECK_HELP, check_command
 from grpo_client.commands.probe import PROBE_HELP, probe
 from grpo_client.commands.progress import score_progress
 from grpo_client.commands.score import SCORE_HELP, check_paths, count_lines_left, score_rest
@@ -150,6 +151,7 @@ def wait(
     console.print(f"ready: {reference.model} ({reference.fingerprint[:12]})", highlight=False)
 
 
+app.command("check", help=CHECK_HELP)(check_command)
 app.command(help=PROBE_HELP)(probe)
 
 

@@ -11,12 +11,16 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from grpo_client.arguments.types import CompletionMask, Completions, Prompts, WantedIds
+import numpy as np
+from numpy.typing import NDArray
+
+from grpo_client.arguments.types import CompletionMask, Completions, Ids, Prompts, WantedIds
 from grpo_client.core import ClientCore
 from grpo_client.errors import APIError, ConnectionFailed
 from grpo_client.forks import PerProcess
 from grpo_client.http.exchange import Encoding, info_call, raise_for_status, ready_call
 from grpo_client.http.retry import RetryPolicy
+from grpo_client.http.tokenizer import detokenize_call, read_ids, read_text, tokenize_call
 from grpo_client.http.transport import BaseTransport
 from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult
 from grpo_client.settings import (
@@ -170,6 +174,22 @@ class ReferenceClient:
     def submit_request(self, request: AnyRequest) -> Future[ScoreResult]:
         """`submit` for a request that is already a value."""
         return self._here().submit(request)
+
+    def tokenize(
+        self, text: Prompt, *, add_special_tokens: bool = True, add_generation_prompt: bool = True
+    ) -> NDArray[np.int32]:
+        """(n,) ids of a string, or of chat messages under the model's own template, by the reference's own tokenizer.
+
+        add_special_tokens: for a string; a template brings its own. add_generation_prompt: for messages.
+        """
+        here = self._here()
+        call = tokenize_call(text, add_special_tokens=add_special_tokens, add_generation_prompt=add_generation_prompt)
+        return here.retried(here.core.settings.retry, read_ids, call)
+
+    def detokenize(self, ids: Ids) -> str:
+        """The text of (n,) ids, special tokens included."""
+        here = self._here()
+        return here.retried(here.core.settings.retry, read_text, detokenize_call(ids))
 
     def info(self) -> ReferenceInfo:
         """Who answers: model, fingerprint, version, dtype, mode, limits. With several servers, one of them."""
