@@ -7,11 +7,12 @@ those that ask the reference again, `checking` asks them all.
 """
 
 from grpo_client.findings.checking import check, check_samples, in_order
-from grpo_client.findings.finding import Finding, Rule, Verdict
+from grpo_client.findings.finding import ENOUGH, Finding, Rule, Verdict
 from grpo_client.findings.metrics import check_metrics
 from grpo_client.findings.samples import Samples, SamplesError, read_samples, samples_of
 
 __all__ = [
+    "ENOUGH",
     "Finding",
     "Rule",
     "Samples",

@@ -145,7 +145,7 @@ def test_display(terminal: bool) -> None:
     figures = {k: v for k, v in records(2)[1].items() if k != "step"}
     with Display(console) as display:
         display.started(CONFIG, 0, "the-reference")
-        display.stepped(0, StepReport(figures, Sample("1 + 1 [b]", [" 2[/b]"], [1.0])))
+        display.stepped(0, StepReport(figures, [Sample("1 + 1 [b]", [" 2[/b]"], [1.0])]))
         display.saved(Path("checkpoints/step-000001"))
     shown = out.getvalue()
     assert "the-reference" in shown

@@ -45,6 +45,9 @@ class TrainerConfig(Section):
     """Where the figures go as well; each must be installed, and reads its key from its own environment variables."""
     tracker_project: str = "grpo"
     """The project or experiment that a tracker files the run under; the run is named after trainer.output."""
+    samples: Literal["group", "all", "text"] = "group"
+    """What `samples.jsonl` keeps of a step: its first group token by token, all groups, or the first group's text. A group
+    of more than 4,096 tokens leaves its text."""
     save_model: bool = True
     """Write the trained model in Hugging Face's format at the end."""
 

@@ -8,8 +8,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from grpo_client.findings import Finding
+
 from grpo_training.config import TrainConfig
 from grpo_training.report.columns import WINDOW
+from grpo_training.report.findings import as_rows
 
 NOT_MEASURED = "not measured"
 
@@ -20,11 +23,18 @@ img {{ width: 100% }} table {{ border-collapse: collapse; margin: 1rem 0 }} td, 
 border-bottom: 1px solid #e3e7ee; vertical-align: top }} code, pre {{ font-size: 13px; white-space: pre-wrap }}
 </style></head><body><h1>{title}</h1><p>{lead}</p><img alt="reward, KL, completion length and reference latency by step"
 src="data:image/png;base64,{picture}"><h2>Figures</h2><table>{figures}</table>
+<h2>Findings</h2><table>{findings}</table>
 <h2>What it says</h2><table>{samples}</table><h2>Configuration</h2><pre>{config}</pre></body></html>
 """
 
 
-def page(picture: bytes, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], config: TrainConfig) -> str:
+def page(
+    picture: bytes,
+    summary: Mapping[str, Any],
+    samples: Sequence[Mapping[str, Any]],
+    findings: Sequence[Finding],
+    config: TrainConfig,
+) -> str:
     """HTML. picture: a PNG. samples: records of `samples.jsonl`, of which the first, the middle and the last are shown."""
     numbers = {
         k: v for k, v in summary.items() if (v is None and k != "reference") or isinstance(v, bool | int | float)
@@ -48,6 +58,7 @@ def page(picture: bytes, summary: Mapping[str, Any], samples: Sequence[Mapping[s
         ),
         picture=base64.b64encode(picture).decode(),
         figures="".join(f"<tr><th>{k}</th><td>{_short(v)}</td></tr>" for k, v in numbers.items()),
+        findings=as_rows(findings),
         samples=rows,
         config=html.escape(json.dumps(config.model_dump(mode="json"), indent=1)),
     )

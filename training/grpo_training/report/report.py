@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_training.config import TrainConfig
+from grpo_training.report.findings import findings_of
 from grpo_training.report.metrics import EVALUATIONS, read_records
 from grpo_training.report.page import page
 from grpo_training.report.plots import draw
@@ -36,12 +37,13 @@ def write_report(
     samples = read_records(output / "samples.jsonl")
     evaluations = read_records(output / EVALUATIONS) if (output / EVALUATIONS).exists() else []
     summary = summarise(records, config, reference=reference, seconds=seconds, first_step=first_step)
-    summary |= {"eval": held_out(evaluations)}
+    findings = findings_of(samples, records)
+    summary |= {"eval": held_out(evaluations), "findings": {f.name: f.verdict.value for f in findings}}
     title = f"GRPO: {config.task.name or config.task.file} · {config.model.name}"
     figure = draw(records, title=title, evaluations=evaluations)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=130, format="png")
     (output / "report.png").write_bytes(buffer.getvalue())
     (output / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
-    (output / "report.html").write_text(page(buffer.getvalue(), summary, samples, config), encoding="utf-8")
+    (output / "report.html").write_text(page(buffer.getvalue(), summary, samples, findings, config), encoding="utf-8")
     return summary

@@ -5,27 +5,31 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict
 
 from grpo_training.config import TrainConfig
 from grpo_training.report.metrics import JsonLines, TensorBoard, Tracker
 from grpo_training.report.trackers import RemoteTracker
+from grpo_training.run.findings import RunFindings
 from grpo_training.run.step import StepReport
 
 
 class Outputs:
-    """`metrics.jsonl`, `samples.jsonl`, TensorBoard's events and trackers; on processes that do not write, nothing."""
+    """`metrics.jsonl`, `samples.jsonl`, TensorBoard's events, trackers, and a warning where the figures show that something is
+    wrong; on processes that do not write, nothing."""
 
     def __init__(self, trackers: list[Tracker], samples: JsonLines | None) -> None:
         self._trackers = trackers
         self._samples = samples
+        self._findings = RunFindings()
 
     def write(self, step: int, report: StepReport) -> None:
         """Step `step` (from 0) is done."""
         for tracker in self._trackers:
             tracker.write(step, report.figures)
         if self._samples is not None:
-            self._samples.write(step, asdict(report.sample))
+            for sample in report.samples:
+                self._samples.write(step, sample.record())
+            self._findings.write(step, report.figures, report.samples)
 
 
 @contextmanager

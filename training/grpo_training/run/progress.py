@@ -78,7 +78,7 @@ class Display:
         for name, values in self._history.items():
             if math.isfinite(report.figures.get(name, math.nan)):
                 values.append(report.figures[name])
-        self._sample = report.sample
+        self._sample = report.samples[0]
         self._progress.update(self._bar, completed=step + 1)
         if not self._console.is_terminal:
             shown = "  ".join(

@@ -24,26 +24,18 @@ from grpo_training.run.figures import describe, function_figures, rows_of
 from grpo_training.run.groups import gather, shaped
 from grpo_training.run.parts import Clock, Parts, step_seed
 from grpo_training.run.portion import Portion
+from grpo_training.run.samples import Sample, samples_of
 from grpo_training.run.update import Update
 
 __all__ = ["Parts", "Sample", "StepReport", "grpo_step", "step_seed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """One group of the step, to be looked at by a person. A reward that is not known is NaN."""
-
-    prompt: str
-    completions: list[str]
-    rewards: list[float]
-
-
-@dataclass(frozen=True, slots=True)
 class StepReport:
-    """figures: flat names and floats, for the metrics. sample: the step's first group."""
+    """figures: flat names and floats, for the metrics. samples: the groups that are kept, one at least."""
 
     figures: dict[str, float]
-    sample: Sample
+    samples: list[Sample]
 
 
 def grpo_step(parts: Parts, step: int) -> StepReport:
@@ -78,9 +70,7 @@ def grpo_step(parts: Parts, step: int) -> StepReport:
     if parts.reference:
         slowest["reference/latency_s"] = max(portion.latency_s for portion in portions)
     figures |= world.maxima(slowest)
-    first = slice(0, rollout.group_size)
-    texts = [completion.text for completion in groups.completions[first]]
-    return StepReport(figures, Sample(groups.problems[0].prompt_text, texts, rewards[first].tolist()))
+    return StepReport(figures, samples_of(parts, step, portions, groups))
 
 
 def _penalise(parts: Parts, portions: list[Portion], rewards: Tensor, clock: Clock) -> tuple[Tensor, dict[str, float]]:
