@@ -55,19 +55,30 @@ class Sampled:
             self.prompts.append(prompt)
             self.completions.append([ids[: ids.index(end) + 1] if end in ids else ids for ids in written])
 
+        self.logits = self.forward(self.model)
+
     @torch.no_grad()
+    def forward(self, model: Any) -> list[list[torch.Tensor]]:
+        """The logits that predict each token, a (C, V) tensor per completion."""
+        return [
+            [model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1] for ids in completions]
+            for prompt, completions in zip(self.prompts, self.completions, strict=True)
+        ]
+
     def logprobs(
-        self, temperature: float, model: Any = None, dtype: torch.dtype = torch.float32
+        self, temperature: float, logits: list[list[torch.Tensor]] | None = None, dtype: torch.dtype = torch.float32
     ) -> list[list[list[float]]]:
-        found = []
-        for prompt, completions in zip(self.prompts, self.completions, strict=True):
-            rows = []
-            for ids in completions:
-                logits = (model or self.model)(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
-                table = (logits.to(dtype) / temperature).log_softmax(-1).float()
-                rows.append(table.gather(1, torch.tensor(ids)[:, None])[:, 0].tolist())
-            found.append(rows)
-        return found
+        return [
+            [
+                (rows.to(dtype) / temperature)
+                .log_softmax(-1)
+                .float()
+                .gather(1, torch.tensor(ids)[:, None])[:, 0]
+                .tolist()
+                for rows, ids in zip(group, completions, strict=True)
+            ]
+            for group, completions in zip(logits or self.logits, self.completions, strict=True)
+        ]
 
     def records(self, t: list[list[list[float]]], temperature: float, **more: Any) -> list[dict[str, Any]]:
         """more: prompts, other than those that were sampled from; step."""
@@ -161,4 +172,4 @@ def test_stale_weights_are_found(server, hot) -> None:
     with torch.no_grad():
         for parameter in moved.parameters():
             parameter.add_(parameter.abs().mean() * 0.4 * torch.randn_like(parameter))
-    assert "not_the_sampler" in fired_alone(server, hot.records(hot.logprobs(1.0, model=moved), 1.0, step=9))
+    assert "not_the_sampler" in fired_alone(server, hot.records(hot.logprobs(1.0, hot.forward(moved)), 1.0, step=9))
