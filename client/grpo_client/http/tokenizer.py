@@ -14,7 +14,7 @@ from grpo_client.errors import InvalidResponse
 from grpo_client.http.exchange import Call, Reply, raise_for_status
 from grpo_client.protocol import MEDIA_JSON
 from grpo_client.text import Prompt
-from grpo_client.validation.request import as_object
+from grpo_client.validation.words import as_object
 
 _JSON = {"Content-Type": MEDIA_JSON, "Accept": MEDIA_JSON}
 
