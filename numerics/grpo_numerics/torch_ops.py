@@ -21,6 +21,8 @@ _FORWARD = "_scaled_dot_product_flash_attention_for_cpu"
 _BACKWARD = "_scaled_dot_product_flash_attention_for_cpu_backward"
 # Of a trial's numbers, all of them below 2: fp32 keeps them to 1e-6, and an argument that is taken for another is off by 1e-1.
 _TOLERANCE = 1e-3
+_SEGMENTS = "_flash_attention_forward"
+_HALF_TOLERANCE = 1e-2  # the same in fp16, which keeps them to 1e-3
 
 
 def flash_forward(
@@ -89,6 +91,55 @@ def _trial(causal: bool, bias: Tensor | None) -> list[tuple[str, Tensor, Tensor]
     )
     names = ("output", "log-sum-exp", "gradient of q", "gradient of k", "gradient of v")
     return list(zip(names, (out, lse, *gradients), right, strict=True))
+
+
+def flash_of_segments(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
+    window: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Flash attention on a GPU, segment by segment, causal from the lower right corner. q (T, H, D), k and v (T', H_kv, D),
+    fp16 or bf16; cu_q, cu_k (S + 1,) int32: where each segment's begin. Returns out (T, H, D), log-sum-exp (H, T) fp32."""
+    out, logsumexp, *_ = getattr(torch.ops.aten, _SEGMENTS)(
+        q, k, v, cu_q, cu_k, max_q, max_k, 0.0, True, False,
+        scale=scale, window_size_left=-1 if window is None else window - 1, window_size_right=0,
+    )  # fmt: skip
+    return out, logsumexp
+
+
+@cache
+def flash_on_gpu(device: torch.device) -> bool:
+    """Whether this torch has that operator as it is called here. Found out once a device; a warning says so when it has not."""
+    if (fault := segments_fault(device)) is None:
+        return True
+    log.warning("torch %s: %s; packed attention on %s does without it", torch.__version__, fault, device)
+    return False
+
+
+@torch.inference_mode()
+def segments_fault(device: torch.device) -> str | None:
+    """What is wrong with the operator of this torch on this GPU: two queries over three keys, against fp64. None: nothing."""
+    q, k, v = (torch.sin(torch.arange(float(rows * 16), device=device) + shift).view(rows, 2, 8).half()
+               for shift, rows in enumerate((2, 3, 3)))  # fmt: skip
+    cu_q, cu_k = (torch.tensor([0, rows], dtype=torch.int32, device=device) for rows in (2, 3))
+    try:
+        answers = flash_of_segments(q, k, v, cu_q, cu_k, 2, 3, 0.6, None)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        return f"{_SEGMENTS} is not what it was ({type(error).__name__}: {' '.join(str(error).split()):.200})"
+    q, k, v = (t.double().transpose(0, 1) for t in (q, k, v))
+    hidden = torch.full((2, 3), -torch.inf, dtype=torch.float64, device=device).triu(2)
+    scores = q @ k.transpose(1, 2) * 0.6 + hidden
+    right = (torch.softmax(scores, -1) @ v).transpose(0, 1), scores.logsumexp(-1)
+    for name, got, known in zip(("output", "log-sum-exp"), answers, right, strict=True):
+        if got.shape != known.shape or not (got.double() - known).abs().max() < _HALF_TOLERANCE:
+            return f"{_SEGMENTS} gives another {name} than attention has"
+    return None
 
 
 def cpu_has_amx() -> bool:

@@ -82,3 +82,33 @@ def test_what_a_cpu_has_is_asked_of_torch_and_is_not_there_when_torch_cannot_tel
     assert tell() is True
     monkeypatch.delattr(torch.cpu, name)
     assert tell() is False
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_this_torch_has_the_operator_that_gathered_attention_calls():
+    fault = torch_ops.segments_fault(torch.device("cuda", 0))
+    assert fault is None, f"torch {torch.__version__} broke it: {fault}"
+
+
+def test_where_that_operator_does_not_run_it_is_not_used(caplog):
+    torch_ops.flash_on_gpu.cache_clear()
+    assert not torch_ops.flash_on_gpu(torch.device("cpu"))
+    assert torch.__version__ in caplog.text
+    torch_ops.flash_on_gpu.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("changed", "part"), [(lambda out, lse: (out.flip(0), lse), "output"), (lambda out, lse: (out, lse * 2), "log-sum")]
+)
+def test_attention_of_segments_that_answers_something_else_is_not_used(monkeypatch, changed, part):
+    """Written out here for a CPU, and then changed."""
+
+    def written_out(q, k, v, cu_q, cu_k, max_q, max_k, scale, window):
+        q, k, v = (t.double().transpose(0, 1) for t in (q, k, v))
+        scores = q @ k.transpose(1, 2) * scale + torch.tensor([[0, 0, -torch.inf], [0, 0, 0]])
+        return (torch.softmax(scores, -1) @ v).transpose(0, 1), scores.logsumexp(-1)
+
+    monkeypatch.setattr(torch_ops, "flash_of_segments", written_out)
+    assert torch_ops.segments_fault(torch.device("cpu")) is None
+    monkeypatch.setattr(torch_ops, "flash_of_segments", lambda *args: changed(*written_out(*args)))
+    assert part in torch_ops.segments_fault(torch.device("cpu"))

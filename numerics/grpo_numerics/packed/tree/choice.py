@@ -14,6 +14,7 @@ import os
 import torch
 from torch import Tensor
 
+from ...torch_ops import flash_on_gpu
 from . import blocks
 from .gathered import Gathered, gathered_attention
 from .op import capability, tree_attention
@@ -44,7 +45,8 @@ def on_flash(q: Tensor, k: Tensor, v: Tensor, softcap: float | None, sinks: Tens
     needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
     if q.shape[-1] != v.shape[-1] or q.shape[-1] > _LARGEST_HEAD or (sinks is not None and needs_gradient):
         return False
-    return capability(q) >= _OLDEST and torch.version.hip is None and torch.backends.cuda.is_flash_attention_available()
+    there = torch.version.hip is None and torch.backends.cuda.is_flash_attention_available()
+    return capability(q) >= _OLDEST and there and flash_on_gpu(q.device)
 
 
 def by_triton(

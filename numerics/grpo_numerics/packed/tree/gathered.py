@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from ...torch_ops import flash_of_segments
 from ...transfer import Parcel
 from .segments import Tree
 
@@ -48,8 +48,7 @@ def gathered_attention(
     """q (H, T, D), k and v (H_kv, T, D) -> out (T, H, D), log-sum-exp (T, H) fp32 without gradient."""
     there = gathered.parcel.on(q.device)
     k, v = (t.transpose(0, 1).index_select(0, there["rows"]) for t in (k, v))
-    out, logsumexp, *_ = torch.ops.aten._flash_attention_forward(
-        q.transpose(0, 1), k, v, there["cu_q"], there["cu_k"], gathered.max_q, gathered.max_k, 0.0, True, False,
-        scale=scale, window_size_left=-1 if window is None else window - 1, window_size_right=0,
-    )  # fmt: skip
+    out, logsumexp = flash_of_segments(
+        q.transpose(0, 1), k, v, there["cu_q"], there["cu_k"], gathered.max_q, gathered.max_k, scale, window
+    )
     return out, logsumexp.transpose(0, 1)
