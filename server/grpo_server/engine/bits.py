@@ -20,6 +20,7 @@ import torch
 from grpo_client.protocol import FloatArray
 from grpo_numerics import HeadSpec, default_tile
 from grpo_numerics.head.tiles import row_multiple
+from torch import nn
 
 from .anatomy import Anatomy
 from .config import TIERS, Mode, Tier
@@ -93,9 +94,17 @@ def _strict_mkl(parts: Anatomy) -> bool:
     return (
         parts.device.type == "cpu"
         and parts.weight.dtype == torch.float32
+        and _multiplied_by_mkl(parts.body)
         and torch.backends.mkl.is_available()
         and os.environ.get("MKL_CBWR", "").endswith(",STRICT")
     )
+
+
+def _multiplied_by_mkl(body: nn.Module) -> bool:
+    """Whether every matrix of the layers is float32; a quantised one is multiplied by a package of its own."""
+    matrices = [p for p in body.parameters() if p.dim() > 1]
+    packed = [b for b in body.buffers() if b.dim() > 1 and not b.is_floating_point() and b.dtype != torch.bool]
+    return not packed and all(p.dtype == torch.float32 for p in matrices)
 
 
 @torch.inference_mode()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from grpo_numerics import HeadSpec, score_rows
+from grpo_server.engine import bits
 from grpo_server.engine.bits import Ground, keeps_bits, prepare_ground
 from grpo_server.engine.contract import Piece, PieceScores
 from grpo_server.engine.heights import Heights
@@ -144,3 +145,29 @@ def test_a_full_batch_is_full_and_within_the_model(max_length: int, tokens: int)
     total = sum(p.tokens for p in groups)
     assert tokens - 256 < total <= tokens
     assert all(len(p.prompt) + len(c) <= max_length for p in groups for c in p.completions)
+
+
+class Packed(nn.Module):
+    """A quantised layer as packages write them: its weight is no parameter, and no float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("qweight", torch.zeros(4, 8, dtype=torch.int32))
+
+
+@pytest.mark.parametrize(
+    ("layer", "trusted"),
+    [
+        (nn.Linear(8, 8), True),
+        (nn.Linear(8, 8, dtype=torch.bfloat16), False),
+        (nn.ParameterDict({"weight": nn.Parameter(torch.zeros(8, 8, dtype=torch.uint8), requires_grad=False)}), False),
+        (Packed(), False),
+    ],
+)
+def test_strict_mkl_is_trusted_with_its_own_products_alone(
+    layer: nn.Module, trusted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MKL_CBWR", "AVX2,STRICT")
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    parts: Any = SimpleNamespace(device=torch.device("cpu"), weight=torch.zeros(4, 8), body=nn.Sequential(layer))
+    assert bits._strict_mkl(parts) is trusted
