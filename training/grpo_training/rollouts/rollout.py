@@ -55,7 +55,8 @@ class Rollout:
 
     def completions(self) -> list[list[list[int]]]:
         """K x G lists of ids, without padding."""
-        rows = [row[: int(n)].tolist() for row, n in zip(self.ids, self.lengths, strict=True)]
+        # Two copies from the device, and not two a row.
+        rows = [row[:n] for row, n in zip(self.ids.tolist(), self.lengths.tolist(), strict=True)]
         return [rows[k : k + self.group_size] for k in range(0, len(rows), self.group_size)]
 
     def portions(self, count: int) -> list[Rollout]:
