@@ -158,7 +158,7 @@ COMES_WITH = {"starlette": "fastapi", "pydantic-core": "pydantic", "triton": "to
         ("grpo_client", ()),
         ("grpo_numerics", ("server",)),  # it has no extra of its own: each that brings torch brings the rest
         ("grpo_numerics", ("training",)),
-        ("grpo_server", ("server",)),
+        ("grpo_server", ("server", "gpu")),
         ("grpo_training", ("training", "trl", "axolotl", "lora", "data")),
     ],
 )

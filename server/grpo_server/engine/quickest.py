@@ -54,10 +54,8 @@ def is_quicker(
 
 def bfloat16_products() -> bool:
     """Whether the CPU multiplies bfloat16 faster than float32."""
-    wide, square = (
-        torch.rand(_ROWS, 512),
-        torch.rand(512, 512),
-    )  # small: without units it takes hundreds of times as long
+    # small: without units it takes hundreds of times as long
+    wide, square = _numbers(_ROWS, 512), _numbers(512, 512)
     half = wide.bfloat16()
     quicker, share = is_quicker(partial(torch.mm, half, square.bfloat16()), partial(torch.mm, wide, square))
     log.info("bfloat16 products take %.2f of the time of float32 here", share)
@@ -72,7 +70,7 @@ def stacked_attention(parts: Anatomy) -> bool:
     prompt, completions = np.zeros(256, np.int32), [np.full(65, i, np.int32) for i in range(4)]
     layout = PackedLayout.build([prompt], [completions])
     q, k, v = (
-        torch.rand(layout.tokens, n, dim, dtype=parts.weight.dtype).transpose(0, 1) for n in (heads, kv_heads, kv_heads)
+        _numbers(layout.tokens, n, dim).to(parts.weight.dtype).transpose(0, 1) for n in (heads, kv_heads, kv_heads)
     )
     other, usual = (
         partial(packed_attention, q, k, v, Schedule(layout, parts.device, stacked=stacked), scale=dim**-0.5)
@@ -89,8 +87,13 @@ def quickest_head(head: Callable[..., HeadScores], parts: Anatomy) -> Callable[.
     if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
         return head
     few = weight[: 2 * default_tile(weight.shape[1]).vocab]
-    rows, targets = torch.rand(_ROWS, weight.shape[1]).to(weight.dtype), torch.zeros(_ROWS, dtype=torch.int64)
+    rows, targets = _numbers(_ROWS, weight.shape[1]).to(weight.dtype), torch.zeros(_ROWS, dtype=torch.int64)
     usual = partial(score_rows, rows, few, targets)
     quicker, share = is_quicker(partial(usual, shifted=True), usual)
     log.info("the head's products in bfloat16 take %.2f of the time of float32 here", share)
     return partial(head, shifted=True) if quicker else head
+
+
+def _numbers(*shape: int) -> torch.Tensor:
+    """Numbers in [0, 1) that leave the process's own generator where it is."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))

@@ -106,11 +106,17 @@ FILES: dict[str, tuple[Break, str]] = {
     "code of its own": (config(model_type="mine", auto_map=SCRIPT), r"trust_remote_code"),
     "pickled code": (as_bin(), r"could run code, and is not loaded; save it as safetensors"),
     "no pickle": (as_bin(b"garbage"), r"\.bin"),
-    "GPTQ": (quantized(quant_method="gptq", bits=4), r"not installed .*(optimum|gptqmodel)"),
-    "AWQ": (quantized(quant_method="awq", bits=4), r"not installed .*gptqmodel"),
-    "bitsandbytes": (quantized(quant_method="bitsandbytes", load_in_4bit=True), r"not installed .*bitsandbytes"),
-    "compressed": (quantized(quant_method="compressed-tensors"), r"not installed .*compressed-tensors"),
-    "torchao": (quantized(quant_method="torchao"), r"not installed .*torchao"),
+    "GPTQ": (quantized(quant_method="gptq", bits=4), r"not installed; type: pip install .*(optimum|gptqmodel)"),
+    "AWQ": (quantized(quant_method="awq", bits=4), r"not installed; type: pip install .*gptqmodel"),
+    "bitsandbytes": (
+        quantized(quant_method="bitsandbytes", load_in_4bit=True),
+        r"not installed; type: pip install .*bitsandbytes",
+    ),
+    "compressed": (
+        quantized(quant_method="compressed-tensors"),
+        r"not installed; type: pip install .*compressed-tensors",
+    ),
+    "torchao": (quantized(quant_method="torchao"), r"not installed; type: pip install .*torchao"),
 }
 ALL = {**WEIGHTS, **FILES}
 

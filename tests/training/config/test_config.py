@@ -40,7 +40,7 @@ def test_the_example_loads_and_overrides_apply() -> None:
         ("rollout.temperature=0", "rollout.temperature"),
         ("rollout.group_size=1", "rollout.group_size=1 leaves every advantage at 0"),
         ("trainer.gradient_accumulation=99", "must divide rollout.prompts_per_step"),
-        ("task.file=x.jsonl", "give either name"),
+        ("task.file=x.jsonl", "give one of name"),
         ("trainer.steps", "write section.field=value"),
         ("trainer.steps.more=1", "trainer.steps"),
     ],

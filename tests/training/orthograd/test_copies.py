@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import GradientState
 from grpo_training.orthograd import OrthoGrad, attach, project
 from grpo_training.orthograd.hook import Projection
 from torch import Tensor, nn
@@ -203,6 +204,7 @@ def test_new_groups_of_a_copy_are_projected() -> None:
 
 @pytest.fixture
 def accelerated() -> Any:
+    GradientState._reset_state()  # whoever loaded data before left weak references in it, which no pickle takes
     Accelerator(cpu=True)
     return AcceleratedOptimizer
 
