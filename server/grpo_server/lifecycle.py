@@ -122,9 +122,11 @@ class Service:
         if self.door.draining:  # told to end meanwhile: no door is opened
             self.loaded.set()
             return
+        limits = self.config.scheduler(engine.limits)
+        self.metrics.limits(limits)
         scheduler = Scheduler(
             engine,
-            self.config.scheduler(engine.limits),
+            limits,
             door=self.door,
             compute_thread=self._threads.compute,
             prepare_thread=self._threads.prepare,

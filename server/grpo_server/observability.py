@@ -11,6 +11,7 @@ from collections.abc import Callable
 from grpo_client.protocol import ReferenceInfo
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
+from grpo_server.scheduler import SchedulerLimits
 from grpo_server.scheduler.events import BatchDone
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -49,6 +50,8 @@ class Metrics:
         self._queue_bytes = gauge("queue_bytes", "Memory held by requests and answers under way.")
         self._body_bytes = gauge("body_bytes", "Memory held by bodies of requests and by answers that are not read.")
         self._cache_bytes = gauge("cache_bytes", "Memory held by the cache.")
+        self._max_batch_tokens = gauge("max_batch_tokens", "Tokens that one batch holds at most.")
+        self._max_queue_tokens = gauge("max_queue_tokens", "Tokens accepted and not yet computed, at most.")
         self._ready = gauge("ready", "1 when /readyz is true.")
         self._version = gauge("reference_version", "Version of the hosted reference, +1 at each swap.")
         self._reference = Info("grpo_server_reference", "The hosted reference.", registry=registry)
@@ -66,6 +69,11 @@ class Metrics:
         self._queue_tokens.set_function(queue_tokens)
         self._queue_bytes.set_function(queue_bytes)
         self._cache_bytes.set_function(cache_bytes)
+
+    def limits(self, limits: SchedulerLimits) -> None:
+        """What the engine and the queue take, to read `batch_tokens` and `queue_tokens` against."""
+        self._max_batch_tokens.set(limits.max_batch_tokens)
+        self._max_queue_tokens.set(limits.max_queue_tokens)
 
     def watch_bodies(self, held: Callable[[], float]) -> None:
         self._body_bytes.set_function(held)

@@ -55,6 +55,8 @@ async def test_metrics_count_what_happened(engine: FakeEngine) -> None:
         "grpo_server_queue_requests": 0,
         "grpo_server_queue_tokens": 0,
         "grpo_server_queue_bytes": 0,
+        "grpo_server_max_batch_tokens": 6144,
+        "grpo_server_max_queue_tokens": 524_288,
         "grpo_server_reference_version": 1,
         "grpo_server_ready": 1,
     }
