@@ -1,29 +1,27 @@
 """Which code computes a head: Triton kernels where they run and fit, torch tiles everywhere else.
 
 Both give the same figures up to rounding, so nobody has to choose. A head on a GPU that has to do with torch tiles costs
-several times as much: the log says so, and why, once. Under `TRITON_INTERPRET=1` the kernels run on CPU tensors, one program
-after the other: for tests and for looking inside, at a thousandth of the speed.
+several times as much: the log says so, and why, once.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
-import os
 
 import torch
 from torch import Tensor
 
+from ..triton_support import OLDEST, has_triton, interpreted
+
 log = logging.getLogger(__name__)
 
 _DTYPES = frozenset({torch.bfloat16, torch.float16, torch.float32})
-_OLDEST = (8, 0)  # compute capability from which bf16 matrix units and asynchronous copies exist
 
 
 def on_triton(hidden: Tensor, weight: Tensor) -> bool:
     """Whether the kernels take this head: Ampere or newer, Triton installed, one dtype of at most 32 bits, contiguous."""
-    if not weight.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+    if not weight.is_cuda and not interpreted(weight):
         return False
     reason = _hindrance(hidden, weight)
     if reason and weight.is_cuda:
@@ -33,7 +31,7 @@ def on_triton(hidden: Tensor, weight: Tensor) -> bool:
 
 def _hindrance(hidden: Tensor, weight: Tensor) -> str:
     """Why the kernels cannot take this head, "" if they can."""
-    if not _has_triton():
+    if not has_triton():
         return "Triton is not installed (pip install triton)"
     if hidden.dtype != weight.dtype or hidden.device != weight.device:
         return (
@@ -46,7 +44,7 @@ def _hindrance(hidden: Tensor, weight: Tensor) -> str:
         return "the weight is not contiguous"
     if weight.is_cuda and torch.version.cuda is None:
         return "this torch is not built for CUDA"
-    if weight.is_cuda and (capability := torch.cuda.get_device_capability(weight.device)) < _OLDEST:
+    if weight.is_cuda and (capability := torch.cuda.get_device_capability(weight.device)) < OLDEST:
         return f"the GPU has compute capability {capability[0]}.{capability[1]}, and they need 8.0"
     return ""
 
@@ -55,8 +53,3 @@ def _hindrance(hidden: Tensor, weight: Tensor) -> str:
 def _tell(reason: str) -> None:
     """Once for each reason: a head is run for every batch."""
     log.warning("the head runs on torch tiles, not on the Triton kernels: %s", reason)
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None

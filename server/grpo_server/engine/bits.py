@@ -27,7 +27,7 @@ from .config import TIERS, Mode, Tier
 from .contract import Piece
 from .head_pass import Head, in_whole_blocks
 from .heights import Heights, spread
-from .probe import Score, full_batch
+from .probe import Score, full_batch, later_turns
 from .products import products_of, settle
 
 log = logging.getLogger(__name__)
@@ -73,20 +73,27 @@ def keeps_bits(
     pieces: Sequence[Piece],
     together: Sequence[FloatArray],
     max_length: int,
+    *,
+    shares: bool,
 ) -> bool:
     """Whether `bitwise` may be claimed for what `score` computes in this tier. together: log-probs that it gave for the pieces
-    as one batch."""
+    as one batch. shares: later turns of the pieces join the crowd, which cut their sequences elsewhere."""
     if ground.heights is None:
         return False
     if (obstacle := ground.obstacles.get(tier)) is None:
         most = ground.most
         if ground.trusted:
             most = min(most, int(_FLOPS_WHERE_TRUSTED / (2 * parts.parameters)))
-        crowd = full_batch(parts.vocab_size, max_length, most - sum(p.tokens for p in pieces))
+        turns = later_turns(pieces, max_length) if shares else []
+        crowd = turns + full_batch(parts.vocab_size, max_length, most - sum(p.tokens for p in (*pieces, *turns)))
         if same_bits(score, pieces, together, crowd, permuted=not ground.trusted):
             return True
         obstacle = "scores changed in another batch"
-    log.warning("scores of this model depend on the batch here: `bitwise` is not claimed (%s)", obstacle)
+    log.warning(
+        "scores of this model depend on the batch here%s (%s)",
+        ", where turns are shared" if shares else ": `bitwise` is not claimed",
+        obstacle,
+    )
     return False
 
 

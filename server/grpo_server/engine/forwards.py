@@ -28,6 +28,7 @@ from grpo_numerics.packed import (
     stream_inputs,
 )
 from grpo_numerics.packed.tree import Ask
+from grpo_numerics.packed.tree.choice import on_triton
 from grpo_numerics.transfer import Parcel
 from torch import Tensor
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
@@ -77,8 +78,12 @@ class _Stream:
 
 
 class PackedForward:
-    """One stream for all pieces. heights: cut and scheduled so that a row's bits do not depend on the batch, with one of these
-    numbers of rows; None: as many rows as there are tokens, and the most sharing."""
+    """One stream for all pieces. heights: scheduled so that a row's bits do not depend on the batch, with one of these numbers
+    of rows; None: as many rows as there are tokens.
+
+    shares: whatever sequences begin with in common is computed once. With heights only where attention gives a row the same
+    bits however its sequence is cut; elsewhere equal prompts alone are shared: the cut then depends on the sequence alone.
+    """
 
     tier: Tier = "packed"
 
@@ -88,17 +93,18 @@ class PackedForward:
         # of the thread that computes, which makes this object; `prepare` runs on another
         self.threads = torch.get_num_threads() if parts.device.type == "cpu" else 1
         self.stacked = heights is None and stacked_attention(parts)
+        self.shares = heights is None or heeds_positions_alone(parts)
         self.calls = 0  # of attention in the last forward: the probe wants one per layer
         self.asked: frozenset[Ask] = frozenset()  # tables that its layers asked for
 
     def tally(self) -> Tally:
-        return EqualPrompts() if self.heights is not None else Beginnings()
+        return Beginnings() if self.shares else EqualPrompts()
 
     def prepare(self, pieces: Sequence[Piece]) -> Prepared:
-        needed = [p.needed(whole=self.heights is not None) for p in pieces]
+        needed = [p.needed(whole=not self.shares) for p in pieces]
         wanted = [p.completions if any(len(c) for c in p.completions) else () for p in needed]
         used = [(p.prompt, c) for p, c in zip(pieces, wanted, strict=True) if c]
-        layout = PackedLayout.build([p for p, _ in used], [c for _, c in used], share_prefixes=self.heights is None)
+        layout = PackedLayout.build([p for p, _ in used], [c for _, c in used], share_prefixes=self.shares)
         schedule = Schedule(
             layout,
             self.parts.device,
@@ -122,6 +128,14 @@ class PackedForward:
             hidden = self.parts.body(**stream_inputs(schedule), use_cache=False).last_hidden_state[0]
         self.calls, self.asked = calls.count, schedule.plan.asked
         return hidden[stream.predicting.on(hidden.device)["rows"]]
+
+
+def heeds_positions_alone(parts: Anatomy) -> bool:
+    """Whether attention over heads like the first layer's goes by the position of a key in its sequence, and not by where the
+    sequence is cut: the tree kernels do. That the other layers agree is for the probe to see (`bits`)."""
+    heads, kv_heads, dim = parts.heads
+    q, k = (torch.empty(n, 1, dim, dtype=parts.weight.dtype, device=parts.device) for n in (heads, kv_heads))
+    return on_triton(q, k, k)
 
 
 class _OwnAttention:

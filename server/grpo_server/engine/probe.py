@@ -61,6 +61,18 @@ def full_batch(vocab_size: int, max_length: int, tokens: int) -> list[Piece]:
     return groups
 
 
+def later_turns(pieces: Sequence[Piece], max_length: int) -> list[Piece]:
+    """What could follow the pieces: prompts that go on from each one's last completion, and from the middle of it."""
+    turns: list[Piece] = []
+    for piece in pieces:
+        last = piece.completions[-1]
+        for length in sorted({len(last) // 2, len(last)} - {0}):
+            prompt = np.concatenate([piece.prompt, last[:length], piece.prompt[:3]])
+            if len(prompt) + 2 <= max_length:
+                turns.append(Piece(prompt, (piece.prompt[:1].repeat(2), last[:1]), piece.temperature))
+    return turns
+
+
 def every_variant(pieces: Sequence[Piece], vocab_size: int) -> list[list[Piece]]:
     """Batches that together need every kernel of attention and head: both normalizers, temperatures, extras, top-k, asked ids,
     one by one and all at once, over short sequences and long ones."""

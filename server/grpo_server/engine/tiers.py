@@ -77,7 +77,13 @@ def _settle(
     Returns whether they keep them. seen: scores of the pieces that were found right."""
 
     def bitwise(logprobs: Sequence[FloatArray]) -> bool:
-        return keeps_bits(ground, forward.tier, parts, score, pieces, logprobs, max_length)
+        seen_by = ground, forward.tier, parts, score, pieces
+        if isinstance(forward, PackedForward) and forward.heights is not None and forward.shares:
+            if keeps_bits(*seen_by, logprobs, max_length, shares=True):
+                return True
+            forward.shares = False  # equal prompts alone, then
+            logprobs = [s.logprobs for s in score(pieces)]
+        return keeps_bits(*seen_by, logprobs, max_length, shares=False)
 
     kept = False
 

@@ -14,7 +14,7 @@ from grpo_server.engine import bits
 from grpo_server.engine.bits import Ground, keeps_bits, prepare_ground
 from grpo_server.engine.contract import Piece, PieceScores
 from grpo_server.engine.heights import Heights
-from grpo_server.engine.probe import full_batch
+from grpo_server.engine.probe import full_batch, later_turns
 from torch import nn
 
 VOCAB, MAX_LENGTH, MOST = 1000, 300, 6144
@@ -39,12 +39,12 @@ def scorer(calls: list[int], error: Callable[[Sequence[Piece]], float]):
     return score
 
 
-def claim(score: Any, *, tier: Any = "packed", parameters: int = 1000, **ground: Any) -> bool:
+def claim(score: Any, *, tier: Any = "packed", parameters: int = 1000, shares: bool = False, **ground: Any) -> bool:
     made: dict[str, Any] = dict(
         heights=Heights((), 1, coarse=True), head=score_rows, obstacles={}, trusted=False, most=MOST
     )
     parts: Any = SimpleNamespace(vocab_size=VOCAB, parameters=parameters)
-    return keeps_bits(Ground(**(made | ground)), tier, parts, score, PIECES, TOGETHER, MAX_LENGTH)
+    return keeps_bits(Ground(**(made | ground)), tier, parts, score, PIECES, TOGETHER, MAX_LENGTH, shares=shares)
 
 
 def test_whole_batches_are_full_and_what_was_scored_already_is_not_scored_again() -> None:
@@ -72,6 +72,16 @@ def behind(pieces: Sequence[Piece]) -> bool:
 )
 def test_one_other_bit_and_nothing_is_claimed(where: Callable[[Sequence[Piece]], bool]) -> None:
     assert not claim(scorer([], lambda pieces: 2**-20 * where(pieces)))
+
+
+def test_what_shares_turns_is_tried_among_later_turns_of_the_same_pieces() -> None:
+    longer = [Piece(PIECES[1].prompt, PIECES[1].completions[:1], 1.0), PIECES[0]]
+    assert [p.prompt.tolist() for p in later_turns(longer, MAX_LENGTH)][1][:7] == [0, 1, 0, 1, 2, 3, 4]
+    assert not any(len(p.prompt) > 4 for p in later_turns(longer, 6))
+    calls: list[int] = []
+    assert claim(scorer(calls, lambda _: 0.0), shares=True)
+    assert max(calls) <= MOST
+    assert not claim(scorer([], lambda pieces: 2**-20 * any(len(p.prompt) in (7, 8) for p in pieces)), shares=True)
 
 
 def test_where_products_are_trusted_the_batch_is_as_large_as_a_second_allows() -> None:

@@ -1,20 +1,18 @@
 """Which code computes attention over a stream on a GPU: the tree kernels, torch's flash attention, or neither.
 
-All give the same figures up to rounding, so nobody has to choose. Under `TRITON_INTERPRET=1` the kernels run on CPU tensors,
-one program after the other: for tests and for looking inside, at a thousandth of the speed.
+All give the same figures up to rounding, so nobody has to choose.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
-import os
 
 import torch
 from torch import Tensor
 
 from ...torch_ops import flash_on_gpu
+from ...triton_support import OLDEST, has_triton, interpreted
 from . import blocks
 from .gathered import Gathered, gathered_attention
 from .op import capability, tree_attention
@@ -23,7 +21,6 @@ from .plan import Keys, Queries, TreePlan
 log = logging.getLogger(__name__)
 
 _LARGEST_HEAD = 256
-_OLDEST = (8, 0)  # compute capability from which bf16 matrix units and asynchronous copies exist
 _HALVES = frozenset({torch.bfloat16, torch.float16})
 
 
@@ -31,11 +28,11 @@ def on_triton(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether the tree kernels take these: an NVIDIA GPU from Ampere on, Triton installed, one dtype of at most 32 bits, heads
     of at most 256 numbers."""
     alike = q.dtype == k.dtype == v.dtype and q.dtype in (*_HALVES, torch.float32)
-    if not alike or max(q.shape[-1], v.shape[-1]) > _LARGEST_HEAD or not _has_triton():
+    if not alike or max(q.shape[-1], v.shape[-1]) > _LARGEST_HEAD or not has_triton():
         return False
     if not q.is_cuda:
-        return q.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-    return capability(q) >= _OLDEST and torch.version.hip is None
+        return interpreted(q)
+    return capability(q) >= OLDEST and torch.version.hip is None
 
 
 def on_flash(q: Tensor, k: Tensor, v: Tensor, softcap: float | None, sinks: Tensor | None) -> bool:
@@ -46,7 +43,7 @@ def on_flash(q: Tensor, k: Tensor, v: Tensor, softcap: float | None, sinks: Tens
     if q.shape[-1] != v.shape[-1] or q.shape[-1] > _LARGEST_HEAD or (sinks is not None and needs_gradient):
         return False
     there = torch.version.hip is None and torch.backends.cuda.is_flash_attention_available()
-    return capability(q) >= _OLDEST and there and flash_on_gpu(q.device)
+    return capability(q) >= OLDEST and there and flash_on_gpu(q.device)
 
 
 def by_triton(
@@ -78,7 +75,7 @@ def tell_of_plain(q: Tensor) -> None:
     """A line in the log, once: that attention on this GPU is slow, what that costs, and what would help."""
     if q.is_cuda:
         help_ = (
-            "a head or dtype that the kernels do not take" if _has_triton() else "Triton is missing: pip install triton"
+            "a head or dtype that the kernels do not take" if has_triton() else "Triton is missing: pip install triton"
         )
         _tell(f"{help_} ({str(q.dtype).removeprefix('torch.')}, head of {q.shape[-1]})")
 
@@ -89,8 +86,3 @@ def _tell(reason: str) -> None:
         "attention runs in torch's plain operations: hundreds of launches a layer, scores in memory, several times slower: %s",
         reason,
     )
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
