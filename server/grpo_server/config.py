@@ -162,6 +162,10 @@ class ServerConfig(BaseSettings):
         description="Also act as simple_GRPO's reference server: POST /upload, GET /get. Scored uploads are held in memory.",
     )
 
+    runs: Path | None = Field(
+        None, description="Directory of runs of grpo-train, or one of them, that /ui/runs shows; by default none."
+    )
+
     # who may use it
     api_key_file: Path | None = Field(
         None,

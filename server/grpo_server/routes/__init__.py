@@ -14,8 +14,8 @@ def routers() -> list[APIRouter]:
     from . import admin, documentation, health, metrics, native, reference, tokenizer
     from .dialects import open_inference, openai, sglang, trl_legacy, vllm
     from .dialects.simple_grpo import route as simple_grpo
-    from .ui import numerics
+    from .ui import numerics, runs
 
-    native_first = (native, reference, tokenizer, health, metrics, documentation, admin, numerics)
+    native_first = (native, reference, tokenizer, health, metrics, documentation, admin, numerics, runs)
     dialects = (openai, vllm, sglang, open_inference, trl_legacy, simple_grpo)
     return [module.router for module in (*native_first, *dialects)]
