@@ -25,7 +25,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-clients test-doors serve bench docs generate dist lint format slim clean
+.PHONY: help install demo test test-browser test-clients test-doors serve bench docs generate vendor dist lint format slim clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,7 +37,10 @@ demo: $(STAMP) ## Start a server, score real prompts, run a short GRPO training 
 
 # Two processes of one thread each: tiny models gain nothing from threads, and lose much where they share two cores.
 test: $(STAMP) ## Run all tests
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --ignore tests/browser $(PYTEST_FLAGS)
+
+test-browser: $(STAMP) ## Try the inspector's pages in Chromium; skipped, by name, where there is none
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/browser -rs $(PYTEST_FLAGS)
 
 test-clients: $(STAMP) $(CLIENTS_STAMP) ## Run other projects' own clients against a server (an environment of their own, large)
 	$(CLIENTS)/bin/python -m pytest -c tests/clients/pytest.ini --rootdir . tests/clients $(PYTEST_FLAGS)
@@ -70,6 +73,9 @@ lint: $(STAMP) ## Check formatting, style, types and the arrows between the pack
 format: $(STAMP) ## Put the code in the house's format
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
+
+vendor: $(STAMP) ## Fetch the libraries of the inspector's pages anew, as pinned in tools/vendor.py (needs npm)
+	$(RUN) -m tools.vendor
 
 dist: $(STAMP) ## Build wheel and sdist into dist/ and check what they hold
 	rm -rf dist

@@ -73,7 +73,7 @@ def create_app(config: ServerConfig, engine_loader: EngineLoader, stages: Stages
     service.metrics.watch_bodies(lambda: budget.held)
     app.state.shelf = Shelf(config.max_queue_bytes, SECONDS_FOR_SHELF_ROOM) if config.simple_grpo else None
     error_responses.install(app)
-    for router in routes.routers():
+    for router in routes.routers(inspector=config.ui):
         app.include_router(router)
     # Added last is outermost: a request passes Boundary, KeyGate, BodyLimit, HeadAsGet, then its route.
     app.add_middleware(HeadAsGet)

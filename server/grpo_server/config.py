@@ -162,6 +162,12 @@ class ServerConfig(BaseSettings):
         description="Also act as simple_GRPO's reference server: POST /upload, GET /get. Scored uploads are held in memory.",
     )
 
+    # the inspector
+    ui: bool = Field(True, description="Serve the inspector, pages for a browser, at /ui.")
+    ui_hosts: tuple[str, ...] = Field(
+        (),
+        description="Names under which browsers reach the inspector, besides localhost, addresses and this machine's name.",
+    )
     runs: Path | None = Field(
         None, description="Directory of runs of grpo-train, or one of them, that /ui/runs shows; by default none."
     )

@@ -18,6 +18,7 @@ class ErrorCode(Enum):
     MISSING_API_KEY = ("missing_api_key", 401, "authentication_error")
     INVALID_API_KEY = ("invalid_api_key", 401, "authentication_error")
     ADMIN_FORBIDDEN = ("admin_forbidden", 403, "permission_error")
+    CROSS_SITE = ("cross_site", 403, "permission_error")
     NOT_FOUND = ("not_found", 404, "not_found_error")
     METHOD_NOT_ALLOWED = ("method_not_allowed", 405, "invalid_request_error")
     NOT_ACCEPTABLE = ("not_acceptable", 406, "invalid_request_error")

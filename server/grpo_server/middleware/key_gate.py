@@ -31,8 +31,10 @@ DOCUMENTATION = {
     "/docs/swagger-ui.css",
     "/redoc",
 }
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/health/", "/metrics", *DOCUMENTATION})
-OPEN_PREFIXES = ("/v2/health/",)
+# The inspector's page and its files; what it asks, /ui/api, is not among them.
+INSPECTOR = {"/ui", "/ui/", "/ui/softmax", "/ui/runs", "/ui/server"}
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/health/", "/metrics", *DOCUMENTATION, *INSPECTOR})
+OPEN_PREFIXES = ("/v2/health/", "/ui/files/")
 ADMIN_PREFIX = "/admin/"
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 
-def routers() -> list[APIRouter]:
-    """Every router, in the order in which the OpenAPI document lists them."""
+def routers(*, inspector: bool = True) -> list[APIRouter]:
+    """Every router, in the order in which the OpenAPI document lists them. inspector: with those of /ui."""
     from . import admin, documentation, health, metrics, native, reference, tokenizer
     from .dialects import open_inference, openai, sglang, trl_legacy, vllm
     from .dialects.simple_grpo import route as simple_grpo
-    from .ui import numerics, runs
+    from .ui import numerics, pages, runs
 
-    native_first = (native, reference, tokenizer, health, metrics, documentation, admin, numerics, runs)
+    native_first = (native, reference, tokenizer, health, metrics, documentation, admin)
     dialects = (openai, vllm, sglang, open_inference, trl_legacy, simple_grpo)
-    return [module.router for module in (*native_first, *dialects)]
+    ui = (pages, numerics, runs) if inspector else ()
+    return [module.router for module in (*native_first, *dialects, *ui)]

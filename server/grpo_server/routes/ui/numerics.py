@@ -9,15 +9,16 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.routes._common import ServiceDep
 from grpo_server.routes.dialects._bodies import described, parse
+from grpo_server.routes.ui.guard import api_router
 
-router = APIRouter(tags=["inspector"])
+router = api_router()
 
 MOST_LOGITS = 64
 MOST_BYTES = 65_536  # of a body: so many logits take a few thousand
@@ -40,7 +41,7 @@ class NumericsRequest(BaseModel):
     mask: list[Flag] | None = Field(None, description="One per logit; 0 forbids the token, its logit is -inf.")
 
 
-@router.post("/ui/api/numerics", openapi_extra=described(NumericsRequest))
+@router.post("/numerics", openapi_extra=described(NumericsRequest))
 async def numerics(request: Request, service: ServiceDep) -> JSONResponse:
     """A row of logits under softmax, StableMax, sparsemax and 1.5-entmax: naive and stable, in fp16, bf16 and fp32.
 

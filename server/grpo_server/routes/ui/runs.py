@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import Depends, Query, Response
 
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.routes._common import ServiceDep
 from grpo_server.routes.ui._run_files import NoSuchFile, NotReadableSo, Piece, RunFiles
 from grpo_server.routes.ui._run_findings import findings_of
+from grpo_server.routes.ui.guard import api_router
 
-router = APIRouter(tags=["inspector"])
+router = api_router()
 T = TypeVar("T")
 
 
@@ -31,20 +32,20 @@ async def _run_files(service: ServiceDep) -> RunFiles:
 RunFilesDep = Annotated[RunFiles, Depends(_run_files)]
 
 
-@router.get("/ui/api/runs")
+@router.get("/runs")
 async def runs(service: ServiceDep, files: RunFilesDep) -> dict[str, Any]:
     """Every run, the one that was written to last first, with its files and their sizes."""
     return {"runs": await _read(service, files.runs)}
 
 
-@router.get("/ui/api/runs/{run}/findings")
+@router.get("/runs/{run}/findings")
 async def findings(service: ServiceDep, files: RunFilesDep, run: str) -> dict[str, Any]:
     """What the rules of `grpo-client check` say of a run. Of a long one they read the beginning and the end of its samples."""
     return await _read(service, lambda: findings_of(files, run))
 
 
 @router.get(
-    "/ui/api/runs/{run}/{file}",
+    "/runs/{run}/{file}",
     response_class=Response,
     responses={200: {"content": {"application/x-ndjson": {}, "application/json": {}}}},
 )

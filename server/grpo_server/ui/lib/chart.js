@@ -1,0 +1,136 @@
+/**
+ * A line chart by uPlot, in the page's colours, with a table of the same numbers below it. A log axis leaves out what is not
+ * above zero. Ticks have exponents where decimals would show nothing but zeros.
+ */
+import uPlot from "../vendor/uplot.mjs";
+import { brief } from "./format.js";
+import { html, useEffect, useRef } from "./html.js";
+import { useStore } from "./store.js";
+import { colour, dark } from "./theme.js";
+
+const INKS = ["--line-1", "--line-2", "--line-3", "--line-4", "--line-5", "--line-6", "--line-7", "--line-8"];
+const ROWS_OF_TABLE = 200;
+
+/**
+ * @typedef {{label: string, values: (number | null)[], ink?: number, points?: boolean, dash?: number[], width?: number, fill?: boolean}} Series
+ *   ink: 0 to 7, which of the line colours; points: dots without a line
+ * @param {{title: string, unit?: string, x: number[], xLabel?: string, xAsTime?: boolean, series: Series[], log?: boolean, height?: number,
+ *          cursor?: string, range?: [number, number], onPick?: (index: number) => void, picked?: number | null}} props
+ *   cursor: charts that name the same one share a cursor; range: of the y axis; onPick: is told the index of a clicked x;
+ *   picked: index of the x that is marked
+ */
+export function Chart(props) {
+  const { title, unit, x, xLabel = "x", series, height = 160 } = props;
+  const box = useRef(null);
+  const plot = useRef(null);
+  const isDark = useStore(dark);
+  const latest = useRef(props);
+  latest.current = props;
+  const shape = JSON.stringify([isDark, height, props.log, props.xAsTime, props.range, props.cursor, series.map(({ values, ...rest }) => rest)]);
+
+  useEffect(() => {
+    plot.current = new uPlot(options(latest, box.current), columns(latest.current), box.current);
+    const watch = new ResizeObserver(() => plot.current.setSize({ width: box.current.clientWidth, height }));
+    watch.observe(box.current);
+    return () => {
+      watch.disconnect();
+      plot.current.destroy();
+      plot.current = null;
+    };
+  }, [shape]);
+
+  useEffect(() => {
+    plot.current?.setData(columns(latest.current));
+  }, [x, ...series.map(({ values }) => values)].length ? [x, series, shape] : [shape]);
+
+  useEffect(() => plot.current?.redraw(false), [props.picked]);
+
+  return html`<figure class="chart">
+    <figcaption>${title}${unit ? html` <span class="muted">${unit}</span>` : null}
+      <span class="legend">${series.map((one, k) => html`<span key=${one.label}><i class=${`ink ink-${(one.ink ?? k) % INKS.length}`}></i>${one.label}</span>`)}</span>
+    </figcaption>
+    <div class="plot" ref=${box} aria-hidden="true" style=${{ minHeight: `${height}px` }}></div>
+    <${Twin} title=${title} x=${x} xLabel=${xLabel} series=${series} />
+  </figure>`;
+}
+
+function columns({ x, series, log }) {
+  return [x, ...series.map(({ values }) => (log ? values.map((value) => (value > 0 ? value : null)) : values))];
+}
+
+function options(latest, box) {
+  const { series, log, height, cursor, range, xAsTime } = { height: 160, ...latest.current };
+  const line = colour("--line");
+  const axis = { stroke: colour("--muted"), grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 }, font: "11px system-ui, sans-serif" };
+  return {
+    width: Math.max(120, box.clientWidth),
+    height,
+    legend: { show: false },
+    cursor: { sync: cursor ? { key: cursor } : undefined, drag: { x: false, y: false }, points: { size: 6 } },
+    scales: { x: { time: Boolean(xAsTime) }, y: { distr: log ? 3 : 1, range } },
+    axes: [
+      { ...axis, size: 28 },
+      { ...axis, size: 52, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : brief(tick))) },
+    ],
+    series: [
+      {},
+      ...series.map((one, k) => ({
+        label: one.label,
+        stroke: colour(INKS[(one.ink ?? k) % INKS.length]),
+        width: one.points ? 0 : (one.width ?? 1.5),
+        dash: one.dash,
+        fill: one.fill ? `${colour(INKS[(one.ink ?? k) % INKS.length]).replace("rgb(", "rgba(").replace(")", ", 0.15)")}` : undefined,
+        spanGaps: false,
+        points: { show: Boolean(one.points) || one.values.length < 3, size: one.points ? 4 : 6 },
+      })),
+    ],
+    hooks: {
+      draw: [(plot) => markPicked(plot, latest.current)],
+      ready: [(plot) => plot.over.addEventListener("click", () => pick(plot, latest.current))],
+    },
+  };
+}
+
+function pick(plot, { onPick }) {
+  if (onPick && plot.cursor.idx !== null && plot.cursor.idx !== undefined) onPick(plot.cursor.idx);
+}
+
+function markPicked(plot, { picked, x }) {
+  if (picked === null || picked === undefined || x[picked] === undefined) return;
+  const at = plot.valToPos(x[picked], "x", true);
+  plot.ctx.save();
+  plot.ctx.strokeStyle = colour("--accent");
+  plot.ctx.setLineDash([4, 3]);
+  plot.ctx.beginPath();
+  plot.ctx.moveTo(at, plot.bbox.top);
+  plot.ctx.lineTo(at, plot.bbox.top + plot.bbox.height);
+  plot.ctx.stroke();
+  plot.ctx.restore();
+}
+
+/** The chart's numbers as a table; of many rows the last. It is filled when it is opened. */
+function Twin({ title, x, xLabel, series }) {
+  const details = useRef(null);
+  const body = useRef(null);
+  const fill = () => {
+    if (!details.current.open) return;
+    const from = Math.max(0, x.length - ROWS_OF_TABLE);
+    body.current.replaceChildren(...x.slice(from).map((value, k) => row([value, ...series.map(({ values }) => values[from + k])])));
+  };
+  useEffect(fill, [x, series]);
+  return html`<details ref=${details} class="twin" onToggle=${fill}>
+    <summary>Table<span class="unseen"> of ${title}</span></summary>
+    <div class="scroll" tabindex="0" role="region" aria-label=${`${title}, as a table`}>
+      <table>
+        <thead><tr><th scope="col">${xLabel}</th>${series.map((one) => html`<th scope="col" key=${one.label}>${one.label}</th>`)}</tr></thead>
+        <tbody ref=${body}></tbody>
+      </table>
+    </div>
+  </details>`;
+}
+
+function row(values) {
+  const tr = document.createElement("tr");
+  for (const value of values) tr.insertCell().textContent = brief(value);
+  return tr;
+}

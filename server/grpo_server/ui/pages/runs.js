@@ -1,0 +1,6 @@
+/** Runs. */
+import { html } from "../lib/html.js";
+
+export function Page() {
+  return html`<h1>Runs</h1>`;
+}

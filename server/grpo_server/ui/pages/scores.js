@@ -1,0 +1,6 @@
+/** Scores. */
+import { html } from "../lib/html.js";
+
+export function Page() {
+  return html`<h1>Scores</h1>`;
+}

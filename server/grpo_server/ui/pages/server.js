@@ -1,0 +1,6 @@
+/** Server. */
+import { html } from "../lib/html.js";
+
+export function Page() {
+  return html`<h1>Server</h1>`;
+}
