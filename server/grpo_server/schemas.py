@@ -86,8 +86,11 @@ class LogprobsRequest(BaseModel):
     groups: list[IdGroupIn] | list[TextGroupIn | ChatGroupIn] = Field(min_length=1)
     temperature: float | list[float] = Field(1.0, description="Above 0. One, or one per group.")
     normalizer: Literal["softmax", "stablemax"] = "softmax"
-    return_: list[Literal["entropy", "logsumexp", "rank"]] = Field(
-        [], alias="return", description="Figures to return for every completion token beside its log-prob."
+    return_: list[Literal["entropy", "logsumexp", "rank", "tail"]] = Field(
+        [],
+        alias="return",
+        description="Figures to return for every completion token beside its log-prob. tail: the log of the mass outside "
+        "top_ids, as top_tail, and outside the distinct token_ids, as token_tail.",
     )
     top_k: int = Field(0, ge=0, description="Best tokens to return at each position.")
     token_ids: list[list[list[list[int]]]] | None = Field(
@@ -101,7 +104,8 @@ class LogprobsRequest(BaseModel):
 
 
 class GroupOut(BaseModel):
-    """Per completion, per token; null where a figure is not finite, and then the status says nonfinite."""
+    """Per completion, per token. null where a log-prob is not finite, and then the status says nonfinite; where it is ok, null
+    among top_logprobs, token_logprobs and tails is minus infinity."""
 
     logprobs: list[list[float | None]] = Field(
         description="logprobs[g][t] = log p(completion[t] | prompt, completion[:t])."
@@ -113,6 +117,10 @@ class GroupOut(BaseModel):
     top_ids: list[list[list[int]]] | None = None
     top_logprobs: list[list[list[float | None]]] | None = None
     token_logprobs: list[list[list[float | None]]] | None = None
+    top_tail: list[list[float | None]] | None = Field(None, description="Log of the mass outside top_ids.")
+    token_tail: list[list[float | None]] | None = Field(
+        None, description="Log of the mass outside the distinct token_ids."
+    )
     completion_mask: list[list[int]] | None = Field(
         None,
         description="As it was sent: log-probs are null where it is 0, and the other figures have the other tokens alone.",

@@ -42,11 +42,16 @@ def fake_scores(request: ScoreRequest, fingerprint: str = "f00d") -> ScoreResult
     pairs = [(g, c) for g in request.groups for c in g.completions]
     logprobs = np.concatenate([fake_logprobs(g.prompt, c, g.temperature) for g, c in pairs] or [np.empty(0)])
     extras: dict[str, np.ndarray] = {}
-    for name in request.extras:
+    for name in request.extras - {"tail"}:
         extras[name] = (-logprobs).astype(np.int32 if name == "rank" else np.float32)
     if request.top_k:
         extras["top_ids"] = np.tile(np.arange(request.top_k, dtype=np.int32), (len(logprobs), 1))
         extras["top_logprobs"] = -extras["top_ids"].astype(np.float32)
+    if request.asked_ids is not None:
+        extras["token_logprobs"] = np.full((len(logprobs), request.asked_ids), -1.5, np.float32)
+    for name, beside in (("top_tail", "top_ids"), ("token_tail", "token_logprobs")):
+        if "tail" in request.extras and beside in extras:
+            extras[name] = logprobs.astype(np.float32) - 1
     mask = request.completion_mask
     if mask is not None:
         logprobs = filled(logprobs[mask], mask)

@@ -18,7 +18,7 @@ from grpo_client import (
     wire_json,
     wire_tensors,
 )
-from grpo_client.protocol import EXTRA_ARRAYS, EXTRAS, NORMALIZERS, ReferenceInfo
+from grpo_client.protocol import EXTRA_ARRAYS, EXTRAS, NORMALIZERS, PER_ID, ReferenceInfo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -42,11 +42,13 @@ def requests(draw: st.DrawFn) -> ScoreRequest:
         if width is not None:
             wanted = tuple(draw(hnp.arrays(np.int32, (len(c), width), elements=IDS)) for c in completions)
         groups.append(Group(draw(ids(1)), completions, draw(TEMPERATURES), wanted))
+    top_k = draw(st.integers(0, 50))
+    extras = frozenset(draw(st.sets(st.sampled_from(EXTRAS))))
     return ScoreRequest(
         tuple(groups),
         draw(st.sampled_from(NORMALIZERS)),
-        frozenset(draw(st.sets(st.sampled_from(EXTRAS)))),
-        draw(st.integers(0, 50)),
+        extras if top_k or width is not None else extras - {"tail"},
+        top_k,
         draw(st.none() | st.text("0123456789abcdef", min_size=1)),
     )
 
@@ -59,7 +61,7 @@ def results(draw: st.DrawFn) -> ScoreResult:
     width = draw(st.integers(1, 3))
     extras = {}
     for name in draw(st.sets(st.sampled_from(sorted(EXTRA_ARRAYS)))):
-        shape = (total, width) if name.startswith(("top_", "token_")) else (total,)
+        shape = (total, width) if name in PER_ID else (total,)
         elements = IDS if EXTRA_ARRAYS[name] is np.int32 else st.floats(width=32, allow_nan=False, allow_infinity=False)
         extras[name] = draw(hnp.arrays(EXTRA_ARRAYS[name], shape, elements=elements))
     normalizer = draw(st.sampled_from(NORMALIZERS))

@@ -23,7 +23,7 @@ from grpo_server.app import create_app
 from grpo_server.config import ServerConfig
 from grpo_server.connections import server_settings
 from grpo_server.engine.config import BatchLimits
-from grpo_server.engine.contract import BatchScores, Hosted, Piece, PieceScores, Tally
+from grpo_server.engine.contract import BatchScores, Hosted, HostedEngine, Piece, PieceScores, Tally
 from grpo_server.engine.tallies import EveryPiece
 from grpo_server.lifecycle import Service
 
@@ -49,13 +49,16 @@ def fake_scores(print_: str, piece: Piece) -> PieceScores:
         n = len(completion)
         figures: dict[str, np.ndarray] = {"logprobs": -rng.random(n, dtype=np.float32)}
         figures["logprobs"][completion == CURSED] = np.nan
-        for name in sorted(piece.extras):
+        for name in sorted(piece.extras - {"tail"}):
             figures[name] = (rng.random(n) * 10).astype(EXTRA_ARRAYS[name])
         if piece.top_k:
             figures["top_ids"] = rng.integers(0, VOCAB, (n, piece.top_k), dtype=np.int32)
             figures["top_logprobs"] = -rng.random((n, piece.top_k), dtype=np.float32)
         if piece.token_ids is not None:
             figures["token_logprobs"] = -rng.random(piece.token_ids[g].shape, dtype=np.float32)
+        for name, beside in (("top_tail", "top_ids"), ("token_tail", "token_logprobs")):
+            if "tail" in piece.extras and beside in figures:
+                figures[name] = -rng.random(n, dtype=np.float32)
         mask = np.ones(n, dtype=np.bool_) if piece.completion_mask is None else piece.completion_mask[g]
         parts.append({name: filled(values[mask], mask) for name, values in figures.items()})
         status.append(Status.NONFINITE if CURSED in completion[mask] else Status.OK)
@@ -244,7 +247,7 @@ async def serving(engine: FakeEngine, **settings: Any) -> AsyncIterator[httpx.As
 
 
 @contextlib.contextmanager
-def real_server(engine: FakeEngine, parser: str = "httptools", **settings: Any) -> Iterator[str]:
+def real_server(engine: HostedEngine, parser: str = "httptools", **settings: Any) -> Iterator[str]:
     """The application under uvicorn on a free port, in a thread of its own. Yields the base URL."""
     app = create_app(make_config(**settings), lambda: engine)
     started = threading.Event()
@@ -264,6 +267,7 @@ def real_server(engine: FakeEngine, parser: str = "httptools", **settings: Any) 
         host, port = server.servers[0].sockets[0].getsockname()[:2]
         yield f"http://{host}:{port}"
     finally:
-        engine.let_go()
+        if isinstance(engine, FakeEngine):
+            engine.let_go()
         server.should_exit = True
         thread.join()

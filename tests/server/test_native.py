@@ -7,7 +7,7 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 from grpo_client import Group, ScoreRequest, TextScoreRequest, wire_json, wire_tensors
-from grpo_client.protocol import EXTRAS, MEDIA_JSON, MEDIA_TENSORS, ROUTE_LOGPROBS, Status
+from grpo_client.protocol import EXTRA_ARRAYS, EXTRAS, MEDIA_JSON, MEDIA_TENSORS, ROUTE_LOGPROBS, Status
 from server_fakes import CURSED, FakeEngine, FakeTokenizer, ask, expected, fingerprint, ids, serving, tokens
 
 pytestmark = pytest.mark.anyio
@@ -43,7 +43,7 @@ async def test_every_encoding_asks_and_answers_the_same(engine: FakeEngine, medi
     assert response.headers["content-type"] == media_out
     result = WIRES[media_out].decode_result(response.content)
     np.testing.assert_array_equal(result.logprobs, expected(request, engine.info.fingerprint))
-    assert set(result.extras) == {*EXTRAS, "top_ids", "top_logprobs", "token_logprobs"}
+    assert set(result.extras) == set(EXTRA_ARRAYS)
     assert result.extras["top_ids"].shape == (12, 3)
     assert result.extras["token_logprobs"].shape == (12, 2)
     assert result.normalizer == "stablemax"

@@ -185,6 +185,6 @@ def _scored(record: dict[str, Any]) -> Scored:
         record["request"],
         record["temperature"],
         record["normalizer"],
-        tuple(name for name in EXTRAS if name in record),
+        tuple(name for name in EXTRAS if (name if name != "tail" else "top_tail") in record),
         width,
     )

@@ -7,8 +7,8 @@ thousand lists. Order is everywhere the caller's: group by group, completion by 
 Shape letters: K groups, S completions over all groups, N completion tokens over all completions.
 """
 
+from grpo_client.protocol.figures import EXTRA_ARRAYS, MAY_BE_NOTHING, PER_ID, figure_shapes
 from grpo_client.protocol.names import (
-    EXTRA_ARRAYS,
     EXTRAS,
     MEDIA_JSON,
     MEDIA_TENSORS,
@@ -27,9 +27,11 @@ from grpo_client.protocol.result import CompletionScores, ReferenceInfo, ScoreRe
 __all__ = [
     "EXTRAS",
     "EXTRA_ARRAYS",
+    "MAY_BE_NOTHING",
     "MEDIA_JSON",
     "MEDIA_TENSORS",
     "NORMALIZERS",
+    "PER_ID",
     "ROUTE_LOGPROBS",
     "ROUTE_REFERENCE",
     "CompletionScores",
@@ -43,4 +45,5 @@ __all__ = [
     "ScoreResult",
     "Status",
     "Usage",
+    "figure_shapes",
 ]

@@ -1,8 +1,7 @@
-"""What both sides call things: the values that fields may have, media types and routes, and the dtype of each figure."""
+"""What both sides call things: the values that fields may have, media types and routes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import IntEnum
 from typing import Literal
 
@@ -10,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 Normalizer = Literal["softmax", "stablemax"]
-Extra = Literal["entropy", "logsumexp", "rank"]
+Extra = Literal["entropy", "logsumexp", "rank", "tail"]
 NORMALIZERS: tuple[Normalizer, ...] = ("softmax", "stablemax")
-EXTRAS: tuple[Extra, ...] = ("entropy", "logsumexp", "rank")
+EXTRAS: tuple[Extra, ...] = ("entropy", "logsumexp", "rank", "tail")
 
 MEDIA_JSON = "application/json"
 MEDIA_TENSORS = "application/x-safetensors"
@@ -28,14 +27,3 @@ class Status(IntEnum):
 
     OK = 0
     NONFINITE = 1  # a log-prob is NaN or infinite: the row had no distribution, or the token has no mass
-
-
-# Every per-token array that may come beside `logprobs`, with its dtype; (N,) unless noted.
-EXTRA_ARRAYS: Mapping[str, type[np.generic]] = {
-    "entropy": np.float32,  # nats
-    "logsumexp": np.float32,  # of the temperature-scaled logits (of symlog of them under StableMax)
-    "rank": np.int32,  # 0: no token has a larger log-prob
-    "top_ids": np.int32,  # (N, top_k)
-    "top_logprobs": np.float32,  # (N, top_k), best first
-    "token_logprobs": np.float32,  # (N, k) for the asked token_ids
-}

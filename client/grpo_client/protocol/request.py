@@ -106,6 +106,13 @@ class ScoreRequest:
         return np.array([len(c) for g in self.groups for c in g.completions], dtype=np.int32)
 
     @property
+    def asked_ids(self) -> int | None:
+        """How many token_ids a position; 0 where there is no position, None where none are asked."""
+        if all(g.token_ids is None for g in self.groups):
+            return None
+        return next((ids.shape[1] for g in self.groups for ids in g.token_ids or () if len(ids)), 0)
+
+    @property
     def completion_mask(self) -> Mask | None:
         """(N,) bool over all completion tokens: where something is asked; None: everywhere."""
         if all(g.completion_mask is None for g in self.groups):

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grpo_client.errors import InvalidResponse
-from grpo_client.protocol import Group, ScoreRequest, ScoreResult, Status
+from grpo_client.protocol import MAY_BE_NOTHING, ScoreRequest, ScoreResult, Status, figure_shapes
 from grpo_client.text import AnyRequest
 
 # A log-prob is at most 0. What fp32 may add: half a unit in the last place (2**-24) of logits up to a thousand or so,
@@ -64,18 +64,16 @@ def _check_echo(result: ScoreResult, request: AnyRequest) -> None:
 
 
 def _check_extras(result: ScoreResult, request: AnyRequest) -> None:
-    widths: dict[str, int] = {}
-    if request.top_k:
-        widths |= {"top_ids": request.top_k, "top_logprobs": request.top_k}
-    if isinstance(request, ScoreRequest) and any(g.token_ids is not None for g in request.groups):
-        widths["token_logprobs"] = max(_width(g) for g in request.groups)
-    if missing := (set(request.extras) | widths.keys()) - result.extras.keys():
+    asked_ids = request.asked_ids if isinstance(request, ScoreRequest) else None
+    shapes = figure_shapes(request.extras, request.top_k, asked_ids)
+    if missing := shapes.keys() - result.extras.keys():
         raise InvalidResponse(f"the answer lacks {', '.join(sorted(missing))}", "return")
-    for name, width in widths.items():
+    for name, shape in shapes.items():
         values = result.extras[name]
-        if len(values) and values.shape != (len(result.logprobs), width):
+        if len(values) and values.shape != (len(result.logprobs), *shape):
+            ids = f" of {shape[0]} ids" if shape else ""
             raise InvalidResponse(
-                f"{name} has shape {values.shape}; {len(result.logprobs)} positions of {width} ids were asked for", name
+                f"{name} has shape {values.shape}; {len(result.logprobs)} positions{ids} were asked for", name
             )
 
 
@@ -90,7 +88,7 @@ def _check_figures(result: ScoreResult) -> None:
         raise InvalidResponse("a log-prob is not finite, and its completion's status is ok", "logprobs")
     ceiling = _ROUNDING * np.maximum(1.0, 1.0 / result.temperature.astype(np.float64))
     per_token = np.repeat(np.repeat(ceiling, result.group_sizes), result.completion_lengths)
-    for name in ("logprobs", "top_logprobs", "token_logprobs"):
+    for name in ("logprobs", *MAY_BE_NOTHING):
         values = result.logprobs if name == "logprobs" else result.extras.get(name)
         if values is not None and len(values):
             _check_at_most(name, values, per_token, usable)
@@ -114,10 +112,6 @@ def _check_at_most(
         raise InvalidResponse(f"{name} holds {float(rows[rows > ceiling[:, None]][0]):g}; no log-prob is above 0", name)
     if np.isnan(rows[usable]).any():
         raise InvalidResponse(f"{name} is not a number at some position, and its completion's status is ok", name)
-
-
-def _width(group: Group) -> int:
-    return max((ids.shape[1] for ids in group.token_ids or () if len(ids)), default=0)
 
 
 def _short(values: npt.NDArray[Any]) -> str:

@@ -31,7 +31,8 @@ def check_shape(req: ScoreRequest | TextScoreRequest) -> None:
     """What holds for every request, ids left aside: those of JSON are checked as they are read. Raises ProtocolError.
 
     At least one group; in each at least one completion, a prompt of at least one token, a temperature above zero,
-    token_ids, where given, beside every completion position and equally many everywhere; completion_mask, where given, over
+    token_ids, where given, beside every completion position and equally many everywhere; tail only beside top_k or token_ids;
+    completion_mask, where given, over
     every completion.
     """
     if not req.groups:
@@ -39,6 +40,13 @@ def check_shape(req: ScoreRequest | TextScoreRequest) -> None:
     read_normalizer(req.normalizer)
     read_extras(sorted(req.extras))
     read_top_k(req.top_k)
+    if "tail" in req.extras and not req.top_k and (not isinstance(req, ScoreRequest) or req.asked_ids is None):
+        raise ProtocolError(
+            "return names tail, the mass outside top_k and outside token_ids, and neither is asked for; ask for one of them",
+            "return",
+            code="tail_of_nothing",
+            status=422,
+        )
     seen: set[tuple[type, float]] = set()  # most requests have one temperature for all their groups
     for k, group in enumerate(req.groups):
         if (kind := (type(group.temperature), group.temperature)) not in seen:

@@ -12,11 +12,19 @@ from pydantic_core import from_json
 
 from grpo_client.errors import InvalidResponse
 from grpo_client.masking import Mask, filled
-from grpo_client.protocol import EXTRA_ARRAYS, IntArray, ReferenceInfo, ScoreResult, Status, Usage
+from grpo_client.protocol import (
+    EXTRA_ARRAYS,
+    MAY_BE_NOTHING,
+    PER_ID,
+    IntArray,
+    ReferenceInfo,
+    ScoreResult,
+    Status,
+    Usage,
+)
 from grpo_client.validation.words import as_list
 
 _STATUS_NAMES: Final = {status.name.lower(): status for status in Status}
-_PER_ID: Final = ("top_ids", "top_logprobs", "token_logprobs")
 
 
 def decode_result(body: bytes) -> ScoreResult:
@@ -36,30 +44,30 @@ def _result(message: dict[str, Any]) -> ScoreResult:
     sizes = np.array([len(g["logprobs"]) for g in groups], dtype=np.int32)
     logprobs = [row for g in groups for row in g["logprobs"]]
     lengths = np.array([len(row) for row in logprobs], dtype=np.int32)
-    status = [_STATUS_NAMES[name] for g in groups for name in g["status"]]
+    status = np.array([_STATUS_NAMES[name] for g in groups for name in g["status"]], dtype=np.uint8)
+    if len(status) != len(lengths):
+        raise InvalidResponse(f"{len(lengths)} completions came with {len(status)} statuses", "status")
     temperatures = as_list(message["temperature"])
     temperatures = [message["temperature"]] * len(groups) if temperatures is None else temperatures
     if len(temperatures) != len(groups):
         raise InvalidResponse(f"{len(groups)} groups came with {len(temperatures)} temperatures", "temperature")
     mask = _mask(groups, lengths)
     asked = lengths if mask is None else _asked(mask, lengths)
-    result = ScoreResult(
+    ok = np.repeat(status == Status.OK, asked)
+    return ScoreResult(
         reference=reference,
         normalizer=reference.normalizer,
         temperature=_figures(temperatures, np.dtype(np.float32), "temperature"),
         group_sizes=sizes,
         completion_lengths=lengths,
         logprobs=_figures(list(chain.from_iterable(logprobs)), np.dtype(np.float32), "logprobs"),
-        status=np.array(status, dtype=np.uint8),
-        extras={name: filled(values, mask) for name, values in _extras(groups, asked)},
+        status=status,
+        extras={name: filled(values, mask) for name, values in _extras(groups, asked, ok)},
         usage=Usage.model_validate(message["usage"], strict=True),
         prompt_ids=_ids(groups, "prompt", lambda g: [g["prompt"]]),
         completion_ids=_ids(groups, "completions", lambda g: g["completions"]),
         completion_mask=mask,
     )
-    if len(result.status) != len(lengths):
-        raise InvalidResponse(f"{len(lengths)} completions came with {len(result.status)} statuses", "status")
-    return result
 
 
 def _mask(groups: Sequence[Mapping[str, Any]], lengths: IntArray) -> Mask | None:
@@ -78,7 +86,8 @@ def _asked(mask: Mask, lengths: IntArray) -> IntArray:
     return (before[ends] - before[ends - lengths]).astype(np.int32)
 
 
-def _extras(groups: Sequence[Mapping[str, Any]], lengths: IntArray) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+def _extras(groups: Sequence[Mapping[str, Any]], lengths: IntArray, ok: Mask) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """lengths: (S,) tokens that were asked; ok: (M,) whether the completion of each of them has a status of ok."""
     for name, dtype in EXTRA_ARRAYS.items():
         if not groups or name not in groups[0]:
             continue
@@ -86,14 +95,18 @@ def _extras(groups: Sequence[Mapping[str, Any]], lengths: IntArray) -> Iterator[
         if [len(row) for row in rows] != lengths.tolist():
             raise InvalidResponse(f"{name} does not have one figure for each log-prob", name)
         positions = list(chain.from_iterable(rows))
-        if name not in _PER_ID:
-            yield name, _figures(positions, np.dtype(dtype), name)
-            continue
-        # No position, no width: JSON cannot tell how many ids were asked for when there is nothing to score.
-        width = len(positions[0]) if positions else 0
-        if any(len(position) != width for position in positions):
-            raise InvalidResponse(f"{name} does not have equally many ids at every position", name)
-        yield name, _figures(list(chain.from_iterable(positions)), np.dtype(dtype), name).reshape(len(positions), width)
+        if name in PER_ID:
+            # No position, no width: JSON cannot tell how many ids were asked for when there is nothing to score.
+            width = len(positions[0]) if positions else 0
+            if any(len(position) != width for position in positions):
+                raise InvalidResponse(f"{name} does not have equally many ids at every position", name)
+            flat = list(chain.from_iterable(positions))
+            values = _figures(flat, np.dtype(dtype), name).reshape(len(positions), width)
+        else:
+            values = _figures(positions, np.dtype(dtype), name)
+        if name in MAY_BE_NOTHING:
+            values[np.isnan(values) & (ok if values.ndim == 1 else ok[:, None])] = -np.inf
+        yield name, values
 
 
 def _figures(flat: Sequence[Any], dtype: np.dtype[Any], name: str) -> npt.NDArray[Any]:

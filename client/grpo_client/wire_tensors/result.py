@@ -10,10 +10,9 @@ import numpy.typing as npt
 
 from grpo_client.errors import InvalidResponse, ProtocolError
 from grpo_client.masking import asked_rows, filled
-from grpo_client.protocol import EXTRA_ARRAYS, IntArray, ReferenceInfo, ScoreResult, Usage
+from grpo_client.protocol import EXTRA_ARRAYS, PER_ID, IntArray, ReferenceInfo, ScoreResult, Usage
 from grpo_client.wire_tensors.container import Arrays, container_chunks, read_container
 
-_TWO_DIMENSIONS: Final = ("top_ids", "top_logprobs", "token_logprobs")
 _KNOWN: Final = {
     "logprobs": ("F32", 1),
     "status": ("U8", 1),
@@ -25,7 +24,7 @@ _KNOWN: Final = {
     "completion_ids": ("I32", 1),
     "completion_mask": ("U8", 1),
     **{
-        name: ("I32" if dtype is np.int32 else "F32", 2 if name in _TWO_DIMENSIONS else 1)
+        name: ("I32" if dtype is np.int32 else "F32", 2 if name in PER_ID else 1)
         for name, dtype in EXTRA_ARRAYS.items()
     },
 }

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from grpo_client.protocol import FloatArray
 from grpo_numerics import HeadSpec, default_tile
+from grpo_numerics.head.figures import WANTS
 from grpo_numerics.head.tiles import row_multiple
 from torch import nn
 
@@ -133,11 +134,12 @@ def _head_keeps_bits(head: Head, parts: Anatomy, trusted: bool) -> bool:
             spec=HeadSpec(None, parts.spec.logit_scale, parts.spec.softcap),
             temperature=torch.full((height,), 0.9, device=weight.device),
             normalizer="softmax",
-            want=frozenset({"entropy", "logsumexp", "rank"}),
+            want=WANTS,
             top_k=4,
             token_ids=None,
         )
-        return [f for f in (scores.logprobs, scores.entropy, scores.logsumexp, scores.top_logprobs) if f is not None]
+        told = (scores.logprobs, scores.entropy, scores.logsumexp, scores.top_logprobs, scores.top_tail)
+        return [figure for figure in told if figure is not None]
 
     whole = figures(heights[-1])
     tried = spread(heights) if trusted else heights

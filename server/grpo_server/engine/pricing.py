@@ -57,6 +57,7 @@ def head_bytes(piece: Piece, wanted: int, parts: Anatomy) -> int:
         1
         + bool(piece.extras & {"entropy", "rank"} or piece.normalizer == "stablemax")
         + (piece.top_k > 0 and tiles > 1)
+        + ("tail" in piece.extras)  # a copy without those that are told by themselves
     )
     upcast = (width + block) * dim * _FLOAT if element < _FLOAT else 0
     gathered = 3 * min(block * dim, max(ROW_MULTIPLE * dim, GATHER_FLOATS)) * _DOUBLE

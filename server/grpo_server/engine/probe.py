@@ -87,7 +87,11 @@ def every_variant(pieces: Sequence[Piece], vocab_size: int) -> list[list[Piece]]
         for variant in (
             [replace(p, normalizer=normalizer) for p in pieces],
             [replace(p, normalizer=normalizer, temperature=0.7) for p in pieces],
-            *([replace(p, normalizer=normalizer, extras=frozenset({extra})) for p in pieces] for extra in EXTRAS),
+            *(
+                [replace(p, normalizer=normalizer, extras=frozenset({extra})) for p in pieces]
+                for extra in EXTRAS
+                if extra != "tail"  # comes beside the best and asked ids alone
+            ),
             [replace(p, normalizer=normalizer, top_k=min(8, vocab_size)) for p in pieces],
             [replace(p, normalizer=normalizer) for p in asked],
             [

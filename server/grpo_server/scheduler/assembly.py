@@ -16,6 +16,7 @@ from grpo_client.protocol import (
     ScoreResult,
     Status,
     Usage,
+    figure_shapes,
 )
 
 from grpo_server.engine.contract import PieceScores
@@ -23,13 +24,7 @@ from grpo_server.engine.contract import PieceScores
 
 def extra_shapes(request: ScoreRequest) -> dict[str, tuple[int, ...]]:
     """The extra arrays that the request asks for, each with its shape behind the token axis: () or (k,)."""
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(sorted(request.extras), ())
-    if request.top_k:
-        shapes["top_ids"] = shapes["top_logprobs"] = (request.top_k,)
-    if any(group.token_ids is not None for group in request.groups):
-        widths = (ids.shape[1] for group in request.groups for ids in group.token_ids or () if len(ids))
-        shapes["token_logprobs"] = (next(widths, 0),)
-    return shapes
+    return figure_shapes(request.extras, request.top_k, request.asked_ids)
 
 
 def host_bytes(request: ScoreRequest) -> int:

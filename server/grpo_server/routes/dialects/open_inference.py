@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
-from grpo_client.protocol import EXTRA_ARRAYS, ReferenceInfo, ScoreResult
+from grpo_client.protocol import EXTRA_ARRAYS, PER_ID, ReferenceInfo, ScoreResult
 from grpo_client.validation.limits import Limits
 from grpo_client.version import package_version
 
@@ -31,7 +31,7 @@ from grpo_server.schemas import OPEN_INFERENCE_ERRORS
 # whose {model} would swallow it.
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=OPEN_INFERENCE_ERRORS)
 
-TWO_DIMENSIONS = frozenset({"token_ids", "top_ids", "top_logprobs", "token_logprobs"})
+TWO_DIMENSIONS = PER_ID | {"token_ids"}
 
 
 @router.get("")

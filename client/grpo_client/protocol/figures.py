@@ -1,0 +1,42 @@
+"""The arrays that come beside log-probs: their types, and which of them a request asks for, in what shape."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Final
+
+import numpy as np
+
+from grpo_client.protocol.names import Extra
+
+# Every per-token array that may come beside `logprobs`, with its dtype; (N,) unless noted.
+EXTRA_ARRAYS: Final[Mapping[str, type[np.generic]]] = {
+    "entropy": np.float32,  # nats
+    "logsumexp": np.float32,  # of the temperature-scaled logits (of symlog of them under StableMax)
+    "rank": np.int32,  # 0: no token has a larger log-prob
+    "top_ids": np.int32,  # (N, top_k)
+    "top_logprobs": np.float32,  # (N, top_k), best first
+    "token_logprobs": np.float32,  # (N, k) for the asked token_ids
+    "top_tail": np.float32,  # log of the mass outside top_ids; -inf where no token is left
+    "token_tail": np.float32,  # log of the mass outside the distinct ids of token_ids; -inf where no token is left
+}
+PER_ID: Final = frozenset({"top_ids", "top_logprobs", "token_logprobs"})
+# Log-probs that may be -inf: of a token without mass, or of none. In JSON that is null, as nothing else in an ok completion.
+MAY_BE_NOTHING: Final = ("top_logprobs", "token_logprobs", "top_tail", "token_tail")
+
+
+def figure_shapes(extras: Collection[Extra], top_k: int, asked_ids: int | None) -> dict[str, tuple[int, ...]]:
+    """The arrays that are asked for, by their names in EXTRA_ARRAYS, each with its shape behind the token axis: () or (k,).
+
+    asked_ids: how many token_ids a position; None: none anywhere.
+    """
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(sorted(name for name in extras if name != "tail"), ())
+    if top_k:
+        shapes["top_ids"] = shapes["top_logprobs"] = (top_k,)
+        if "tail" in extras:
+            shapes["top_tail"] = ()
+    if asked_ids is not None:
+        shapes["token_logprobs"] = (asked_ids,)
+        if "tail" in extras:
+            shapes["token_tail"] = ()
+    return shapes
