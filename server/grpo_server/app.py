@@ -10,7 +10,10 @@ from fastapi import Depends, FastAPI
 from grpo_client.version import package_version
 
 from grpo_server import error_responses, routes
+from grpo_server.access.metrics import KeyCollector
+from grpo_server.access.reloading import Reloading
 from grpo_server.config import ServerConfig
+from grpo_server.connections.tls import Certificates
 from grpo_server.engine.contract import EngineLoader
 from grpo_server.lifecycle import Phase, Service
 from grpo_server.middleware.bodies.budget import ByteBudget
@@ -47,13 +50,13 @@ def create_app(config: ServerConfig, engine_loader: EngineLoader, stages: Stages
 
     engine_loader: called in a worker thread when the application starts; meanwhile /livez answers and all else is 503.
     stages: what the loader reports its progress to.
-    Raises ValueError for key files that cannot be read.
+    Raises ValueError for key files and certificates that cannot be used.
     """
     service = Service(config, engine_loader, stages)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with service:
+        async with app.state.reloading.watching(), service:
             yield
 
     app = Application(
@@ -68,6 +71,10 @@ def create_app(config: ServerConfig, engine_loader: EngineLoader, stages: Stages
         redoc_url=None,
     )
     app.state.service = service
+    app.state.certificates = certificates = Certificates.load(config)
+    app.state.reloading = Reloading([part for part in (service.keys.named, certificates) if part is not None])
+    if service.keys.named is not None:
+        service.metrics.registry.register(KeyCollector(service.keys.named))
     app.state.scoring = Scoring(service)
     app.state.budget = budget = ByteBudget(config.max_queue_bytes, service.accepted_bytes)
     service.metrics.watch_bodies(lambda: budget.held)

@@ -23,8 +23,13 @@ EXIT_USAGE = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, set the environment, serve. Returns the exit status: 2 for bad settings, and for a model that is refused."""
+    given = sys.argv[1:] if argv is None else argv
+    if given[:1] == ["keys"]:
+        from grpo_server.access.command import main as keys
+
+        return keys(given[1:])
     try:
-        config = load_config(sys.argv[1:] if argv is None else argv)
+        config = load_config(given)
     except ValidationError as error:
         return _refuse(_faults(error))
     except ValueError as error:
@@ -33,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         locate(config.model)  # a path with no model needs no torch to be refused
     except (UnusableModel, DemoModelMissing) as error:
         return _refuse_model(config, str(error))
+    if config.keys_file is not None or config.tls_cert is not None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing is read yet that could be read again
     with _leaving_at_a_signal(), _collector_off():
         return _serve(config)
 

@@ -180,8 +180,22 @@ class ServerConfig(BaseSettings):
     admin_key_file: Path | None = Field(
         None, description="File with the keys for /admin. Also GRPO_SERVER_ADMIN_KEY. None: /admin is closed."
     )
+    keys_file: Path | None = Field(
+        None,
+        description="YAML or TOML file of named keys with scopes and limits, read again at SIGHUP and when it changes; "
+        "grpo-server keys new makes a key.",
+    )
     api_key: CliSuppress[SecretStr | None] = Field(None, description="From the environment only: ps shows flags.")
     admin_key: CliSuppress[SecretStr | None] = Field(None, description="From the environment only: ps shows flags.")
+    tls_cert: Path | None = Field(
+        None, description="PEM file with the server's certificate and its chain: serve HTTPS."
+    )
+    tls_key: Path | None = Field(
+        None, description="PEM file with the certificate's private key, if it is not in --tls-cert."
+    )
+    tls_client_ca: Path | None = Field(
+        None, description="PEM file of the authorities that a client's certificate must come from: mutual TLS."
+    )
 
     # how it is run
     drain_timeout: float = Field(
@@ -200,6 +214,13 @@ class ServerConfig(BaseSettings):
                 f"max_batch_tokens ({self.max_batch_tokens}) is larger than max_queue_tokens ({self.max_queue_tokens}), "
                 "so no batch could ever fill; raise --max-queue-tokens"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _tls_has_a_certificate(self) -> ServerConfig:
+        for flag, given in (("--tls-key", self.tls_key), ("--tls-client-ca", self.tls_client_ca)):
+            if given is not None and self.tls_cert is None:
+                raise ValueError(f"{flag} is given and --tls-cert is not; HTTPS needs the server's certificate")
         return self
 
     def engine(self) -> EngineConfig:

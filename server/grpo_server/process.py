@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -53,7 +55,7 @@ def serve(config: ServerConfig, engine_loader: EngineLoader, stages: Stages | No
     with _listen(config.host, config.port) as listener:
         app = create_app(config, engine_loader, stages)
         service: Service = app.state.service
-        service.address = _url(listener)
+        service.address = _url(listener, "http" if config.tls_cert is None else "https")
         server = DrainingServer(
             uvicorn.Config(
                 app,
@@ -65,6 +67,7 @@ def serve(config: ServerConfig, engine_loader: EngineLoader, stages: Stages | No
                 timeout_keep_alive=SECONDS_IDLE,
             ),
             service,
+            app.state.reloading.now if app.state.reloading.files else None,
         )
         logger.info("listening on %s; ready when /readyz says so", service.address)
         server.run([listener])
@@ -87,18 +90,20 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ValueError(f"cannot listen on {host}, port {port}: {reason}; give another --port or --host") from error
 
 
-def _url(listener: socket.socket) -> str:
+def _url(listener: socket.socket, scheme: str) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class DrainingServer(uvicorn.Server):
-    """First signal: drain, then exit. Second signal: exit now, and those who wait get a 503."""
+    """First signal: drain, then exit. Second signal: exit now, and those who wait get a 503. at_hangup: what SIGHUP does; None:
+    it ends the process, as everywhere."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, at_hangup: Callable[[], None] | None = None) -> None:
         super().__init__(config)
         self.exit_status = EXIT_OK
         self._service = service
+        self._at_hangup = at_hangup
         self._told_to_end = asyncio.Event()
         self._signals = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -109,6 +114,8 @@ class DrainingServer(uvicorn.Server):
         if self._signals:  # it came before there was a loop to tell
             self._told_to_end.set()
         self._end_task = asyncio.create_task(self._end_in_order(), name="wait for the end")
+        if self._at_hangup is not None:
+            self._loop.add_signal_handler(signal.SIGHUP, self._at_hangup)
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

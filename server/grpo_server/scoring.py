@@ -23,6 +23,7 @@ from grpo_client.protocol import ReferenceInfo, ScoreRequest, ScoreResult
 from grpo_client.text import TextScoreRequest
 from grpo_client.validation.request import check_request
 
+from grpo_server.access.caller import account
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ReferenceReplaced, ServiceError
 from grpo_server.lifecycle import Service
@@ -111,7 +112,7 @@ class Scoring:
             raise ReferenceReplaced
         if by.media:
             await self._service.in_codec(refuse_media, request, by.media)
-        result = await self._service.scheduler.submit(request)
+        result = await self._service.scheduler.submit(request, account())
         if result.reference != by.info:
             raise ReferenceReplaced
         return result

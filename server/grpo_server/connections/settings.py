@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from grpo_server.config import ServerConfig
 from grpo_server.connections.house import House, Limits
 from grpo_server.connections.protocols import http_protocol
+from grpo_server.connections.tls import Certificates
 from grpo_server.errors import ServiceError
 from grpo_server.lifecycle import Service
 from grpo_server.middleware.boundary import UNROUTED
@@ -26,7 +27,13 @@ def server_settings(app: FastAPI, parser: str = "httptools") -> dict[str, Any]:
         logger.info("a connection was refused: %d %s", error.status, error.code.code)
 
     house = House(limits_of(service.config), app.state.budget, refused)
-    return {"http": http_protocol(house, parser), "ws": "none", "root_path": service.config.root_path.rstrip("/")}
+    certificates: Certificates | None = app.state.certificates
+    return {
+        "http": http_protocol(house, parser),
+        "ws": "none",
+        "root_path": service.config.root_path.rstrip("/"),
+        **({} if certificates is None else certificates.uvicorn_settings()),
+    }
 
 
 def limits_of(config: ServerConfig) -> Limits:

@@ -13,9 +13,11 @@ from http import HTTPStatus
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from grpo_server.access.caller import Caller
 from grpo_server.error_responses import SCOPE_ERROR_CODE, response_of
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.logs import loggable, request_id
+from grpo_server.middleware.key_gate import SCOPE_CALLER
 from grpo_server.observability import Metrics
 from grpo_server.scheduler.door import draining as refused_while_draining
 
@@ -87,18 +89,23 @@ class Boundary:
         code = status or ErrorCode.CLIENT_LEFT.status
         error_code = scope.get(SCOPE_ERROR_CODE)
         self._metrics.request_done(route, code, seconds, error_code)
+        holder: Caller | None = scope.get(SCOPE_CALLER)
+        if holder is not None:
+            holder.account.answers[code] += 1
         level = logging.DEBUG if self._answers.get(route) == code else logging.INFO
         if route in PROBES:
             self._answers[route] = code
         logger.log(
             level,
-            "%s %s %d %.1f ms%s",
+            "%s %s %d %.1f ms%s%s",
             scope["method"],
             loggable(scope["path"]),
             code,
             seconds * 1000,
             f" {error_code}" if error_code else "",
-            extra={"route": route, "status": code, "seconds": round(seconds, 6), "error": error_code},
+            f" key {holder.name}" if holder else "",
+            extra={"route": route, "status": code, "seconds": round(seconds, 6), "error": error_code}
+            | ({"key": holder.name} if holder else {}),
         )
 
 

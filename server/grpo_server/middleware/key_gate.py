@@ -1,9 +1,11 @@
-"""Who may use the service: bearer keys, one set for scoring and one for /admin.
+"""Who may use the service: bearer keys, for scoring, for /admin and for /metrics.
 
 Asked twice, and both must agree. `KeyGate` stands before the body is read, so that a stranger cannot make the server buffer
 megabytes, and decides by the path below whatever prefix the application is mounted at. `check_route` is a dependency of
 every route and decides by the route's own template, so that no arithmetic on a client's path can open one. Both are
 closed unless a route is listed as open, so that one added later cannot be forgotten.
+
+Whose key it is is found out once, by the gate, and holds for the whole request, whatever becomes of the key meanwhile.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+from grpo_server.access.caller import Caller, caller
+from grpo_server.access.caller import Scope as KeyScope
+from grpo_server.access.named_keys import NamedKeys
 from grpo_server.config import ServerConfig
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.middleware.keys import bearer_of, read_keys
@@ -35,18 +40,23 @@ DOCUMENTATION = {
 INSPECTOR = {"/ui", "/ui/", "/ui/softmax", "/ui/runs", "/ui/server"}
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/health/", "/metrics", *DOCUMENTATION, *INSPECTOR})
 OPEN_PREFIXES = ("/v2/health/", "/ui/files/")
+METRICS_PATH = "/metrics"
 ADMIN_PREFIX = "/admin/"
+# Where the gate leaves the holder of a named key in the ASGI scope, for the routes, the log and the metrics.
+SCOPE_CALLER = "grpo_server.caller"
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Accepted keys, as the bytes of UTF-8. No `api` keys: scoring is open to all. No `admin` keys: /admin is closed to all.
+    """Accepted keys: of key files, as the bytes of UTF-8, and named ones, as their file says now.
 
-    An admin key opens everything.
+    An admin key of a key file opens everything; a named key what its scopes say. Without any key for it, scoring is open to
+    all; /metrics is, unless there are named keys; /admin is closed to all.
     """
 
     api: tuple[bytes, ...] = field(default=(), repr=False)
     admin: tuple[bytes, ...] = field(default=(), repr=False)
+    named: NamedKeys | None = None
 
     @classmethod
     def load(cls, config: ServerConfig) -> Keys:
@@ -54,24 +64,44 @@ class Keys:
         return cls(
             api=read_keys("api_key_file", config.api_key_file, config.api_key),
             admin=read_keys("admin_key_file", config.admin_key_file, config.admin_key),
+            named=NamedKeys(config.keys_file) if config.keys_file is not None else None,
         )
 
-    def check(self, path: str, authorization: str | None) -> None:
+    def holder(self, authorization: str | None) -> Caller | None:
+        """Whose named key this is; None: nobody's."""
+        if self.named is None or (given := bearer_of(authorization)) is None:
+            return None
+        return self.named.ring.holder(given)
+
+    def check(self, path: str, authorization: str | None, holder: Caller | None) -> None:
         """Raises ServiceError (401 or 403) unless the bearer of this Authorization header may use this path.
 
-        path: as the routes are declared, without the prefix of a mount.
+        path: as the routes are declared, without the prefix of a mount. holder: of that key, if it is a named one.
         """
-        if path in OPEN_PATHS or path.startswith(OPEN_PREFIXES):
+        if (scope := self._scope_of(path)) is None:
             return
-        if path.startswith(ADMIN_PREFIX):
-            if not self.admin:
+        if holder is not None:
+            if scope not in holder.scopes:
+                raise _out_of_scope(holder, scope)
+        elif scope == "admin":
+            if not self.admin and self.named is None:
                 raise ServiceError(
                     ErrorCode.ADMIN_FORBIDDEN,
                     "this server has no admin key, so /admin is closed; start it with --admin-key-file",
                 )
             self._compare(authorization, self.admin, "an admin key")
-        elif self.api:
+        elif scope == "metrics":
+            self._compare(authorization, self.admin, "a key for /metrics")
+        elif self.api or self.named is not None:
             self._compare(authorization, (*self.api, *self.admin), "an API key")
+
+    def _scope_of(self, path: str) -> KeyScope | None:
+        """What a key must be good for to use this path; None: the path is open."""
+        if path == METRICS_PATH and self.named is not None:
+            return "metrics"
+        if path in OPEN_PATHS or path.startswith(OPEN_PREFIXES):
+            return None
+        return "admin" if path.startswith(ADMIN_PREFIX) else "score"
 
     def _compare(self, authorization: str | None, keys: Iterable[bytes], what: str) -> None:
         given = bearer_of(authorization)
@@ -84,9 +114,18 @@ class Keys:
         if not _is_one_of(given, keys):
             raise ServiceError(
                 ErrorCode.INVALID_API_KEY,
-                f"the key in Authorization is not {what} of this server: check it against the server's key file",
+                f"the key in Authorization is not {what} of this server: check it against the server's key files",
                 param="Authorization",
             )
+
+
+def _out_of_scope(holder: Caller, scope: KeyScope) -> ServiceError:
+    return ServiceError(
+        ErrorCode.INSUFFICIENT_SCOPE,
+        f"the key {holder.name} has the scopes {', '.join(sorted(holder.scopes))}, and this route needs {scope}: send a key "
+        "that has it, or add it in the keys file",
+        param="Authorization",
+    )
 
 
 def _is_one_of(given: bytes, keys: Iterable[bytes]) -> bool:
@@ -106,12 +145,21 @@ class KeyGate:
         if scope["type"] == "websocket":
             await WebSocketClose(reason="there are no websockets here")(scope, receive, send)
             return
-        if scope["type"] == "http":
-            self._keys.check(get_route_path(scope), Headers(scope=scope).get("authorization"))
-        await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        authorization = Headers(scope=scope).get("authorization")
+        holder = scope[SCOPE_CALLER] = self._keys.holder(authorization)
+        self._keys.check(get_route_path(scope), authorization, holder)
+        token = caller.set(holder)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            caller.reset(token)
 
 
 async def check_route(request: Request) -> None:
     """Dependency of every route. Raises ServiceError (401 or 403)."""
     keys: Keys = request.app.state.service.keys
-    keys.check(request.scope["route"].path, request.headers.get("authorization"))
+    holder: Caller | None = request.scope[SCOPE_CALLER]
+    keys.check(request.scope["route"].path, request.headers.get("authorization"), holder)

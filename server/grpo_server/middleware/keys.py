@@ -38,14 +38,16 @@ def read_keys(setting: str, path: Path | None, from_environment: SecretStr | Non
     keys: list[bytes] = []
     if path is not None:
         lines = [line.strip() for line in _text_of(setting, path).split("\n")]
-        keys = [_key(setting, f"line {n} of {path}", s) for n, s in enumerate(lines, 1) if s and not s.startswith("#")]
+        keys = [
+            key_bytes(setting, f"line {n} of {path}", s) for n, s in enumerate(lines, 1) if s and not s.startswith("#")
+        ]
         if not keys:
             raise ValueError(f"{setting}: {path} holds no key; write one a line")
     if from_environment is not None:
         name = setting.removesuffix("_file")
         if not (key := from_environment.get_secret_value().lstrip(BYTE_ORDER_MARK).strip()):
             raise ValueError(f"{name}: the key in the environment is empty; unset it, or set one")
-        keys.append(_key(name, "the environment", key))
+        keys.append(key_bytes(name, "the environment", key))
     return tuple(keys)
 
 
@@ -58,7 +60,8 @@ def _text_of(setting: str, path: Path) -> str:
         raise ValueError(f"{setting}: {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
 
 
-def _key(setting: str, where: str, key: str) -> bytes:
+def key_bytes(setting: str, where: str, key: str) -> bytes:
+    """A key as it is compared. Raises ValueError, naming setting and place and not the key, when no header can carry it."""
     if any(ord(c) < 0x20 or ord(c) == 0x7F for c in key):
         raise ValueError(f"{setting}: the key in {where} holds a control character, which no header can carry")
     return key.encode(errors="surrogateescape")  # bytes of the environment that are not UTF-8 stay what they are

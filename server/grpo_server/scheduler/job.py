@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from grpo_client.protocol import ReferenceInfo, ScoreRequest, ScoreResult, Usage
 
+from grpo_server.scheduler.accounts import Account
 from grpo_server.scheduler.assembly import Assembly
 from grpo_server.scheduler.cutting import Cut
 
@@ -20,6 +21,7 @@ class Job:
 
     host_bytes: what request and answer occupy. keys: cache keys per completion, empty when there is no cache.
     outstanding: cuts not yet scored, waiting ones and those in a batch. deficit: tokens that fairness still owes it.
+    account: whose request it is; None: nobody's in particular. tokens: as priced, those found in the cache not among them.
     """
 
     request: ScoreRequest
@@ -31,6 +33,8 @@ class Job:
     arrived: float
     cached_sequences: int
     done: asyncio.Future[ScoreResult]
+    account: Account | None = None
+    tokens: int = 0
     outstanding: int = 0
     deficit: int = 0
     started: float | None = None
@@ -46,6 +50,16 @@ class Job:
         """The first that waits, and those that follow it into its batch."""
         followers = itertools.takewhile(lambda c: c.follows, itertools.islice(self.waiting, 1, None))
         return [self.waiting[0], *followers]
+
+    @property
+    def weight(self) -> float:
+        """Its share of each round of the queue, 1 unless its key says otherwise."""
+        return 1.0 if self.account is None else self.account.weight
+
+    @property
+    def failed(self) -> bool:
+        """True when it got an error instead of scores."""
+        return self.done.done() and not self.done.cancelled() and self.done.exception() is not None
 
     @property
     def waiting_tokens(self) -> int:

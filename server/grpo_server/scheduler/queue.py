@@ -2,7 +2,8 @@
 
 Each visit gives a request a quantum of tokens to spend; what it cannot spend yet it keeps. So a request of ten
 tokens is through after one round however large its neighbours are, a large one gets its share in every round, and
-nobody starves. (Shreedhar and Varghese, "Efficient fair queuing using deficit round-robin", SIGCOMM 1995.)
+nobody starves. A request of higher priority spends more a round. (Shreedhar and Varghese,
+"Efficient fair queuing using deficit round-robin", SIGCOMM 1995.)
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class FairQueue:
             cuts = job.next_cuts()
             tokens, nbytes = sum(c.tokens for c in cuts), sum(c.bytes for c in cuts)
             if job.deficit < tokens:
-                job.deficit += self._quantum
+                job.deficit += max(1, int(self._quantum * job.weight))
             fits = tokens <= room and (room_bytes is None or nbytes <= room_bytes)
             if not fits and not (tokens > self._max_tokens and not batch):
                 did_not_fit.append(job)
@@ -87,7 +88,8 @@ class FairQueue:
                 if room_bytes is not None:
                     room_bytes -= nbytes
                 self.tokens -= tokens
-                if job.waiting:
-                    self._rotation.appendleft(job)
+                if job.waiting:  # its turn lasts as long as what it has to spend
+                    stays = job.deficit >= sum(c.tokens for c in job.next_cuts())
+                    (self._rotation.appendleft if stays else self._rotation.append)(job)
         self._rotation = did_not_fit
         return batch

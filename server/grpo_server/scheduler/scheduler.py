@@ -18,6 +18,7 @@ from grpo_client.protocol import ScoreRequest, ScoreResult
 
 from grpo_server.engine.contract import Engine
 from grpo_server.errors import ReferenceReplaced
+from grpo_server.scheduler.accounts import Account
 from grpo_server.scheduler.admission import Admission
 from grpo_server.scheduler.cache import ResultCache, content_keys, request_key, result_keys
 from grpo_server.scheduler.door import Door, draining
@@ -108,19 +109,20 @@ class Scheduler:
 
     # --- the way of a request -------------------------------------------------------------------------------------
 
-    async def submit(self, request: ScoreRequest) -> ScoreResult:
+    async def submit(self, request: ScoreRequest, account: Account | None = None) -> ScoreResult:
         """Score a request that was checked before. Returns when all of it is scored.
 
-        Raises ServiceError: at once when it is refused (503 swapping or draining, 413 never fits, 429 not now), later
-        when the engine failed on it. If the caller is cancelled, what was not yet computed is dropped.
+        account: of the key that it came with. Raises ServiceError: at once when it is refused (503 swapping or draining, 413
+        never fits, 429 not now), later when the engine failed on it. If the caller is cancelled, what was not yet computed is
+        dropped.
         """
-        job = await self._accepted(request)
+        job = await self._accepted(request, account)
         try:
             return await job.done
         finally:
             self._retire(job)
 
-    async def _accepted(self, request: ScoreRequest) -> Job:
+    async def _accepted(self, request: ScoreRequest, account: Account | None) -> Job:
         """Price a request and enter it. What takes its time with a large one runs beside the event loop; a small one is entered
         without waiting for anything."""
         self.door.refuse_if_closed()
@@ -146,6 +148,8 @@ class Scheduler:
                 arrived=self._clock(),
                 cached_sequences=len(found),
                 done=asyncio.get_running_loop().create_future(),
+                account=account,
+                tokens=planned.tokens,
                 outstanding=len(planned.cuts),
             ),
             planned,
@@ -155,7 +159,11 @@ class Scheduler:
     def _enter(self, job: Job, planned: Plan, key: Callable[[], bytes]) -> Job:
         """Nothing awaits in here: from the check to the queue nothing can change."""
         self.door.refuse_if_closed()
-        self.admission.admit(planned.tokens, job.host_bytes, key)
+        if job.account is not None:
+            job.account.check(job.tokens, self.admission.throughput.tokens_per_second)
+        self.admission.admit(job.tokens, job.host_bytes, key)
+        if job.account is not None:
+            job.account.enter(job.tokens)
         if self.cache.enabled:
             self._listener.cache_looked_up(job.cached_sequences, planned.wanted)
         self._jobs.add(job)
@@ -174,6 +182,8 @@ class Scheduler:
 
     def _retire(self, job: Job) -> None:
         """Nobody waits for this job any more, for whatever reason."""
+        if job.account is not None:
+            job.account.leave(job.tokens, job.tokens if job.failed else job.waiting_tokens)
         self._engine_loop.drop(job)
         self.admission.leave(job.host_bytes)
         self._jobs.discard(job)

@@ -134,3 +134,15 @@ def test_a_queue_fills_a_batch_when_its_tokens_do(loop: asyncio.AbstractEventLoo
     assert not queue.fills_a_batch
     queue.add(job(loop, 4))
     assert queue.fills_a_batch
+
+
+def test_requests_of_many_small_groups_share_every_batch(loop: asyncio.AbstractEventLoop) -> None:
+    """A group of 8 tokens is a quantum of 64: who has spent it gives the turn to the next, and does not take it again."""
+    queue = FairQueue(BATCH)
+    jobs = [job(loop, 4, groups=64), job(loop, 4, groups=64), job(loop, 4)]
+    for j in jobs:
+        queue.add(j)
+    batches = [[e.job for e in queue.take()] for _ in range(4)]
+    assert jobs[2] in batches[0]
+    for batch in batches[1:]:
+        assert [batch.count(j) for j in jobs[:2]] == [4, 4]
