@@ -34,6 +34,7 @@ from grpo_client.errors import (
 from grpo_client.http.exchange import Encoding
 from grpo_client.http.retry import RetryPolicy
 from grpo_client.http.retry_log import Retry
+from grpo_client.http.tls import TLS
 from grpo_client.protocol import (
     EXTRAS,
     NORMALIZERS,
@@ -55,6 +56,7 @@ from grpo_client.validation.request import check_request
 __all__ = [
     "EXTRAS",
     "NORMALIZERS",
+    "TLS",
     "APIError",
     "AsyncReferenceClient",
     "ChatMessage",

@@ -18,6 +18,7 @@ from grpo_client.errors import APIError, ConnectionFailed
 from grpo_client.forks import PerProcess
 from grpo_client.http.exchange import Call, Encoding, Reply, info_call, raise_for_status, ready_call
 from grpo_client.http.retry import RetryPolicy
+from grpo_client.http.tls import TLS
 from grpo_client.http.tokenizer import detokenize_call, read_ids, read_text, tokenize_call
 from grpo_client.http.transport import AsyncBaseTransport, AsyncTransport
 from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult
@@ -74,6 +75,7 @@ class AsyncReferenceClient:
         max_request_tokens: int = DEFAULT_REQUEST_TOKENS,
         max_in_flight: int = DEFAULT_IN_FLIGHT,
         retry: RetryPolicy | None = None,
+        tls: TLS | None = None,
         transport: AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -86,6 +88,7 @@ class AsyncReferenceClient:
             max_request_tokens=max_request_tokens,
             max_in_flight=max_in_flight,
             retry=retry,
+            tls=tls,
         )
         self._open(ClientSettings.of(base_url, options), transport, sleep)
 

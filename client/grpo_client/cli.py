@@ -30,7 +30,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     add_completion=False,
     help="Talk to a grpo-server: per-token log-probs of completions under its frozen reference model.\n\n"
-    "A server that wants a key gets the one in the environment variable GRPO_API_KEY.",
+    "A server that wants a key gets the one in the environment variable GRPO_API_KEY; certificates for https:// are named by "
+    "GRPO_CA_FILE, GRPO_CERT_FILE and GRPO_KEY_FILE.",
 )
 
 

@@ -13,6 +13,7 @@ from grpo_client.errors import InvalidSetting
 from grpo_client.http.balancer import Balancer
 from grpo_client.http.exchange import Encoding
 from grpo_client.http.retry import RetryPolicy
+from grpo_client.http.tls import TLS
 from grpo_client.http.transport import TransportSettings
 from grpo_client.version import package_version
 
@@ -35,6 +36,7 @@ class ClientOptions(TypedDict, total=False):
     max_request_tokens: bigger requests are cut into several (32768).
     max_in_flight: requests sent at once (4).
     retry: a whole `RetryPolicy` instead of max_wait.
+    tls: certificates to trust and to show; else GRPO_CA_FILE, GRPO_CERT_FILE, GRPO_KEY_FILE. See `http.tls`.
     """
 
     api_key: str | None
@@ -45,6 +47,7 @@ class ClientOptions(TypedDict, total=False):
     max_request_tokens: int
     max_in_flight: int
     retry: RetryPolicy | None
+    tls: TLS | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class ClientSettings:
     max_request_tokens: int = DEFAULT_REQUEST_TOKENS
     max_in_flight: int = DEFAULT_IN_FLIGHT
     retry: RetryPolicy = field(default_factory=RetryPolicy)
+    tls: TLS = field(default_factory=TLS)
     key_is_missing: bool = field(default=False, repr=False)
 
     @classmethod
@@ -73,6 +77,8 @@ class ClientSettings:
             given["retry"] = RetryPolicy() if max_wait is None else RetryPolicy(max_wait=max_wait)
         elif max_wait is not None:
             raise InvalidSetting("give either max_wait or retry (which has its own max_wait), not both")
+        if given.get("tls") is None:
+            given["tls"] = TLS.from_environment()
         given["api_key"] = read_key(given.get("api_key") or os.environ.get(API_KEY_VARIABLE))
         listed: list[Any] = [urls] if isinstance(urls, str) else [*cast(Any, urls)]
         return cls(urls=tuple(base_of(url) for url in listed), **given)
@@ -95,6 +101,9 @@ class ClientSettings:
         retry: Any = self.retry
         if not isinstance(retry, RetryPolicy):
             raise InvalidSetting(f"retry must be a RetryPolicy, got {kind_of(retry)}")
+        tls: Any = self.tls
+        if not isinstance(tls, TLS):
+            raise InvalidSetting(f"tls must be a TLS, got {kind_of(tls)}")
 
     def check_key(self) -> None:
         """Raises InvalidSetting when this client had a key where it was made, and has none here."""
@@ -127,7 +136,7 @@ class ClientSettings:
         headers = {"User-Agent": f"grpo-client/{package_version()}"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
-        return TransportSettings(self.timeout, self.max_in_flight + _SPARE_CONNECTIONS, headers)
+        return TransportSettings(self.timeout, self.max_in_flight + _SPARE_CONNECTIONS, headers, self.tls)
 
     def balancer(self) -> Balancer:
         """A fresh balancer over the servers."""

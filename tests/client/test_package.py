@@ -38,6 +38,7 @@ EXPORTS = [
     "Limits",
     "Normalizer",
     "NORMALIZERS",
+    "TLS",
     "NotAuthorized",
     "NotFound",
     "Prompt",

@@ -6,6 +6,7 @@ a failure's own words goes on that might quote a header or a URL.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import httpx
 
 from grpo_client.errors import ClientClosed, ConnectionFailed, InvalidResponse, InvalidSetting
 from grpo_client.http.exchange import Call, Reply
+from grpo_client.http.tls import TLS
 
 # What a test or an in-process server may be plugged in as.
 BaseTransport = httpx.BaseTransport
@@ -26,12 +28,13 @@ Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 class TransportSettings:
     """timeout: seconds without a byte before a call counts as lost; connecting gets at most ten of them.
 
-    connections: kept open at most, over all servers. headers: sent with every call.
+    connections: kept open at most, over all servers. headers: sent with every call. tls: certificates.
     """
 
     timeout: float
     connections: int
     headers: dict[str, str] = field(repr=False)
+    tls: TLS = field(default_factory=TLS)
 
     def _timeout(self) -> httpx.Timeout:
         return httpx.Timeout(self.timeout, connect=min(10.0, self.timeout))
@@ -41,22 +44,32 @@ class TransportSettings:
 
     def sync(self, transport: BaseTransport | None) -> httpx.Client:
         return self._open(
-            lambda headers: httpx.Client(
-                timeout=self._timeout(), limits=self._limits(), headers=headers, transport=transport
+            lambda headers, verify: httpx.Client(
+                timeout=self._timeout(),
+                limits=self._limits(),
+                headers=headers,
+                transport=transport,
+                verify=verify,
             )
         )
 
     def asynchronous(self, transport: AsyncBaseTransport | None) -> httpx.AsyncClient:
         return self._open(
-            lambda headers: httpx.AsyncClient(
-                timeout=self._timeout(), limits=self._limits(), headers=headers, transport=transport
+            lambda headers, verify: httpx.AsyncClient(
+                timeout=self._timeout(),
+                limits=self._limits(),
+                headers=headers,
+                transport=transport,
+                verify=verify,
             )
         )
 
-    def _open(self, make: Callable[[httpx.Headers], Http]) -> Http:
-        """Raises InvalidSetting for what the environment asks of every HTTP client and cannot be done."""
+    def _open(self, make: Callable[[httpx.Headers, ssl.SSLContext | bool], Http]) -> Http:
+        """Raises InvalidSetting for certificates that cannot be used, and for what the environment asks of every HTTP client
+        and cannot be done."""
+        verify = self.tls.context(httpx.create_ssl_context) or True
         try:
-            return make(httpx.Headers(self.headers, encoding="utf-8"))
+            return make(httpx.Headers(self.headers, encoding="utf-8"), verify)
         except (
             httpx.InvalidURL,
             ValueError,
