@@ -24,11 +24,13 @@ pytestmark = pytest.mark.anyio
 # Written down once more, so that a route which is opened by mistake is noticed.
 OPEN = {"/livez", "/readyz", "/health", "/health/", "/v2/health/live", "/v2/health/ready"}
 OPEN |= {"/openapi.json", "/docs", "/docs/start.js", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/redoc"}
+OPEN |= {"/ui", "/ui/", "/ui/softmax", "/ui/runs", "/ui/server"}
+OPEN_BELOW = ("/ui/files/",)
 KEYS = {"score": SCORE, "admin": ADMIN, "metrics": METRICS}
 
 
 def scope_of(path: str) -> str | None:
-    if path in OPEN:
+    if path in OPEN or path.startswith(OPEN_BELOW):
         return None
     return {"/metrics": "metrics"}.get(path, "admin" if path.startswith("/admin/") else "score")
 
