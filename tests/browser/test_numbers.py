@@ -1,4 +1,4 @@
-"""Numbers: every figure on the page is the API's, whatever is dragged, typed or chosen; no late answer overtakes a later one."""
+"""Numbers: every figure on the page is the API's, whatever is dragged, typed or chosen; late answers overtake no later one."""
 
 from __future__ import annotations
 
