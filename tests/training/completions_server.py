@@ -14,7 +14,7 @@ import torch
 import uvicorn
 from fastapi import Body, FastAPI, Header
 from fastapi.responses import JSONResponse
-from grpo_training.rollouts.rollout import sample
+from grpo_training.rollouts.generation import sample
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 PATIENCE = 30.0  # seconds that a test waits for another thread before it fails

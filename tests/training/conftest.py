@@ -172,14 +172,16 @@ class TinyReference:
             for group in request.groups
             for completion in group.completions
         ]
+        logprobs, asked = torch.cat(flat).numpy(), request.completion_mask
         return ScoreResult(
             reference=self.info,
             normalizer=request.normalizer,
             temperature=np.array([g.temperature for g in request.groups], dtype=np.float32),
             group_sizes=request.group_sizes,
             completion_lengths=request.completion_lengths,
-            logprobs=torch.cat(flat).numpy(),
+            logprobs=logprobs if asked is None else np.where(asked, logprobs, np.float32(np.nan)),
             status=np.zeros(len(flat), dtype=np.uint8),
+            completion_mask=asked,
         )
 
     def _row(self, prompt: list[int], completion: list[int], temperature: float) -> torch.Tensor:

@@ -16,8 +16,8 @@ import pytest
 import torch
 from grpo_training.config import ConfigError, RolloutConfig, RolloutError, TrainConfig
 from grpo_training.report.metrics import read_records
+from grpo_training.rollouts.generation import sample
 from grpo_training.rollouts.openai import OpenAISampler
-from grpo_training.rollouts.rollout import sample
 from grpo_training.run.loop import train
 from transformers import LlamaForCausalLM
 

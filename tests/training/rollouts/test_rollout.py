@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from grpo_training.rollouts.rollout import Rollout, sample
+from grpo_training.rollouts.generation import sample
+from grpo_training.rollouts.rollout import Rollout
 from transformers import LlamaForCausalLM
 
 from ..conftest import EOS

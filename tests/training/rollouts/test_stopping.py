@@ -8,7 +8,7 @@ import pytest
 import torch
 from grpo_training.config import RolloutConfig
 from grpo_training.models.stopping import StopStrings
-from grpo_training.rollouts.rollout import sample
+from grpo_training.rollouts.generation import sample
 from pydantic import ValidationError
 from transformers import LlamaForCausalLM
 

@@ -13,8 +13,9 @@ import torch
 from grpo_training.config import CheckpointError, ConfigError, TrainConfig
 from grpo_training.models.loading import LoadedModel
 from grpo_training.report.metrics import read_records
+from grpo_training.rollouts.generation import sample
 from grpo_training.rollouts.policy import Policy
-from grpo_training.rollouts.rollout import Rollout, sample
+from grpo_training.rollouts.rollout import Rollout
 from grpo_training.run.beginning import shared_vocabulary
 from grpo_training.run.loop import train
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -14,8 +14,9 @@ from grpo_training.config import ConfigError, ModelConfig, TrainConfig
 from grpo_training.distributed import World
 from grpo_training.models.loading import load_model
 from grpo_training.report.metrics import read_records
+from grpo_training.rollouts.generation import sample
 from grpo_training.rollouts.policy import Policy
-from grpo_training.rollouts.rollout import sample
+from grpo_training.rollouts.sampling import PolicySampler
 from grpo_training.run.evaluation import Evaluator, held_out_tasks
 from grpo_training.run.loop import train
 from grpo_training.run.progress import Display
@@ -73,11 +74,11 @@ def test_the_figures_are_those_of_the_answers(make_config: MakeConfig, tiny_path
     tasks = held_out_tasks(config)
     alone = World("single", 0, 1, None)
     policy = Policy(loaded.model)
-    figures = Evaluator(config, tasks, loaded, policy, alone).figures()
+    figures = Evaluator(config, tasks, PolicySampler(config, loaded, policy, alone)).figures()
     # Naively: five prompts of three answers at a time, as many rows as a training step has (4 x 4, rounded down).
     task = Task(tasks["held_out"], loaded.tokenizer)
     problems = task.problems(0, 20, config.eval.seed)
-    again = Evaluator(config, tasks, loaded, policy, alone).figures()
+    again = Evaluator(config, tasks, PolicySampler(config, loaded, policy, alone)).figures()
     assert {k: v for k, v in again.items() if k != "time/eval_s"} == {
         k: v for k, v in figures.items() if k != "time/eval_s"
     }

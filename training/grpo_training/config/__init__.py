@@ -8,7 +8,16 @@ An unknown field is refused with the name it was probably meant to be. Nothing h
 from __future__ import annotations
 
 from .data import EvalConfig, RolloutConfig, TaskConfig
-from .errors import CheckpointError, ConfigError, NothingTrained, OutputError, RewardError, RolloutError
+from .environment import EnvironmentConfig
+from .errors import (
+    CheckpointError,
+    ConfigError,
+    EnvironmentFailed,
+    NothingTrained,
+    OutputError,
+    RewardError,
+    RolloutError,
+)
 from .learning import (
     CollapseConfig,
     Correction,
@@ -31,6 +40,8 @@ __all__ = [
     "ConfigError",
     "Correction",
     "DistributedConfig",
+    "EnvironmentConfig",
+    "EnvironmentFailed",
     "EvalConfig",
     "Granularity",
     "KlKind",

@@ -11,6 +11,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from grpo_training.redaction import redacted_command
 
+from .environment import EnvironmentConfig
 from .rewards import OnError, RewardConfig
 from .section import Section, base_url
 
@@ -111,6 +112,9 @@ class RolloutConfig(Section):
     resample: int = Field(default=0, ge=0)
     """Times that groups without signal, whose rewards are all equal, are sampled anew at most (DAPO's dynamic sampling), with
     other prompts where the task is shuffled."""
+    environment: EnvironmentConfig | None = None
+    """`module:Class`, or a section with limits: answers the policy whenever its turn has ended. max_new_tokens counts what both
+    write."""
     backend: Literal["policy", "openai"] = "policy"
     """Who samples: the trained weights in this process, or a server with the OpenAI completions API that takes and returns
     token ids (vLLM, SGLang). What follows is for the latter."""
@@ -131,6 +135,11 @@ class RolloutConfig(Section):
     is, or somebody else updates it."""
     sync_command: tuple[str, ...] = ()
     """A program and its arguments that make the server load the model directory `{path}`, and end when it has."""
+
+    @field_validator("environment", mode="before")
+    @classmethod
+    def _a_name_is_a_factory(cls, value: Any) -> Any:
+        return {"factory": value} if isinstance(value, str) else value
 
     @field_validator("stop")
     @classmethod

@@ -15,6 +15,10 @@ class RolloutError(RuntimeError):
     """The rollout server failed, or what it answers cannot be trained on; the message says why and what to do."""
 
 
+class EnvironmentFailed(RuntimeError):
+    """An environment failed, took too long or said what cannot be used; the message names it, the row, the turn and why."""
+
+
 class RewardError(RuntimeError):
     """A reward function failed or took too long; the message names it, the row and what went wrong."""
 

@@ -6,6 +6,7 @@ import base64
 import html
 import json
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 from grpo_client.findings import Finding
@@ -20,7 +21,8 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; color: #1c2330; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
 img {{ width: 100% }} table {{ border-collapse: collapse; margin: 1rem 0 }} td, th {{ padding: .25rem .8rem; text-align: left;
-border-bottom: 1px solid #e3e7ee; vertical-align: top }} code, pre {{ font-size: 13px; white-space: pre-wrap }}
+border-bottom: 1px solid #e3e7ee; vertical-align: top }}
+mark {{ background: #fdf0c4; color: #6b4e00 }} code, pre {{ font-size: 13px; white-space: pre-wrap }}
 </style></head><body><h1>{title}</h1><p>{lead}</p><img alt="reward, KL, completion length and reference latency by step"
 src="data:image/png;base64,{picture}"><h2>Figures</h2><table>{figures}</table>
 <h2>Findings</h2><table>{findings}</table>
@@ -45,7 +47,8 @@ def page(
     rows = "".join(
         f"<tr><td>step {s['step']}<br><code>{html.escape(s['prompt'])}</code></td><td><code>"
         + "<br>".join(
-            f"{_short(r)} {html.escape(repr(c))}" for r, c in zip(s["rewards"], s["completions"], strict=True)
+            f"{_short(r)} {_said(c, turns)}"
+            for r, c, turns in zip(s["rewards"], s["completions"], s.get("turns") or repeat(None), strict=False)
         )
         + "</code></td></tr>"
         for s in shown
@@ -62,6 +65,14 @@ def page(
         samples=rows,
         config=html.escape(json.dumps(config.model_dump(mode="json"), indent=1)),
     )
+
+
+def _said(completion: str, turns: Sequence[Mapping[str, str]] | None) -> str:
+    """What the policy wrote, and marked what its environment put between."""
+    if turns is None:
+        return html.escape(repr(completion))
+    parts = [(turn["role"] == "assistant", html.escape(repr(turn["content"])[1:-1])) for turn in turns]
+    return "".join(text if own else f"<mark>{text}</mark>" for own, text in parts)
 
 
 def _short(value: bool | int | float | None) -> str:

@@ -25,6 +25,8 @@ from grpo_client.http.transport import BaseTransport, SyncTransport, TransportSe
 from torch import Tensor
 
 from grpo_training.config import RolloutConfig, RolloutError
+from grpo_training.rollouts.conversation import converse
+from grpo_training.rollouts.environment import Asked, Environments
 from grpo_training.rollouts.policy import Policy
 from grpo_training.rollouts.rollout import Rollout
 from grpo_training.rollouts.wire import Border, Sampled, read_answer, request_body
@@ -44,11 +46,13 @@ class OpenAISampler:
         device: torch.device,
         api_key: str | None = None,
         bring_weights: Callable[[int], None] | None = None,
+        environments: Environments | None = None,
         transport: BaseTransport | None = None,
         sleep: Callable[[float], None] | None = None,
     ) -> None:
         """eos_ids, vocab_size: of the policy. api_key: sent as a bearer token, never shown. bring_weights: called ahead of
-        each step with its number. transport, sleep: for tests, as in the reference client.
+        each step with its number. environments: what answers in completions of several turns. transport, sleep: for tests,
+        as in the reference client.
         """
         assert options.base_url is not None
         self._options = options
@@ -56,6 +60,7 @@ class OpenAISampler:
         self._border = Border(options.group_size, options.max_new_tokens, vocab_size, eos_ids, stops=bool(options.stop))
         self._device = device
         self._bring_weights = bring_weights
+        self._environments = environments
         self._retry = RetryPolicy(max_wait=options.max_wait, limit="rollout.max_wait")
         self._log = RetryLog()  # shared, so that a server which is away is spoken of once and not for each prompt
         headers = {"User-Agent": f"grpo-train/{version('grpo-refserver')}"}
@@ -85,18 +90,53 @@ class OpenAISampler:
         if self._bring_weights:
             self._bring_weights(step)
 
-    def sample(self, prompts: Sequence[Sequence[int]], *, seed: int, rows: Tensor | None = None) -> Rollout:
+    def sample(
+        self, prompts: Sequence[Sequence[int]], *, seed: int, rows: Tensor | None = None, asked: Sequence[Asked] = ()
+    ) -> Rollout:
         """One process samples all, whatever `rows`.
 
         Raises RolloutError when the server refuses, stays away for `max_wait` seconds, or answers what cannot be used."""
-        seeds = [_prompt_seed(seed, place) for place in range(len(prompts))]
-        asked = [self._threads.submit(self._ask, p, s) for p, s in zip(prompts, seeds, strict=True)]
+        size, most = self._options.group_size, self._options.max_new_tokens
+        if self._environments is None or not asked:
+            return self._drawn(prompts, group_size=size, seed=seed)
+        return converse(
+            self._drawn,
+            self._environments,
+            prompts,
+            asked,
+            group_size=size,
+            max_new_tokens=most,
+            seed=seed,
+            device=self._device,
+        )
+
+    def _drawn(
+        self,
+        contexts: Sequence[Sequence[int]],
+        *,
+        group_size: int,
+        seed: int,
+        places: Tensor | None = None,
+        limits: Sequence[int] | None = None,
+    ) -> Rollout:
+        """One turn; see `conversation.Draw`."""
+        at = range(len(contexts)) if places is None else places.tolist()
+        room = [self._border.max_new_tokens] * len(contexts) if limits is None else limits
+        asked = [
+            self._threads.submit(
+                self._ask,
+                context,
+                _prompt_seed(seed, place),
+                replace(self._border, group_size=group_size, max_new_tokens=most),
+            )
+            for context, place, most in zip(contexts, at, room, strict=True)
+        ]
         try:
             sampled = [row for future in asked for row in future.result()]
         finally:
             for future in asked:
                 future.cancel()
-        return _rollout(prompts, self._options.group_size, sampled, self._device)
+        return _rollout(contexts, group_size, sampled, self._device)
 
     def check_temperature(self, policy: Policy, rollout: Rollout) -> None:
         """Raise RolloutError if the server's log-probs are those of temperature 1 while it samples at another.
@@ -119,8 +159,8 @@ class OpenAISampler:
                 f"--logprobs-mode processed_logprobs, or set rollout.temperature=1"
             )
 
-    def _ask(self, prompt: Sequence[int], seed: int) -> list[Sampled]:
-        body = request_body(prompt, self._options, seed=seed)
+    def _ask(self, prompt: Sequence[int], seed: int, border: Border) -> list[Sampled]:
+        body = request_body(prompt, self._options, border, seed=seed)
         call = Call("POST", ROUTE, {"Content-Type": "application/json", "Accept": "application/json"}, body)
 
         def once() -> bytes:
@@ -135,7 +175,7 @@ class OpenAISampler:
         except GrpoClientError as error:
             raise RolloutError(f"the rollout server failed: {error}") from error
         try:
-            return read_answer(answer, prompt, self._border)
+            return read_answer(answer, prompt, border)
         except RolloutError as error:
             raise RolloutError(f"{self._base}{ROUTE}: {error}") from error
 

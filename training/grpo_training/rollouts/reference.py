@@ -101,6 +101,7 @@ class Reference:
                     portion.completions(),
                     temperature=self._temperature,
                     normalizer=self._normalizer,
+                    completion_mask=portion.written(),
                 ),
             )
             for portion in portions

@@ -1,27 +1,31 @@
-"""Sample groups of completions from the policy: each prompt is computed once, finished rows leave the batch.
-
-A row's tokens depend on its own logits, the seed and its place in the batch, and not on which other rows have ended:
-every row draws one uniform number per position whether it is still alive or not, and the token is the inverse of the
-cumulative distribution at that number. So dropping finished rows saves work without changing what is sampled.
-
-Not a serving engine: one batch, no paging, no top-p or top-k. GRPO needs samples from the very distribution whose
-log-probs it then uses.
-"""
+"""A batch of groups: prompts, their completions, and who wrote which token."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
-from grpo_client.protocol import Normalizer
-from grpo_numerics.stable import log_softmax
-from grpo_numerics.stablemax import log_stablemax
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
 
-from grpo_training.models.stopping import StopStrings
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side said. role: `assistant` for the policy, or that of the environment's message, `tool` where it has none.
+    cut: whether it was longer."""
+
+    role: str
+    text: str
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One completion's talk with its environment, in the order in which it was said."""
+
+    environment: Any
+    turns: list[Turn] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class Rollout:
     and including the first end-of-sequence id. logprobs, entropy: (S, C) fp32, what the sampler saw, 0 outside loss_mask;
     entropy is None where it does not tell. ended: (S,) bool, False for a completion that was cut at the length limit.
     by_policy: (S, C) bool, the tokens that the policy wrote, where others stand among them (a tool's answer); None: all.
+    episodes: S of them where there is an environment, else none.
     """
 
     prompts: list[list[int]]
@@ -42,6 +47,7 @@ class Rollout:
     entropy: Tensor | None
     ended: Tensor
     by_policy: Tensor | None = None
+    episodes: tuple[Episode, ...] = ()
 
     @property
     def loss_mask(self) -> Tensor:
@@ -57,6 +63,13 @@ class Rollout:
         """K x G lists of ids, without padding."""
         # Two copies from the device, and not two a row.
         rows = [row[:n] for row, n in zip(self.ids.tolist(), self.lengths.tolist(), strict=True)]
+        return [rows[k : k + self.group_size] for k in range(0, len(rows), self.group_size)]
+
+    def written(self) -> list[list[list[bool]]] | None:
+        """By whom each token of `completions` is: True for the policy. None: all are the policy's."""
+        if self.by_policy is None:
+            return None
+        rows = [row[:n] for row, n in zip(self.by_policy.tolist(), self.lengths.tolist(), strict=True)]
         return [rows[k : k + self.group_size] for k in range(0, len(rows), self.group_size)]
 
     def portions(self, count: int) -> list[Rollout]:
@@ -79,6 +92,9 @@ class Rollout:
         prompts = list(self.prompts)
         for place, prompt in zip(groups, others.prompts, strict=True):
             prompts[place] = prompt
+        episodes = list(self.episodes)
+        for row, episode in zip(rows.flatten().tolist(), others.episodes, strict=bool(others.episodes)):
+            episodes[row] = episode
         mixed = self.by_policy is not None or others.by_policy is not None
         return Rollout(
             prompts,
@@ -89,6 +105,7 @@ class Rollout:
             joined(self.entropy, others.entropy),
             cast(Tensor, joined(self.ended, others.ended)),
             joined(self.loss_mask, others.loss_mask) if mixed else None,
+            tuple(episodes),
         )
 
     def chosen(self, groups: Sequence[int]) -> Rollout:
@@ -105,6 +122,7 @@ class Rollout:
             None if self.entropy is None else self.entropy[at],
             self.ended[at],
             None if self.by_policy is None else self.by_policy[at],
+            tuple(self.episodes[i] for i in rows.flatten().tolist()) if self.episodes else (),
         )
 
     def _part(self, first: int, last: int) -> Rollout:
@@ -118,101 +136,8 @@ class Rollout:
             None if self.entropy is None else self.entropy[rows],
             self.ended[rows],
             None if self.by_policy is None else self.by_policy[rows],
+            self.episodes[rows],
         )
-
-
-@torch.no_grad()
-def sample(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    *,
-    group_size: int,
-    max_new_tokens: int,
-    temperature: float,
-    eos_ids: frozenset[int],
-    seed: int,
-    normalizer: Normalizer = "softmax",
-    vocab_size: int | None = None,
-    places: tuple[Tensor, int] | None = None,
-    stops: StopStrings | None = None,
-) -> Rollout:
-    """Sample `group_size` completions of each prompt, from logits / temperature, in fp32.
-
-    temperature: 0 takes the likeliest token each time, and tells log-probs and entropy at 1. seed: of this call; the
-    same seed, model and prompts give the same rollout. An end-of-sequence id is part of its completion and the last
-    token of it. vocab_size: ids from it on are left out of the distribution. places: these rows' (S,) places in a batch
-    of so many rows, of which other processes sample the rest; each row then gets the tokens that it would get if one
-    process sampled them all. stops: a completion also ends with the token that completes one of these strings.
-    """
-    device = model.device
-    rows = len(prompts) * group_size
-    mine, total = (slice(None), rows) if places is None else places
-    uniforms = torch.rand(max_new_tokens, total, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    uniforms = uniforms[:, mine].to(device)
-    eos = torch.tensor(sorted(eos_ids), device=device)
-    ids = torch.zeros(rows, max_new_tokens, dtype=torch.int64, device=device)
-    mask = torch.zeros(rows, max_new_tokens, dtype=torch.bool, device=device)
-    logprobs = torch.zeros(rows, max_new_tokens, device=device)
-    entropy = torch.zeros(rows, max_new_tokens, device=device)
-    ended = torch.zeros(rows, dtype=torch.bool, device=device)
-
-    prompt_ids, attention, positions = pad_left(prompts, device)
-    cache = DynamicCache()
-    logits = model(
-        input_ids=prompt_ids,
-        attention_mask=attention,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
-    cache.batch_repeat_interleave(group_size)
-    logits = logits.repeat_interleave(group_size, 0)
-    attention = attention.repeat_interleave(group_size, 0)
-    position = positions[:, -1:].repeat_interleave(group_size, 0)
-    alive = torch.arange(rows, device=device)  # which row of the rollout each row of the batch is
-
-    for t in range(max_new_tokens):
-        logits = logits[:, :vocab_size]
-        logp = _distribution(logits, temperature or 1.0, normalizer)  # (alive, V)
-        probs = logp.exp()
-        token = _inverse_cdf(probs, uniforms[t, alive]) if temperature else logits.argmax(-1)
-        ids[alive, t] = token
-        mask[alive, t] = True
-        logprobs[alive, t] = logp.gather(-1, token[:, None])[:, 0]
-        # p * log p is 0 where p is 0, and not 0 * -inf.
-        entropy[alive, t] = -(probs * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)
-        over = torch.isin(token, eos)
-        if stops is not None:
-            recent = ids[alive, max(0, t + 1 - stops.window) : t + 1].tolist()
-            over |= torch.tensor(stops(recent), device=device)
-        ended[alive[over]] = True
-        if t + 1 == max_new_tokens or bool(over.all()):
-            break
-        if bool(over.any()):
-            keep = (~over).nonzero()[:, 0]
-            cache.batch_select_indices(keep)
-            token, alive, attention, position = token[keep], alive[keep], attention[keep], position[keep]
-        attention = torch.cat([attention, attention.new_ones(len(alive), 1)], dim=1)
-        position = position + 1
-        logits = model(
-            input_ids=token[:, None],
-            attention_mask=attention,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
-
-    width = int(mask.sum(-1).max())
-    return Rollout(
-        [list(p) for p in prompts],
-        group_size,
-        ids[:, :width],
-        mask[:, :width],
-        logprobs[:, :width],
-        entropy[:, :width],
-        ended,
-    )
 
 
 def pad_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,20 +147,3 @@ def pad_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[
     attention = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=device)
     positions = (attention.cumsum(-1) - 1).clamp(min=0)
     return ids, attention, positions
-
-
-def _distribution(logits: Tensor, temperature: float, normalizer: Normalizer) -> Tensor:
-    """(B, V) fp32 log-probs of logits / temperature."""
-    scaled = logits.float() / temperature
-    return log_stablemax(scaled, dim=-1) if normalizer == "stablemax" else log_softmax(scaled, dim=-1)
-
-
-def _inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
-    """(B,) the token at which the cumulative distribution passes each uniform number.
-
-    Summed in fp64: in fp32 the rounding of a sum over 50,000 tokens is as large as the probability of many of them.
-    Scaling by the total keeps the last token of positive probability the last one that can come out.
-    """
-    cumulative = probs.double().cumsum(-1)
-    threshold = uniforms[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, threshold, right=True).clamp(max=probs.shape[-1] - 1)[:, 0]

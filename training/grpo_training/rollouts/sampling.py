@@ -15,9 +15,12 @@ from torch import Tensor
 from grpo_training.config import ConfigError, TrainConfig
 from grpo_training.distributed import World
 from grpo_training.models.loading import LoadedModel
+from grpo_training.rollouts.conversation import converse
+from grpo_training.rollouts.environment import Asked, Environments
+from grpo_training.rollouts.generation import sample
 from grpo_training.rollouts.openai import OpenAISampler
 from grpo_training.rollouts.policy import Policy
-from grpo_training.rollouts.rollout import Rollout, sample
+from grpo_training.rollouts.rollout import Rollout
 from grpo_training.rollouts.weight_sync import WeightSync
 
 
@@ -35,12 +38,25 @@ class Sampler(Protocol):
         """Step `step` (from 0) is about to sample: see to it that the weights are those that should."""
         ...
 
-    def sample(self, prompts: Sequence[Sequence[int]], *, seed: int, rows: Tensor | None = None) -> Rollout:
+    def sample(
+        self, prompts: Sequence[Sequence[int]], *, seed: int, rows: Tensor | None = None, asked: Sequence[Asked] = ()
+    ) -> Rollout:
         """A group of completions of each prompt, in the prompts' order. seed: everything random follows from it.
 
-        rows: their (S,) places among the completions of the whole step, where other processes sample the rest.
+        rows: their (S,) places among the completions of the whole step, where other processes sample the rest. asked: what
+        the prompts are of, for an environment; without it the completions have one turn.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What is drawn. total: completions of the whole step, of which a process may draw some."""
+
+    group_size: int
+    max_new_tokens: int
+    temperature: float
+    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +67,7 @@ class PolicySampler:
     loaded: LoadedModel
     policy: Policy
     world: World
+    environments: Environments | None = None
 
     @property
     def foreign(self) -> bool:
@@ -62,31 +79,81 @@ class PolicySampler:
     def update_weights(self, step: int) -> None:
         """The weights are the policy's own."""
 
-    def sample(self, prompts: Sequence[Sequence[int]], *, seed: int, rows: Tensor | None = None) -> Rollout:
+    def sample(
+        self, prompts: Sequence[Sequence[int]], *, seed: int, rows: Tensor | None = None, asked: Sequence[Asked] = ()
+    ) -> Rollout:
         options = self.config.rollout
+        drawing = Drawing(
+            group_size=options.group_size,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            total=options.prompts_per_step * options.group_size,
+        )
+        return self.draw(prompts, drawing, seed=seed, rows=rows, asked=asked)
 
-        def draw() -> Rollout:
+    def draw(
+        self,
+        prompts: Sequence[Sequence[int]],
+        drawing: Drawing,
+        *,
+        seed: int,
+        rows: Tensor | None = None,
+        asked: Sequence[Asked] = (),
+    ) -> Rollout:
+        """`sample` with other settings than training's."""
+        total = len(prompts) * drawing.group_size if rows is None else drawing.total
+
+        def one_turn(
+            contexts: Sequence[Sequence[int]],
+            *,
+            group_size: int,
+            seed: int,
+            places: Tensor | None,
+            limits: Sequence[int] | None,
+        ) -> Rollout:
             return sample(
                 self.loaded.model,
-                prompts,
-                group_size=options.group_size,
-                max_new_tokens=options.max_new_tokens,
-                temperature=options.temperature,
+                contexts,
+                group_size=group_size,
+                max_new_tokens=drawing.max_new_tokens,
+                temperature=drawing.temperature,
                 eos_ids=self.loaded.eos_ids,
                 stops=self.loaded.stops,
                 seed=seed,
                 normalizer=self.config.loss.normalizer,
                 vocab_size=self.policy.vocab_size,
-                places=None if rows is None else (rows, options.prompts_per_step * options.group_size),
+                places=None if places is None else (places, total),
+                limits=limits,
+            )
+
+        def turns() -> Rollout:
+            size = drawing.group_size
+            if self.environments is None or not asked:
+                return one_turn(prompts, group_size=size, seed=seed, places=rows, limits=None)
+            return converse(
+                one_turn,
+                self.environments,
+                prompts,
+                asked,
+                group_size=size,
+                max_new_tokens=drawing.max_new_tokens,
+                seed=seed,
+                device=self.loaded.model.device,
+                places=rows,
             )
 
         with self.policy.autocast():
-            return self.world.generate(draw)
+            return self.world.generate(turns)
 
 
 @contextmanager
 def open_sampler(
-    config: TrainConfig, loaded: LoadedModel, policy: Policy, world: World, prompts: Sequence[Sequence[int]]
+    config: TrainConfig,
+    loaded: LoadedModel,
+    policy: Policy,
+    world: World,
+    prompts: Sequence[Sequence[int]],
+    environments: Environments | None = None,
 ) -> Iterator[Sampler]:
     """The sampler that the configuration names, for as long as the block lasts.
 
@@ -95,7 +162,7 @@ def open_sampler(
     """
     options = config.rollout
     if options.backend == "policy":
-        yield PolicySampler(config, loaded, policy, world)
+        yield PolicySampler(config, loaded, policy, world, environments)
         return
     if world.size > 1:
         raise ConfigError(f"rollout.backend={options.backend} is for one process, not {world.size}: leave it at policy")
@@ -108,6 +175,7 @@ def open_sampler(
         device=loaded.model.device,
         api_key=api_key,
         bring_weights=sync,
+        environments=environments,
     ) as sampler:
         sampler.check_temperature(policy, sampler.sample(prompts, seed=config.trainer.seed))
         yield sampler

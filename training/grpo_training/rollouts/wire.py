@@ -44,8 +44,8 @@ class Border:
     stops: bool
 
 
-def request_body(prompt: Sequence[int], options: RolloutConfig, *, seed: int) -> bytes:
-    """One prompt, `group_size` completions of it.
+def request_body(prompt: Sequence[int], options: RolloutConfig, border: Border, *, seed: int) -> bytes:
+    """One prompt, as many completions of it and as long as the border says.
 
     All that shapes the distribution is spelt out: a server would otherwise take top_p, top_k or a repetition penalty from
     the model's own generation settings.
@@ -54,8 +54,8 @@ def request_body(prompt: Sequence[int], options: RolloutConfig, *, seed: int) ->
         {
             "model": options.model,
             "prompt": [list(prompt)],
-            "n": options.group_size,
-            "max_tokens": options.max_new_tokens,
+            "n": border.group_size,
+            "max_tokens": border.max_new_tokens,
             "temperature": options.temperature,
             "top_p": 1.0,
             "top_k": -1,

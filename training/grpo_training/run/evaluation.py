@@ -16,11 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, Self
 
 from grpo_training.config import ConfigError, TaskConfig, TrainConfig
-from grpo_training.distributed import World
-from grpo_training.models.loading import LoadedModel
 from grpo_training.report.metrics import EVALUATIONS, JsonLines, TensorBoard, Tracker, read_records
-from grpo_training.rollouts.policy import Policy
-from grpo_training.rollouts.rollout import Rollout, sample
+from grpo_training.rollouts.rollout import Rollout
+from grpo_training.rollouts.sampling import Drawing, PolicySampler
 from grpo_training.run.figures import mean_of_known
 from grpo_training.run.step import step_seed
 from grpo_training.run.texts import completed
@@ -61,19 +59,17 @@ class Evaluator:
         self,
         config: TrainConfig,
         tasks: Mapping[str, TaskConfig],
-        loaded: LoadedModel,
-        policy: Policy,
-        world: World,
+        sampler: PolicySampler,
     ) -> None:
-        """Raises ConfigError when a task has fewer questions than eval.prompts."""
+        """sampler: of the trained weights. Raises ConfigError when a task has fewer questions than eval.prompts."""
         self._config = config
-        self._loaded, self._policy, self._world = loaded, policy, world
+        self._sampler = sampler
         self._problems: dict[str, tuple[Task, list[Problem]]] = {}
         options = config.eval
         for name, source in tasks.items():
             task = Task(
                 source,
-                loaded.tokenizer,
+                sampler.loaded.tokenizer,
                 max_prompt_tokens=config.rollout.max_prompt_tokens,
                 long_prompts=config.rollout.long_prompts,
                 seed=options.seed,
@@ -122,7 +118,9 @@ class Evaluator:
         for start in range(0, len(problems), at_once):
             asked = problems[start : start + at_once]
             answers = self._sampled(asked, step_seed(options.seed, start))
-            judged += task.judge_all(completed(self._loaded.tokenizer, asked, answers), when="evaluation").judged
+            judged += task.judge_all(
+                completed(self._sampler.loaded.tokenizer, asked, answers), when="evaluation"
+            ).judged
             lengths += answers.lengths.tolist()
             ended += answers.ended.tolist()
         return judged, lengths, ended
@@ -130,21 +128,13 @@ class Evaluator:
     def _sampled(self, asked: Sequence[Problem], seed: int) -> Rollout:
         """Every process samples all the answers: FSDP2 has the whole weights together only when all take part."""
         options, rollout = self._config.eval, self._config.rollout
-        with self._policy.autocast():
-            return self._world.generate(
-                lambda: sample(
-                    self._loaded.model,
-                    [p.prompt_ids for p in asked],
-                    group_size=options.completions,
-                    max_new_tokens=options.max_new_tokens or rollout.max_new_tokens,
-                    temperature=options.temperature,
-                    eos_ids=self._loaded.eos_ids,
-                    stops=self._loaded.stops,
-                    seed=seed,
-                    normalizer=self._config.loss.normalizer,
-                    vocab_size=self._policy.vocab_size,
-                )
-            )
+        drawing = Drawing(
+            group_size=options.completions,
+            max_new_tokens=options.max_new_tokens or rollout.max_new_tokens,
+            temperature=options.temperature,
+            total=len(asked) * options.completions,
+        )
+        return self._sampler.draw([p.prompt_ids for p in asked], drawing, seed=seed, asked=asked)
 
 
 class EvaluationLog:

@@ -58,6 +58,17 @@ def describe(rows: Tensor, rollout: Rollout, functions: Sequence[str], *, kl: bo
     return figures
 
 
+def turn_figures(rollout: Rollout, world: World) -> dict[str, float]:
+    """Of completions with an environment, over all processes: the policy's turns and tokens, a completion's mean, and how many
+    messages of the environment were cut."""
+    if rollout.by_policy is None:
+        return {}
+    turns = [turn for episode in rollout.episodes for turn in episode.turns]
+    mine = [sum(turn.role == "assistant" for turn in turns), int(rollout.loss_mask.sum()), len(rollout.ids)]
+    own, written, rows, cut = world.sum(torch.tensor([*mine, sum(turn.cut for turn in turns)])).tolist()
+    return {"completion/turns": own / rows, "completion/written": written / rows, "environment/cut": cut}
+
+
 def function_figures(judgement: Judgement, world: World) -> dict[str, float]:
     """Calls that failed, over all processes, and of several functions each one's and its seconds, those of the slowest."""
     names = list(judgement.errors)

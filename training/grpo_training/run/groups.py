@@ -132,7 +132,7 @@ def _problems(parts: Parts, step: int, mine: RankGroups, seed: int) -> list[Prob
 
 
 def _sampled(parts: Parts, problems: list[Problem], seed: int, rows: Tensor) -> Rollout:
-    return parts.sampler.sample([p.prompt_ids for p in problems], seed=seed, rows=rows)
+    return parts.sampler.sample([p.prompt_ids for p in problems], seed=seed, rows=rows, asked=problems)
 
 
 def _sent(parts: Parts, rollout: Rollout) -> list[Pending | None]:

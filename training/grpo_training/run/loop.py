@@ -103,7 +103,8 @@ def _parts(config: TrainConfig, built: Built, state: TrainerState, world: World)
     with (
         closing(built.task),
         closing(built.evaluator),
-        open_sampler(config, built.loaded, built.policy, world, first) as sampler,
+        closing(built.environments) if built.environments else nullcontext(),
+        open_sampler(config, built.loaded, built.policy, world, first, built.environments) as sampler,
         _reference(config, state.fingerprint) as reference,
     ):
         world.agree(

@@ -124,8 +124,13 @@ def sparkline(values: list[float]) -> str:
 
 def _shown(sample: Sample, limit: int = 4) -> Text:
     text = Text(sample.prompt.strip().replace("\n", " ") + "\n", style="dim")
-    for completion, reward in list(zip(sample.completions, sample.rewards, strict=True))[:limit]:
+    for k, (completion, reward) in enumerate(list(zip(sample.completions, sample.rewards, strict=True))[:limit]):
         text.append(f"{reward:5.2f}  ", style="green" if reward > 0 else "red")
-        text.append(repr(completion)[:100] + "\n", style="default")
+        turns = sample.turns[k] if sample.turns else [{"role": "assistant", "content": completion}]
+        line = Text()
+        for turn in turns:  # what an environment said is dim, as the prompt is
+            line.append(repr(turn["content"])[1:-1], style="default" if turn["role"] == "assistant" else "dim")
+        line.truncate(100)
+        text.append_text(line).append("\n")
     text.rstrip()
     return text

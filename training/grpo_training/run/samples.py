@@ -25,17 +25,19 @@ MOST_TOKENS = 4096  # of a group that is written token by token; a longer one le
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One group of a step. A reward that is not known is NaN. tokens: the rest of the record, None for text alone."""
+    """One group of a step. A reward that is not known is NaN. tokens: the rest of the record, None for text alone. turns: of
+    each completion as messages, where an environment took part."""
 
     prompt: str
     completions: list[str]
     rewards: list[float]
     tokens: dict[str, Any] | None = None
+    turns: list[list[dict[str, str]]] | None = None
 
     def record(self) -> dict[str, Any]:
         """As it is written."""
         text = {"prompt": self.prompt, "completions": self.completions, "rewards": self.rewards}
-        return text | (self.tokens or {})
+        return text | ({} if self.turns is None else {"turns": self.turns}) | (self.tokens or {})
 
 
 def samples_of(parts: Parts, step: int, portions: Sequence[Portion], groups: Groups) -> list[Sample]:
@@ -52,7 +54,10 @@ def samples_of(parts: Parts, step: int, portions: Sequence[Portion], groups: Gro
             correct = [bool(j.correct) for j in judged]
             record = about | {"prompt_ids": list(problem.prompt_ids), "correct": correct} | columns
         texts = [completion.text for completion in groups.completions[here]]
-        samples.append(Sample(problem.prompt_text, texts, [float(j.reward) for j in judged], record))
+        turns = None
+        if groups.rollout.episodes:
+            turns = [[{"role": r, "content": t} for r, t in c.turns] for c in groups.completions[here]]
+        samples.append(Sample(problem.prompt_text, texts, [float(j.reward) for j in judged], record, turns))
         if wanted != "all":
             break
     return samples
@@ -85,11 +90,13 @@ def _tables(portion: Portion, foreign: bool) -> Iterator[tuple[int, dict[str, An
         "entropy": rollout.entropy,
     }
     rows = {name: _ragged(figure, rollout) for name, figure in figures.items() if figure is not None}
-    completions = rollout.completions()
+    completions, written = rollout.completions(), rollout.written()
     ended, advantages = rollout.ended.tolist(), _short(portion.advantages.double().cpu().numpy())
     for k, ids in enumerate(completions):
         here = slice(k * rollout.group_size, (k + 1) * rollout.group_size)
         columns: dict[str, Any] = {"completion_ids": ids, "ended": ended[here], "advantage": advantages[here]}
+        if written is not None:
+            columns["completion_mask"] = [[int(mine) for mine in row] for row in written[k]]
         yield sum(map(len, ids)), columns | {name: values[here] for name, values in rows.items()}
 
 

@@ -20,7 +20,9 @@ from grpo_training.models import adapters, lora, weights
 from grpo_training.models.loading import LoadedModel, load_model
 from grpo_training.models.recompute import recompute_layers
 from grpo_training.report.trackers import check_trackers
+from grpo_training.rollouts.environment import Environments
 from grpo_training.rollouts.policy import Policy
+from grpo_training.rollouts.sampling import PolicySampler
 from grpo_training.run.beginning import check_output
 from grpo_training.run.checkpoint import Checkpoints, TrainerState, load_checkpoint
 from grpo_training.run.evaluation import Evaluator, held_out_tasks
@@ -51,6 +53,7 @@ class Built:
     scheduler: LambdaLR
     task: Task
     evaluator: Evaluator
+    environments: Environments | None
     data: dict[str, str]
 
 
@@ -105,10 +108,12 @@ def build(begun: Begun, world: World) -> Built:
         long_prompts=config.rollout.long_prompts,
         seed=config.trainer.seed,
     )
-    evaluator = Evaluator(config, begun.held_out, loaded, policy, world)
+    answering = config.rollout.environment
+    environments = Environments(answering, loaded.tokenizer) if answering else None
+    evaluator = Evaluator(config, begun.held_out, PolicySampler(config, loaded, policy, world, environments))
     data = frozen | {"task": task.fingerprint} | evaluator.fingerprints
     world.agree([data], "the processes read different data, or different base models: give all of them the same")
-    return Built(loaded, policy, optimizer, make_scheduler(config, optimizer), task, evaluator, data)
+    return Built(loaded, policy, optimizer, make_scheduler(config, optimizer), task, evaluator, environments, data)
 
 
 def load(begun: Begun, built: Built) -> TrainerState:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from grpo_training.losses.grpo import group_advantages
 from grpo_training.losses.objective import penalised
-from grpo_training.run.figures import describe, function_figures, rows_of
+from grpo_training.run.figures import describe, function_figures, rows_of, turn_figures
 from grpo_training.run.groups import gather, shaped
 from grpo_training.run.parts import Clock, Parts, step_seed
 from grpo_training.run.portion import Portion
@@ -62,6 +62,7 @@ def grpo_step(parts: Parts, step: int) -> StepReport:
     figures |= Update(parts, step, portions, clock).run()
     figures |= world.maxima(parts.watch.figures(world.sum))
     figures |= describe(rows, rollout, parts.task.reward_names, kl=config.loss.kl_in == "reward")
+    figures |= turn_figures(rollout, world)
     figures |= function_figures(groups.judgement, world)
     if world.main:
         parts.endings.saw(step, figures["completion/ended"])

@@ -16,7 +16,18 @@ def completed(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], r
     rows = [ids for group in rollout.completions() for ids in group]
     texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
     raw = tokenizer.batch_decode(rows, skip_special_tokens=False)
+    episodes = rollout.episodes or [None] * len(rows)
     return [
-        Completion(problems[i // rollout.group_size], text, ids, whole, not ended)
-        for i, (ids, text, whole, ended) in enumerate(zip(rows, texts, raw, rollout.ended.tolist(), strict=True))
+        Completion(
+            problems[i // rollout.group_size],
+            text,
+            ids,
+            whole,
+            not ended,
+            () if episode is None else tuple((turn.role, turn.text) for turn in episode.turns),
+            None if episode is None else episode.environment,
+        )
+        for i, (ids, text, whole, ended, episode) in enumerate(
+            zip(rows, texts, raw, rollout.ended.tolist(), episodes, strict=True)
+        )
     ]

@@ -20,18 +20,26 @@ from typing import Any
 from grpo_training.config import ConfigError
 from grpo_training.tasks.prompting import Problem
 
-ONE = ("answer", "entry", "prompt", "completion", "completion_ids", "raw_completion", "truncated")
+ONE = ("answer", "entry", "prompt", "completion", "completion_ids", "raw_completion", "truncated", "environment")
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What is judged. text: without special tokens; raw: with them. truncated: cut at the length limit."""
+    """What is judged. text: without special tokens; raw: with them. truncated: cut at the length limit. turns: role and text of
+    each, where an environment took part, and that environment."""
 
     problem: Problem
     text: str
     ids: list[int]
     raw: str
     truncated: bool
+    turns: tuple[tuple[str, str], ...] = ()
+    environment: Any = None
+
+    @property
+    def last(self) -> str:
+        """What the policy said last: there its answer is looked for, and in nothing that a tool said."""
+        return next((text for role, text in reversed(self.turns) if role == "assistant"), self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +112,7 @@ class Signature:
             "completion_ids": list(completion.ids),
             "raw_completion": completion.raw,
             "truncated": completion.truncated,
+            "environment": completion.environment,
         }
         return Call((), {name: values[name] for name in self.names}, (place,))
 
@@ -121,14 +130,17 @@ class Signature:
             "trainer_state": SimpleNamespace(global_step=step),  # TRL's, as far as a reward depends on it
         }
         wanted = {n: v for n, v in values.items() if self.columns or n in self.names}
+        if "environments" in self.names:  # for whoever names it: another process gets a copy, which not all have
+            wanted["environments"] = [c.environment for c in chosen]
         return Call((), wanted, tuple(places))
 
 
 def _as_the_prompt(completion: Completion) -> str | list[dict[str, str]]:
-    """As TRL has it: a turn of the assistant's after a conversation, else a text."""
+    """As TRL has it: the turns of assistant and tools after a conversation, else a text."""
     if isinstance(completion.problem.prompt, str):
         return completion.text
-    return [{"role": "assistant", "content": completion.text}]
+    turns = completion.turns or (("assistant", completion.text),)
+    return [{"role": role, "content": text} for role, text in turns]
 
 
 def _cut(completions: Sequence[Completion], parts: int) -> list[list[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from grpo_training.config import RewardConfig
+from grpo_training.coroutines import LoopThread
 from grpo_training.tasks.calling import Call, Completion, Signature
 from grpo_training.tasks.outcomes import Failed, Outcome, Returned, failure
 from grpo_training.tasks.processes import Processes
@@ -25,17 +25,13 @@ class Elsewhere:
 
     def __init__(self, functions: int) -> None:
         self.threads = ThreadPoolExecutor(max(functions, 1), "grpo-reward")
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="grpo-reward-loop", daemon=True)
-        self._thread.start()
+        self._loop = LoopThread("grpo-reward-loop")
 
     def awaited(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        return self._loop.awaited(work)
 
     def close(self) -> None:
         self.threads.shutdown(cancel_futures=True)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
         self._loop.close()
 
 

@@ -67,7 +67,7 @@ class Judge:
         Judges get a copy of the entry each: what they do to it reaches no later prompt and no other completion. Raises
         RewardError where a function fails and its rule says so, ConfigError for a reward that is no number.
         """
-        answers = [self._find_answer(completion.text) for completion in completions]
+        answers = [self._find_answer(completion.last) for completion in completions]
         order = sorted(range(len(self._functions)), key=lambda i: self._functions[i].here)  # what runs elsewhere, first
         begun = {i: self._functions[i].start(completions, answers, self._elsewhere, step=step) for i in order}
         verdicts = [begun[i].result() for i in range(len(self._functions))]

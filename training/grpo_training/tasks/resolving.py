@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from grpo_training.config import ConfigError
+from grpo_training.importing import imported
 
 _SCORER = "reasoning_gym:"
 
@@ -25,17 +23,9 @@ def resolve(name: str, arguments: Mapping[str, Any] | None = None) -> Callable[.
             return reasoning_gym.get_score_answer_fn(name.removeprefix(_SCORER))
         except ValueError as error:
             raise ConfigError(f"task.reward: {error}") from error
-    module_name, colon, function_name = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise ConfigError(f"task.reward: {name!r} is neither exact, graded nor module:function")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        function: Any = importlib.import_module(module_name)
-        for part in function_name.split("."):
-            function = getattr(function, part)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"task.reward: cannot import {name}: {error}") from error
+    function = imported(name, field="task.reward")
     if arguments is not None:
         try:
             function = function(**arguments)
