@@ -14,9 +14,9 @@ def routers(*, inspector: bool = True) -> list[APIRouter]:
     from . import admin, documentation, health, metrics, native, reference, tokenizer
     from .dialects import open_inference, openai, sglang, trl_legacy, vllm
     from .dialects.simple_grpo import route as simple_grpo
-    from .ui import numerics, pages, runs
+    from .ui import findings, numerics, pages, pieces, runs
 
     native_first = (native, reference, tokenizer, health, metrics, documentation, admin)
     dialects = (openai, vllm, sglang, open_inference, trl_legacy, simple_grpo)
-    ui = (pages, numerics, runs) if inspector else ()
+    ui = (pages, pieces, findings, numerics, runs) if inspector else ()
     return [module.router for module in (*native_first, *dialects, *ui)]
