@@ -268,7 +268,8 @@ async def test_links_pipes_and_directories_are_not_read(engine: FakeEngine, link
 @pytest.mark.anyio
 async def test_without_runs_there_is_nothing(engine: FakeEngine) -> None:
     async with serving(engine) as client:
-        for path in (URL, f"{URL}/one/metrics.jsonl", f"{URL}/one/findings"):
+        assert (await client.get(URL)).json() == {"shown": False, "runs": []}
+        for path in (f"{URL}/one/metrics.jsonl", f"{URL}/one/findings"):
             answer = await client.get(path)
             assert answer.status_code == 404
             assert "--runs" in answer.json()["error"]["message"]

@@ -33,9 +33,13 @@ RunFilesDep = Annotated[RunFiles, Depends(_run_files)]
 
 
 @router.get("/runs")
-async def runs(service: ServiceDep, files: RunFilesDep) -> dict[str, Any]:
-    """Every run, the one that was written to last first, with its files and their sizes."""
-    return {"runs": await _read(service, files.runs)}
+async def runs(service: ServiceDep) -> dict[str, Any]:
+    """Every run, the one that was written to last first, with its files and their sizes. `shown` is false where the server was
+    given no directory of runs."""
+    if service.config.runs is None:  # no refusal: each page asks what there is, and a browser logs a 404
+        return {"shown": False, "runs": []}
+    files = RunFiles(service.config.runs)
+    return {"shown": True, "runs": await _read(service, files.runs)}
 
 
 @router.get("/runs/{run}/findings")

@@ -29,12 +29,14 @@ export function Chart(props) {
   const shape = JSON.stringify([isDark, height, props.log, props.xAsTime, props.range, props.cursor, series.map(({ values, ...rest }) => rest)]);
 
   useEffect(() => {
-    plot.current = new uPlot(options(latest, box.current), columns(latest.current), box.current);
-    const watch = new ResizeObserver(() => plot.current.setSize({ width: box.current.clientWidth, height }));
-    watch.observe(box.current);
+    const element = box.current; // its observer may be called once more when the page is gone
+    const drawn = new uPlot(options(latest, element), columns(latest.current), element);
+    plot.current = drawn;
+    const watch = new ResizeObserver(() => element.clientWidth && drawn.setSize({ width: element.clientWidth, height }));
+    watch.observe(element);
     return () => {
       watch.disconnect();
-      plot.current.destroy();
+      drawn.destroy();
       plot.current = null;
     };
   }, [shape]);

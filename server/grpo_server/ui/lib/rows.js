@@ -19,8 +19,9 @@ export function Rows({ columns, rows, selected, onSelect, label, id, sort, onSor
   const [height, setHeight] = useState(480);
 
   useEffect(() => {
-    const watch = new ResizeObserver(() => setHeight(box.current.clientHeight));
-    watch.observe(box.current);
+    const element = box.current; // its observer may be called once more when the page is gone
+    const watch = new ResizeObserver(() => setHeight(element.clientHeight));
+    watch.observe(element);
     return () => watch.disconnect();
   }, []);
 

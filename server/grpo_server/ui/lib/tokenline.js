@@ -76,7 +76,8 @@ function draw(box, line, id, walkable, from) {
   for (let i = from; i < to; i++) {
     const span = document.createElement("span");
     const open = line.pieces[i] === "" && i + 1 < line.pieces.length;
-    span.textContent = open ? "▏" : flowing(line.pieces[i]) || "∅";
+    const text = open ? "▏" : flowing(line.pieces[i]) || "∅";
+    span.textContent = i + 1 === line.pieces.length ? text.trimEnd() : text; // no empty line behind the last one
     span.dataset.i = i;
     if (walkable) {
       span.id = `${id}-${i}`;

@@ -88,10 +88,11 @@ function Opened({ open }) {
     return sorted(all.filter((row) => (!marked || marked.has(row.s)) && keep(row, () => textOf(row.s))), sort, textOf);
   }, [all, state.filter, state.sort, state.show, report, compared, spelled]);
 
-  const asked = Number(state.seq ?? rows[0]?.s ?? 0);
+  const ofStep = state.step === undefined ? undefined : all.find(({ step }) => step === Number(state.step));
+  const asked = Number(state.seq ?? (ofStep ?? rows[0])?.s ?? 0);
   const selected = Number.isInteger(asked) && asked >= 0 && asked < all.length ? asked : 0;
   const length = samples.starts[selected + 1] - samples.starts[selected];
-  const token = Math.max(0, Math.min(length - 1, Math.trunc(Number(state.tok ?? 0)) || 0));
+  const token = Math.max(0, Math.min(length - 1, Math.trunc(Number(state.tok ?? worst(samples, selected, compared))) || 0));
   const members = useMemo(() => all.filter((row) => family[row.group] === family[samples.group[selected]]).map(({ s }) => s), [all, family, samples.group[selected]]);
   const by = coloursFor(compared).includes(state.by) ? state.by : coloursFor(compared)[0];
   const at = hovered && hovered.s < all.length && hovered.i < samples.starts[hovered.s + 1] - samples.starts[hovered.s] ? hovered : { s: selected, i: token };
@@ -114,9 +115,9 @@ function Opened({ open }) {
       <${Export} what=${what} />
     </div>
     ${left.length ? html`<div class="notice"><p>${count(left.length)} groups have no log-probs of the reference, about ${count(toScore())} tokens. <button type="button" class="main" onClick=${() => scoreRest()}>Score them</button></p></div>` : null}
-    <${Findings} />
+    ${source.kind === "typed" && !compared ? null : html`<${Findings} />`}
     <div class="columns">
-      <${Sequences} rows=${rows} all=${all.length} selected=${selected} textOf=${textOf} compared=${compared} sort=${sort} filter=${state.filter ?? ""} wrong=${wrong} />
+      <${Sequences} rows=${rows} all=${all} selected=${selected} textOf=${textOf} compared=${compared} sort=${sort} filter=${state.filter ?? ""} wrong=${wrong} />
       <div class="middle">
         <${Group} samples=${samples} details=${detail} texts=${spelled} members=${members} selected=${selected} token=${token} by=${by} swapped=${swapped} compared=${compared} onHover=${setHovered} rows=${all} />
         <${Strip} samples=${samples} s=${selected} token=${token} swapped=${swapped} compared=${compared} pieces=${spelled.get(samples.group[selected])?.completions[selected - samples.groups[samples.group[selected]].first]} />
@@ -124,6 +125,16 @@ function Opened({ open }) {
       </div>
       <${Token} samples=${samples} details=${detail} texts=${spelled} names=${names} s=${at.s} i=${at.i} swapped=${swapped} compared=${compared} kl=${where.total} />
     </div>`;
+}
+
+/** Where a completion is entered: at its largest gap, or at its most surprising token. */
+function worst(samples, s, compared) {
+  let [at, most] = [0, -1];
+  for (let i = samples.starts[s]; i < samples.starts[s + 1]; i++) {
+    const size = compared ? Math.abs(samples.r[i] - samples.t[i]) : -samples.r[i];
+    if (size > most) [at, most] = [i - samples.starts[s], size];
+  }
+  return at;
 }
 
 function bestIds(detail, samples, { s, i }) {

@@ -98,8 +98,9 @@ function Completion({ s, samples, details, texts, by, swapped, compared, selecte
   const figureOf = compared ? brief(row.kl) : brief(row.surprise);
   const choose = (i) => change({ seq: s, tok: i }, { push: !selected });
   return html`<div class=${`completion${selected ? " on" : ""}`}>
-    <button type="button" class="plain tag" aria-pressed=${selected} aria-label=${`completion ${row.j}, reward ${reward || "not known"}, ${compared ? "k3" : "surprise"} ${figureOf}`} onClick=${() => choose(0)}>
-      <b>${reward || `#${row.j}`}</b><span>${figureOf}</span>
+    <button type="button" class="plain tag" aria-pressed=${selected} onClick=${() => choose(null)}>
+      <b><span class="unseen">completion ${row.j}${reward ? ", reward " : ""}</span>${reward || `#${row.j}`}</b>
+      <span><span class="unseen">, ${compared ? "k3" : "surprise"} </span>${figureOf}</span>
     </button>
     <div class="text">
       ${length ? html`<${TokenLine} line=${line} id="tok" walkable=${selected} selected=${selected ? token : null} colourKey=${line}

@@ -4,6 +4,7 @@
  */
 import { ApiError, ask, askJson } from "../../lib/api.js";
 import { reference } from "../../lib/reference.js";
+import { change } from "../../lib/route.js";
 import { createStore } from "../../lib/store.js";
 import { families } from "./figures.js";
 import { linesOf, merged, withOther } from "./merging.js";
@@ -67,9 +68,12 @@ async function hold(samples, lines, source) {
   found.set(null);
   const fromFile = samples.t.some((value) => !Number.isNaN(value));
   other.set(fromFile ? { kind: "file", says: "log-probs of the file" } : { kind: "none", says: "" });
+  const fresh = { sources: null, seq: null, tok: null, show: null, filter: null, step: null };
+  change(source.kind === "run" ? { sources: null } : { ...fresh, run: null });
   put(samples, samples.whole ? lines : null, source);
   if (unscored().length && toScore() <= UNASKED) await scoreRest();
-  if (held.get()?.samples.r.some((value) => !Number.isNaN(value))) await check();
+  // what was typed was sampled by nobody: the rules have nothing to say of it
+  if (source.kind !== "typed" && held.get()?.samples.r.some((value) => !Number.isNaN(value))) await check();
 }
 
 function put(samples, lines, source = held.get()?.source) {

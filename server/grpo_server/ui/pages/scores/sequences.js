@@ -6,30 +6,31 @@ import { Rows } from "../../lib/rows.js";
 import { shown } from "../../lib/shown.js";
 
 const COLUMNS = [
-  { key: "step", label: "step", number: true, cell: ({ step }) => (step < 0 ? "–" : step) },
-  { key: "j", label: "#", number: true, cell: ({ j }) => j, title: "completion of its group" },
-  { key: "reward", label: "reward", number: true, cell: ({ reward }) => (Number.isNaN(reward) ? "–" : brief(reward)) },
-  { key: "tokens", label: "tok", number: true, cell: ({ tokens }) => count(tokens), title: "tokens" },
+  { key: "step", width: "2.2rem", known: ({ step }) => step >= 0, label: "step", number: true, cell: ({ step }) => (step < 0 ? "–" : step) },
+  { key: "j", width: "1.2rem", label: "#", number: true, cell: ({ j }) => j, title: "completion of its group" },
+  { key: "reward", width: "3.1rem", known: ({ reward }) => !Number.isNaN(reward), label: "reward", number: true, cell: ({ reward }) => (Number.isNaN(reward) ? "–" : brief(reward)) },
+  { key: "tokens", width: "2rem", label: "tok", number: true, cell: ({ tokens }) => count(tokens), title: "tokens" },
 ];
 const WITH_B = [
-  { key: "kl", label: "KL k3", number: true, cell: ({ kl }) => brief(kl), title: "mean k3 of its tokens, nats" },
-  { key: "most", label: "max |d|", number: true, cell: ({ most }) => fixed(most, 2) },
+  { key: "kl", width: "3.7rem", label: "KL k3", number: true, cell: ({ kl }) => brief(kl), title: "mean k3 of its tokens, nats" },
+  { key: "most", width: "3.3rem", label: "max |d|", number: true, cell: ({ most }) => fixed(most, 2) },
 ];
-const ALONE = [{ key: "surprise", label: "surprise", number: true, cell: ({ surprise }) => brief(surprise), title: "mean −log p, nats a token" }];
+const ALONE = [{ key: "surprise", width: "4.8rem", label: "surprise", number: true, cell: ({ surprise }) => brief(surprise), title: "mean −log p, nats a token" }];
 
-/** rows: filtered and sorted; textOf: of a completion, "" while unknown. */
+/** rows: filtered and sorted, of all; textOf: of a completion, "" while unknown. */
 export function Sequences({ rows, all, selected, textOf, compared, sort, filter, wrong }) {
-  const columns = [...COLUMNS, ...(compared ? WITH_B : ALONE), { key: "text", label: "completion", cell: ({ s }) => html`<span class="mono">${shown(textOf(s).slice(0, 80))}</span>` }];
+  const told = COLUMNS.filter(({ known }) => !known || all.some(known));
+  const columns = [...told, ...(compared ? WITH_B : ALONE), { key: "text", width: "minmax(7rem, 1fr)", label: "completion", cell: ({ s }) => html`<span class="mono">${shown(textOf(s).slice(0, 80))}</span>` }];
   const onSort = (key) => change({ sort: sort.key === key && sort.down ? `${key}+` : `${key}-` });
-  const template = compared ? "2.6rem 1.9rem 3.4rem 2.8rem 3.8rem 3.6rem minmax(8rem, 1fr)" : "2.6rem 1.9rem 3.4rem 2.8rem 4.6rem minmax(10rem, 1fr)";
+  const template = columns.map(({ width }) => width).join(" ");
   return html`<section class="list" aria-labelledby="list-title">
-    <div class="bar"><h2 id="list-title">Sequences</h2><span class="muted small" role="status">${rows.length === all ? count(all) : `${count(rows.length)} of ${count(all)}`}</span></div>
+    <div class="bar"><h2 id="list-title">Sequences</h2><span class="muted small" role="status">${rows.length === all.length ? count(all.length) : `${count(rows.length)} of ${count(all.length)}`}</span></div>
     <label class="filter"><span class="unseen">Filter</span>
       <input id="filter" type="search" spellcheck=${false} placeholder="filter: reward<1 step>40 text~sum" value=${filter} onInput=${(event) => change({ filter: event.target.value })} aria-invalid=${Boolean(wrong)} />
     </label>
     ${wrong ? html`<p class="wrong small" role="alert">${wrong}</p>` : null}
     <${Rows} id="seq" label="Sequences" columns=${columns} rows=${rows} template=${template} sort=${sort} onSort=${onSort}
-      selected=${rows.findIndex(({ s }) => s === selected)} onSelect=${(i) => change({ seq: rows[i].s, tok: 0 })} />
+      selected=${rows.findIndex(({ s }) => s === selected)} onSelect=${(i) => change({ seq: rows[i].s, tok: null })} />
   </section>`;
 }
 

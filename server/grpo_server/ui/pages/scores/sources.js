@@ -2,7 +2,7 @@
 import { html, useEffect, useRef, useState } from "../../lib/html.js";
 import { change, useFragment } from "../../lib/route.js";
 import { useStore } from "../../lib/store.js";
-import { listRuns, openFile, openRun, openTyped, trouble } from "./model.js";
+import { listRuns, openFile, openTyped, trouble } from "./model.js";
 import { NAMES } from "./records.js";
 import { packed, unpacked } from "./sharing.js";
 
@@ -117,7 +117,6 @@ function Dropped() {
   const open = (chosen) => {
     if (!chosen) return;
     setFile(chosen);
-    change({ run: null, text: null }, { push: true });
     openFile(chosen);
   };
   const drop = (event) => {
@@ -152,7 +151,7 @@ function Runs({ runs }) {
   return html`<div class="panel">
     <h2>Open a run</h2>
     <ul class="plain-list">
-      ${runs.map(({ run, name = run }) => html`<li key=${name}><button type="button" onClick=${() => (change({ run: name, text: null }, { push: true }), openRun(name))}>${name}</button></li>`)}
+      ${runs.map(({ name }) => html`<li key=${name}><button type="button" onClick=${() => change({ run: name, text: null, seq: null, tok: null, step: null }, { push: true })}>${name}</button></li>`)}
     </ul>
   </div>`;
 }

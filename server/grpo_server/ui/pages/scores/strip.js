@@ -20,9 +20,10 @@ function Drawn({ samples, s, token, swapped, compared, pieces }) {
   const isDark = useStore(dark);
   const [from, length] = [samples.starts[s], samples.starts[s + 1] - samples.starts[s]];
   useEffect(() => {
-    const paint = () => draw(canvas.current, samples, from, length, token, swapped, compared);
+    const element = canvas.current; // its observer may be called once more when the page is gone
+    const paint = () => draw(element, samples, from, length, token, swapped, compared);
     const watch = new ResizeObserver(paint);
-    watch.observe(canvas.current);
+    watch.observe(element);
     return () => watch.disconnect();
   }, [samples, from, length, token, swapped, compared, isDark]);
   const pick = (event) => {
