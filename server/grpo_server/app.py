@@ -25,6 +25,7 @@ from grpo_server.routes.dialects.simple_grpo.shelf import SECONDS_FOR_SHELF_ROOM
 from grpo_server.schemas import ERROR_RESPONSES, request_schemas
 from grpo_server.scoring import Scoring
 from grpo_server.stages import Stages
+from grpo_server.swapping.state import StateDir
 
 DESCRIPTION = """\
 Per-token log-probs of a frozen reference model: exact, fast, the same answer every time.
@@ -45,14 +46,16 @@ class Application(FastAPI):
         return schema
 
 
-def create_app(config: ServerConfig, engine_loader: EngineLoader, stages: Stages | None = None) -> FastAPI:
+def create_app(
+    config: ServerConfig, engine_loader: EngineLoader, stages: Stages | None = None, state: StateDir | None = None
+) -> FastAPI:
     """The application. `app.state.service` is its `Service`.
 
     engine_loader: called in a worker thread when the application starts; meanwhile /livez answers and all else is 503.
-    stages: what the loader reports its progress to.
+    stages: what the loader reports its progress to. state: where a restart finds who was hosted; closed at the end.
     Raises ValueError for key files and certificates that cannot be used.
     """
-    service = Service(config, engine_loader, stages)
+    service = Service(config, engine_loader, stages, state)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

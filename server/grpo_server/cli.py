@@ -63,12 +63,14 @@ def _serve(config: ServerConfig) -> int:
 
     from grpo_server.engine.contract import HostedEngine
     from grpo_server.process import ModelRefused, serve
+    from grpo_server.swapping.resume import resumed
+    from grpo_server.swapping.state import StateDir
 
     def load() -> HostedEngine:
         from grpo_server.engine.start import load_engine
 
         _all_imported()
-        return load_engine(config.engine(), stages.enter)
+        return load_engine(resumed(config, state), stages.enter)
 
     try:
         if config.tensor_parallel and os.environ.get("RANK", "0") != "0":
@@ -77,7 +79,8 @@ def _serve(config: ServerConfig) -> int:
             _all_imported()
             follow(config.engine())
             return 0
-        return serve(config, load, stages)
+        state = None if config.state_dir is None else StateDir(config.state_dir)
+        return serve(config, load, stages, state)
     except (ModelRefused, UnusableModel) as error:
         return _refuse_model(config, str(error))
     except ValueError as error:  # a key file that cannot be used

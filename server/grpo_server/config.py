@@ -197,6 +197,32 @@ class ServerConfig(BaseSettings):
         None, description="PEM file of the authorities that a client's certificate must come from: mutual TLS."
     )
 
+    # how its reference is replaced
+    swap_memory: Literal["auto", "beside", "in-place"] = Field(
+        "auto",
+        description="beside: the next reference is loaded while this one serves. in-place: nothing is served meanwhile. auto: "
+        "beside "
+        "if memory for both is free, else in-place.",
+    )
+    swap_timeout: float = Field(
+        900.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds that a swap may take; then it ends, and the old reference serves on.",
+    )
+    swap_root: Path | None = Field(
+        None,
+        description="Directory below which a swap may take models from, links resolved. None: wherever the admin key's holder "
+        "says.",
+    )
+    swap_hub: bool = Field(False, description="With --swap-root: a swap may take models from the hub as well.")
+    state_dir: Path | None = Field(
+        None,
+        description="Directory in which the reference survives a restart: its version, and a copy of what a swap brought. "
+        "None: a "
+        "restart serves --model as version 1.",
+    )
+
     # how it is run
     drain_timeout: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Seconds to finish accepted work after SIGTERM before giving up."
@@ -221,6 +247,20 @@ class ServerConfig(BaseSettings):
         for flag, given in (("--tls-key", self.tls_key), ("--tls-client-ca", self.tls_client_ca)):
             if given is not None and self.tls_cert is None:
                 raise ValueError(f"{flag} is given and --tls-cert is not; HTTPS needs the server's certificate")
+        return self
+
+    @model_validator(mode="after")
+    def _state_of_one_process(self) -> ServerConfig:
+        if self.state_dir is not None and self.tensor_parallel:
+            raise ValueError(
+                "state_dir: not together with tensor_parallel, whose reference is not replaced; leave one out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _root_is_there(self) -> ServerConfig:
+        if self.swap_root is not None and not self.swap_root.is_dir():
+            raise ValueError(f"swap_root: there is no directory {self.swap_root}")
         return self
 
     def engine(self) -> EngineConfig:

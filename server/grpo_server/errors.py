@@ -20,11 +20,14 @@ class ErrorCode(Enum):
     ADMIN_FORBIDDEN = ("admin_forbidden", 403, "permission_error")
     CROSS_SITE = ("cross_site", 403, "permission_error")
     INSUFFICIENT_SCOPE = ("insufficient_scope", 403, "permission_error")
+    SOURCE_FORBIDDEN = ("source_forbidden", 403, "permission_error")
     NOT_FOUND = ("not_found", 404, "not_found_error")
     METHOD_NOT_ALLOWED = ("method_not_allowed", 405, "invalid_request_error")
     NOT_ACCEPTABLE = ("not_acceptable", 406, "invalid_request_error")
     REQUEST_TIMEOUT = ("request_timeout", 408, "invalid_request_error")
     FINGERPRINT_MISMATCH = ("fingerprint_mismatch", 409, "conflict_error")
+    SWAP_UNDER_WAY = ("swap_under_way", 409, "conflict_error")
+    SWAP_CANCELLED = ("swap_cancelled", 409, "conflict_error")
     BODY_TOO_LARGE = ("body_too_large", 413, "invalid_request_error")
     CONTEXT_LENGTH = ("context_length_exceeded", 413, "invalid_request_error")
     REQUEST_TOO_LARGE = ("request_too_large", 413, "invalid_request_error")
@@ -45,6 +48,7 @@ class ErrorCode(Enum):
     LOAD_FAILED = ("load_failed", 503, "service_unavailable_error")
     TOO_MANY_CONNECTIONS = ("too_many_connections", 503, "service_unavailable_error")
     SHELF_FULL = ("shelf_full", 503, "service_unavailable_error")
+    SWAP_TIMEOUT = ("swap_timeout", 504, "service_unavailable_error")
     OUT_OF_MEMORY = ("out_of_memory", 503, "service_unavailable_error")
 
     def __init__(self, code: str, status: int, kind: str) -> None:
@@ -54,7 +58,15 @@ class ErrorCode(Enum):
 
 
 # Asking again cannot help with these, although clients retry their status by habit (openai-python: 409 and 5xx).
-NOT_WORTH_RETRYING = frozenset({ErrorCode.FINGERPRINT_MISMATCH, ErrorCode.OUT_OF_MEMORY, ErrorCode.LOAD_FAILED})
+NOT_WORTH_RETRYING = frozenset(
+    {
+        ErrorCode.FINGERPRINT_MISMATCH,
+        ErrorCode.OUT_OF_MEMORY,
+        ErrorCode.LOAD_FAILED,
+        ErrorCode.SWAP_CANCELLED,
+        ErrorCode.SWAP_TIMEOUT,
+    }
+)
 
 
 class ServiceError(Exception):

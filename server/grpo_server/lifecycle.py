@@ -9,7 +9,6 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Callable
 from enum import StrEnum
 from types import TracebackType
 from typing import Self
@@ -24,6 +23,11 @@ from grpo_server.observability import Metrics
 from grpo_server.scheduler import Scheduler
 from grpo_server.scheduler.door import Door, draining
 from grpo_server.stages import Stages
+from grpo_server.swapping.house import House
+from grpo_server.swapping.metrics import SwapMetrics
+from grpo_server.swapping.resume import record_start
+from grpo_server.swapping.state import StateDir
+from grpo_server.swapping.swaps import Swaps
 from grpo_server.threads import Threads
 
 logger = logging.getLogger(__name__)
@@ -37,10 +41,6 @@ def _keep_what_is_loaded() -> None:
     """Take out of the collector's rounds what stays: they cost a third of a second each, in which no other thread runs."""
     gc.collect()
     gc.freeze()
-
-
-def _nothing() -> None:
-    """Closes no engine."""
 
 
 class Phase(StrEnum):
@@ -57,15 +57,18 @@ class Service:
     `failed` is set when it could not be loaded, and `refusal` then says why if that is for the operator to mend; `loaded` when
     that is decided either way. `abandoned` tells, at the end, that the compute thread was left in the middle of a load or a
     batch, which nothing can interrupt. `address` is the URL to name in the log, set by whoever listens; `stages` is what the
-    loader reports to.
+    loader reports to. state: where a restart finds who was hosted; closed with the service.
     """
 
-    def __init__(self, config: ServerConfig, loader: EngineLoader, stages: Stages | None = None) -> None:
+    def __init__(
+        self, config: ServerConfig, loader: EngineLoader, stages: Stages | None = None, state: StateDir | None = None
+    ) -> None:
         self.config = config
         self.stages = stages or Stages()
         self.address = ""
         self.keys = Keys.load(config)
         self.metrics = Metrics()
+        self._swap_metrics = SwapMetrics(self.metrics.registry)
         self.metrics.watch_ready(lambda: self.phase is Phase.READY)
         self.started_at = int(time.time())
         self.loaded = asyncio.Event()
@@ -74,7 +77,9 @@ class Service:
         self.abandoned = False
         self._failure = ""
         self._loader = loader
-        self._engine: HostedEngine | None = None
+        self._state = state
+        self._house: House | None = None
+        self._swaps: Swaps | None = None
         self._scheduler: Scheduler | None = None
         self.door = Door()
         self._load_task: asyncio.Task[None] | None = None
@@ -93,18 +98,31 @@ class Service:
         assert self._load_task is not None
         self._load_task.cancel()
         await asyncio.wait([self._load_task])
+        if self._swaps is not None:
+            await self._swaps.stop()
         if self._scheduler is not None:
             await self._scheduler.__aexit__(None, None, None)
-        close = self._engine.close if self._engine is not None else _nothing
-        closed = asyncio.get_running_loop().run_in_executor(self._threads.compute, close)
+        closed = asyncio.get_running_loop().run_in_executor(self._threads.compute, self._close)
         await asyncio.wait([closed], timeout=SECONDS_TO_CLOSE)
-        self.abandoned = not closed.done()
+        self.abandoned = not closed.done() or (self._swaps is not None and self._swaps.in_thread)
         self._threads.shut_down()
+        if self._state is not None:
+            self._state.close()
         gc.unfreeze()
+
+    def _close(self) -> None:
+        if self._house is not None:
+            self._house.close()
+
+    def _loaded(self) -> HostedEngine:
+        engine = self._loader()
+        if self._state is not None:
+            record_start(self.config, self._state, engine.info)
+        return engine
 
     async def _load(self) -> None:
         """In the compute thread, as the whole life of the model; the event loop stays free for the probes."""
-        future = asyncio.get_running_loop().run_in_executor(self._threads.compute, self._loader)
+        future = asyncio.get_running_loop().run_in_executor(self._threads.compute, self._loaded)
         await asyncio.wait([future])
         if (error := future.exception()) is not None:
             self._failure = f"the model could not be loaded: {error}"
@@ -118,10 +136,7 @@ class Service:
             return
         self.stages.leave()
         _keep_what_is_loaded()
-        self._engine = engine = future.result()
-        if self.door.draining:  # told to end meanwhile: no door is opened
-            self.loaded.set()
-            return
+        engine = future.result()
         limits = self.config.scheduler(engine.limits)
         self.metrics.limits(limits)
         scheduler = Scheduler(
@@ -133,7 +148,21 @@ class Service:
             plan_threads=self._threads.codec,
             listener=self.metrics,
         )
+        self._house = house = House(engine, scheduler, self._threads.compute)
+        if self.door.draining:  # told to end meanwhile: no door is opened
+            self.loaded.set()
+            return
         self._scheduler = await scheduler.__aenter__()
+        self._swaps = Swaps(
+            self.config,
+            house,
+            scheduler,
+            state=self._state,
+            metrics=self._swap_metrics,
+            aside=self._threads.aside,
+            compute=self._threads.compute,
+            announce=self._announce,
+        )
         self.metrics.watch(
             queue_requests=lambda: scheduler.admission.requests,
             queue_tokens=lambda: scheduler.admission.tokens,
@@ -179,7 +208,7 @@ class Service:
                     else f"loading {self.config.model}"
                 )
             case Phase.SWAPPING:
-                return str(self.stages) or "waiting for what was accepted before"
+                return "the next reference is being loaded"
             case Phase.DRAINING:
                 return "finishing what was accepted"
             case Phase.FAILED:
@@ -190,9 +219,20 @@ class Service:
     @property
     def engine(self) -> HostedEngine:
         """Raises ServiceError (503) while there is none."""
-        if self._engine is None or self._scheduler is None:
+        if self._house is None or self._scheduler is None:
             raise self._not_loaded()
-        return self._engine
+        return self._house.engine
+
+    def hosting(self, info: ReferenceInfo) -> HostedEngine | None:
+        """The engine that answers as this reference; None when it has left."""
+        return None if self._house is None else self._house.hosting(info)
+
+    @property
+    def swaps(self) -> Swaps:
+        """Raises ServiceError (503) while nothing is hosted."""
+        if self._swaps is None:
+            raise self._not_loaded()
+        return self._swaps
 
     @property
     def scheduler(self) -> Scheduler:
@@ -216,19 +256,7 @@ class Service:
             retry_after=RETRY_AFTER_LOADING_SECONDS,
         )
 
-    # --- changing the reference, ending ---------------------------------------------------------------------------
-
-    async def replace(self, change: Callable[[HostedEngine], ReferenceInfo]) -> ReferenceInfo:
-        """Run a swap or a mix alone on the compute thread. Raises what `change` raises; then the old one serves on."""
-        engine = self.engine
-        try:
-            info = await self.scheduler.run_exclusive(lambda: change(engine))
-        finally:
-            self.stages.leave()
-        gc.unfreeze()  # what was replaced among it
-        _keep_what_is_loaded()
-        self._announce(info)
-        return info
+    # --- ending ---------------------------------------------------------------------------------------------------
 
     def close_door(self) -> None:
         """Refuse new work from now on."""
@@ -237,4 +265,11 @@ class Service:
     async def drain(self, timeout: float) -> bool:
         """Refuse new work and wait for what was accepted, a swap included. False when the time was not enough."""
         self.close_door()
-        return True if self._scheduler is None else await self._scheduler.drain(timeout)
+        if self._scheduler is None:
+            return True
+        if self._swaps is None:
+            return await self._scheduler.drain(timeout)
+        ended = asyncio.create_task(self._swaps.drain(), name="wait for the swap")
+        in_time = await self._scheduler.drain(timeout)
+        await asyncio.wait([ended], timeout=timeout)
+        return in_time and ended.done()

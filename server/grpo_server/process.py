@@ -22,6 +22,7 @@ from grpo_server.connections import allow_connections, server_settings
 from grpo_server.engine.contract import EngineLoader
 from grpo_server.lifecycle import Service
 from grpo_server.stages import Stages
+from grpo_server.swapping.state import StateDir
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,9 @@ class ModelRefused(Exception):
     """The server has ended because its model cannot be served. The message is the reason."""
 
 
-def serve(config: ServerConfig, engine_loader: EngineLoader, stages: Stages | None = None) -> int:
+def serve(
+    config: ServerConfig, engine_loader: EngineLoader, stages: Stages | None = None, state: StateDir | None = None
+) -> int:
     """Until a signal or a failed start. Returns the exit status: 0 after a complete drain, 1 otherwise.
 
     Does not return, but ends the process with that status, when the compute thread was left in the middle of something:
@@ -53,7 +56,7 @@ def serve(config: ServerConfig, engine_loader: EngineLoader, stages: Stages | No
     """
     allow_connections(config.max_connections)
     with _listen(config.host, config.port) as listener:
-        app = create_app(config, engine_loader, stages)
+        app = create_app(config, engine_loader, stages, state)
         service: Service = app.state.service
         service.address = _url(listener, "http" if config.tls_cert is None else "https")
         server = DrainingServer(

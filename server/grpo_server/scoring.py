@@ -6,7 +6,9 @@
 A request is checked once: its shape by whoever read it, and what the model allows here, in the names of the native message; or
 by a dialect in its own names, which then calls `score_checked`.
 
-A reference may be replaced while a request is read. What depends on it (the model's name, the vocabulary, the tokenizer, the
+A reference may be replaced while a request is read: it is answered by the one that it was read for, as long as that is in
+memory.
+What depends on it (the model's name, the vocabulary, the tokenizer, the
 identity in the answer) is taken from one `Hosted`, and only that one may score:
 
     async def answer(hosted: Hosted) -> Response: ... scoring.score(request, hosted) ...
@@ -107,12 +109,13 @@ class Scoring:
 
     async def score_checked(self, request: ScoreRequest, by: Hosted) -> ScoreResult:
         """Queue and compute what was held against `by` already, which alone may answer. Raises ServiceError for images and for
-        what cannot be served now, ReferenceReplaced when another hosts."""
-        if by.info != self.hosted.info:
+        what cannot be served now, ReferenceReplaced when that one has left."""
+        engine = self._service.hosting(by.info)
+        if engine is None:
             raise ReferenceReplaced
         if by.media:
             await self._service.in_codec(refuse_media, request, by.media)
-        result = await self._service.scheduler.submit(request, account())
+        result = await self._service.scheduler.submit(request, account(), engine)
         if result.reference != by.info:
             raise ReferenceReplaced
         return result

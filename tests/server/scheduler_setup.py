@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from typing import TypeVar
 
 from grpo_server.engine.contract import Piece
 from grpo_server.scheduler import Scheduler, SchedulerLimits
 from server_fakes import FakeClock, FakeEngine
+
+T = TypeVar("T")
 
 
 def scheduler(
@@ -30,3 +33,9 @@ async def in_queue(s: Scheduler, requests: int) -> None:
     """Let tasks that were started reach the queue: they do so without waiting for anything."""
     await asyncio.sleep(0)
     assert s.admission.requests == requests
+
+
+async def exclusively(s: Scheduler, work: Callable[[], T]) -> T:
+    """As a swap in place does it."""
+    async with s.door.closed_for_swap():
+        return work()

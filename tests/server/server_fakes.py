@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import hashlib
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,7 +25,7 @@ from grpo_server.app import create_app
 from grpo_server.config import ServerConfig
 from grpo_server.connections import server_settings
 from grpo_server.engine.config import BatchLimits
-from grpo_server.engine.contract import BatchScores, Hosted, HostedEngine, Piece, PieceScores, Tally
+from grpo_server.engine.contract import BatchScores, Change, Hosted, HostedEngine, OnStage, Piece, PieceScores, Tally
 from grpo_server.engine.tallies import EveryPiece
 from grpo_server.lifecycle import Service
 
@@ -115,8 +117,10 @@ class FakeEngine:
         self.piece_bytes = 1
         self.counts: Callable[[], Tally] = EveryPiece
         self.batch_tokens = 6144
-        self._open = threading.Event()
+        self.no_room: str | None = None
+        self._open, self._changes = threading.Event(), threading.Event()
         self._open.set()
+        self._changes.set()
         self._entered = threading.Semaphore(0)
         self._ready = threading.Semaphore(0)
 
@@ -164,20 +168,33 @@ class FakeEngine:
         info = self.info
         return BatchScores([fake_scores(info.fingerprint, p) for p in batch], sum(p.tokens for p in batch), info)
 
-    def swap(self, source: str, revision: str | None = None) -> ReferenceInfo:
-        return self._change(source)
+    @property
+    def reads_files(self) -> bool:
+        return False
 
-    def mix(self, source: str, decay: float) -> ReferenceInfo:
-        return self._change(f"{source}*{decay}")
+    def no_room_beside(self, source: str) -> str | None:
+        return self.no_room
 
-    def _change(self, name: str) -> ReferenceInfo:
+    def beside(self, change: Change, on_stage: OnStage) -> FakeEngine:
+        """Another engine of this kind; it shares what a test holds and looks at."""
         self.changed_in.append(threading.current_thread().name)
+        on_stage("load")
         self._entered.release()
-        assert self._open.wait(PATIENCE)
+        assert self._changes.wait(PATIENCE), "a test holds the next engine and never lets go"
+        on_stage("probe")
+        new = copy.copy(self)
+        new.swap(change.source if change.decay is None else f"{change.source}*{change.decay}")
+        return new
+
+    def swap(self, name: str) -> ReferenceInfo:
+        """Be another reference from now on."""
         if "missing" in name:
             raise OSError(f"{name} is not there")
-        self._name, self._version = name, self._version + 1
+        self._name, self._version, self.closed = name, self._version + 1, False
         return self.info
+
+    def save(self, directory: Path) -> None:
+        (directory / "fake").write_text(self._name)
 
     def close(self) -> None:
         self.closed = True
@@ -188,6 +205,11 @@ class FakeEngine:
 
     def let_go(self) -> None:
         self._open.set()
+        self._changes.set()
+
+    def hold_change(self) -> None:
+        """From now on the engine that comes up beside this one waits until `let_go`."""
+        self._changes.clear()
 
     async def entered(self) -> None:
         """Wait until the compute thread is inside `compute` (or a swap) once more than it was waited for."""

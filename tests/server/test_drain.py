@@ -44,7 +44,7 @@ async def test_a_drain_waits_for_a_swap_that_has_begun(engine: FakeEngine, monke
     app = create_app(make_config(), lambda: engine)
     async with running(app) as client:
         service: Service = app.state.service
-        engine.hold()
+        engine.hold_change()
         swap = asyncio.create_task(client.post("/admin/reference", json={"model": "other"}, headers=ADMIN))
         await engine.entered()
         drain = asyncio.create_task(service.drain(PATIENCE))
@@ -61,7 +61,7 @@ async def test_a_swap_that_waits_for_its_turn_is_refused_when_the_drain_begins(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRPO_SERVER_ADMIN_KEY", "root")
-    app = create_app(make_config(), lambda: engine)
+    app = create_app(make_config(swap_memory="in-place"), lambda: engine)
     async with running(app) as client:
         service: Service = app.state.service
         engine.hold()

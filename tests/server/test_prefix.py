@@ -164,8 +164,7 @@ def test_behind_a_proxy_that_strips_the_prefix(key_files: dict[str, Path]) -> No
         assert client.get("/openapi.json").json()["servers"] == [{"url": "/ref"}]
         assert client.post("/v1/logprobs", json=BODY).status_code == 401
         assert client.post("/v1/logprobs", json=BODY, headers=bearer("alpha")).status_code == 200
-        assert client.post("/admin/reference", json=SWAP, headers=bearer("root")).status_code == 200
-    assert engine.info.version == 2
+        assert client.post("/admin/reference", json=SWAP, headers=bearer("root")).json()["version"] == 2
 
 
 @pytest.mark.parametrize("given", ["", "/ref", "/a/b/"])

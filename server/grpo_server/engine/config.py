@@ -20,7 +20,9 @@ class EngineConfig:
     to try; the probe may still choose a lower one. tensor_parallel: this process is one of those that torchrun
     started, each with a slice of the model. served_name: the name in `/v1/reference`, None the model's. max_batch_tokens,
     max_batch_bytes: of one forward pass; None: what suits the device and its free memory. fused_layers: on a GPU, norms, rotary
-    embeddings and SwiGLU by kernels, or each layer compiled, where the scores stay right."""
+    embeddings and SwiGLU by kernels, or each layer compiled, where the scores stay right. name: what clients see when there
+    is no served_name; None: the model's. version: of the reference, if it has this fingerprint, else one more; fingerprint
+    None: of any. offline: the hub is not asked for anything, for all is here."""
 
     model: str
     revision: str | None = None
@@ -37,6 +39,10 @@ class EngineConfig:
     max_batch_tokens: int | None = None
     max_batch_bytes: int | None = None
     fused_layers: bool = True
+    name: str | None = None
+    version: int = 1
+    fingerprint: str | None = None
+    offline: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -107,6 +108,17 @@ class BatchScores:
     splits: int = 0  # how often the batch was halved because memory ran out
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What shall be hosted next. source: as `EngineConfig.model`, its files here already. name: what clients see; None: the
+    source. decay: share of the hosted weights that stays, whose name and tokenizer stay as well; None: none."""
+
+    source: str
+    revision: str | None = None
+    name: str | None = None
+    decay: float | None = None
+
+
 class Tally(Protocol):
     """Counts the tokens of a batch while it is put together."""
 
@@ -141,12 +153,17 @@ class OutOfMemory(RuntimeError):
     """One piece alone does not fit into memory."""
 
 
-class HostedEngine(Engine, Protocol):
-    """An engine with a reference that can be replaced. `swap` and `mix` run on the compute thread, alone.
+# Told "load", "probe", "verify" as each begins; what it raises ends the change that it is told of.
+OnStage: TypeAlias = Callable[[str], None]
 
-    Both raise OSError or ValueError when the source cannot be loaded or does not fit, and leave the old reference as it
-    was.
-    """
+
+class HostedEngine(Engine, Protocol):
+    """An engine with one reference, and beside which the engine for the next one can be made."""
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether what it loads are a model's files, which must be here first."""
+        ...
 
     @property
     def hosted(self) -> Hosted:
@@ -158,15 +175,22 @@ class HostedEngine(Engine, Protocol):
         """What it takes at a time; the same as long as it lives."""
         ...
 
-    def swap(self, source: str, revision: str | None) -> ReferenceInfo:
-        """Host another model; version + 1."""
+    def beside(self, change: Change, on_stage: OnStage) -> HostedEngine:
+        """Another engine, which hosts what the change makes of this reference, version + 1. On any thread; this one may serve
+        meanwhile, and stays as it is. Raises OSError or ValueError when the source cannot be loaded or does not fit."""
         ...
 
-    def mix(self, source: str, decay: float) -> ReferenceInfo:
-        """weights = decay * weights + (1 - decay) * those of source; version + 1."""
+    def no_room_beside(self, source: str) -> str | None:
+        """Why the weights in `source` cannot be held beside the hosted ones, for people; None: they can."""
         ...
 
-    def close(self) -> None: ...
+    def save(self, directory: Path) -> None:
+        """Write the hosted reference into an empty directory, as it can be loaded. Raises OSError."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the weights. Called once nothing of it is prepared or computed."""
+        ...
 
 
 # Loads the model, in the thread in which it will compute. Whatever it raises is a failed start.

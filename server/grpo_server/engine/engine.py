@@ -1,17 +1,20 @@
 """The engine: one frozen reference, token pieces in, scores out. Knows nothing of HTTP, queues or clients.
 
 At load it chooses the best way of sharing prompts that the probe shows to be right for this very model, and claims bitwise
-reproducibility only where the probe shows it. `prepare` may run on any thread beside `compute`; `compute`, `swap` and `mix`
-belong to one thread.
+reproducibility only where the probe shows it. `prepare` and `beside` may run on any thread beside `compute`; `compute` and
+`replace` belong to one thread.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from grpo_client.models.demo import locate
 from grpo_client.models.reading import Reading
 from grpo_client.protocol import ReferenceInfo
 from grpo_numerics import score_rows
@@ -20,23 +23,24 @@ from transformers import PreTrainedTokenizerBase
 from .anatomy import anatomy, media_tokens
 from .bits import prepare_ground
 from .config import BatchLimits, EngineConfig, mode_on
-from .contract import BatchScores, Hosted, OutOfMemory, Piece, PieceScores, Tally
+from .contract import BatchScores, Change, Hosted, OnStage, OutOfMemory, Piece, PieceScores, Tally
 from .device import Device, device_of
 from .fingerprint import fingerprint
 from .forwards import Prepared
 from .head_pass import Head, score_pieces
 from .loading import Loaded, load
 from .memory import batch_limits, halve, is_out_of_memory
-from .mixing import check_mixable
+from .mixing import mix
+from .own_memory import let_go
 from .precision import pin, require_ieee
 from .pricing import measure
 from .probe import probe_pieces
 from .quickest import quickest_head
+from .room import no_room, weight_bytes
+from .saving import save
 from .tiers import choose, warm
 
 log = logging.getLogger(__name__)
-
-OnStage = Callable[[str], None]  # told "load", "probe", "verify" as each begins, at a start and at a swap
 
 
 class TorchEngine:
@@ -49,39 +53,43 @@ class TorchEngine:
         head: Head = score_rows,
         on_stage: OnStage = lambda _: None,
         device: Device | None = None,
+        before: TorchEngine | None = None,
     ) -> None:
-        """device: another than the one under the model's weights, for tests."""
-        self._config, self._given_head, self._given_device = config, head, device
-        self._on_stage = on_stage
-        self._limits: BatchLimits | None = None  # of the first model, for the scheduler is told once
-        self._adopt(loaded, config.served_name or config.model, version=1)
+        """device: another than the one under the model's weights, for tests. before: the one beside which this one comes up."""
+        self._given_head, self._given_device = head, device
+        # of the first model, for the scheduler is told once
+        self._limits: BatchLimits | None = None if before is None else before.limits
+        # Held for a batch, and by whoever must not compute beside one.
+        self._turn = threading.RLock() if before is None else before._turn
+        self._adopt(config, loaded, on_stage)
 
-    def _adopt(self, loaded: Loaded, name: str, version: int) -> None:
+    def _adopt(self, config: EngineConfig, loaded: Loaded, on_stage: OnStage) -> None:
         """Take a loaded model into service; nothing of the engine changes unless all of it succeeds."""
         model = loaded.model
         device = self._given_device or device_of(model)
         with Reading(None):  # a model that cannot be taken apart is no better than one that cannot be read
             parts = anatomy(model)
-            max_length = min(parts.max_length, self._config.max_length or parts.max_length)
-            mode = mode_on(self._config.mode, device.type)
-            self._on_stage("probe")
+            max_length = min(parts.max_length, config.max_length or parts.max_length)
+            mode = mode_on(config.mode, device.type)
+            on_stage("probe")
             pin(mode, device.type)
             if mode == "exact":
                 require_ieee(device)
-            limits = self._limits or batch_limits(self._config, device, parts.token_bytes)
+            limits = self._limits or batch_limits(config, device, parts.token_bytes)
             head = quickest_head(self._given_head, parts) if mode == "fast" else self._given_head
             ground = prepare_ground(mode, parts, head, limits.tokens)
-            chosen = choose(self._config, mode, model, parts, max_length, ground)
+            chosen = choose(config, mode, model, parts, max_length, ground)
             rows = ground.heights.of if ground.heights is not None and chosen.forward.tier == "packed" else int
-            price = measure(chosen.forward, device, parts, max_length, rows)
+            with self._turn:  # a GPU's account is of all that it computes
+                price = measure(chosen.forward, device, parts, max_length, rows)
             if device.compiles:
                 warm(chosen, parts, probe_pieces(parts, max_length))
-            self._on_stage("verify")
+            on_stage("verify")
             identity = fingerprint(model, loaded.tokenizer)
         info = ReferenceInfo(
-            model=name,
+            model=config.served_name or config.name or config.model,
             fingerprint=identity,
-            version=version,
+            version=config.version if config.fingerprint in (None, identity) else config.version + 1,
             dtype=str(model.dtype).removeprefix("torch."),
             mode=mode,
             max_length=max_length,
@@ -89,7 +97,7 @@ class TorchEngine:
             tier=chosen.forward.tier,
             bitwise=chosen.bitwise,
         )
-        self._model, self._parts, self._device = model, parts, device
+        self._config, self._model, self._parts, self._device = config, model, parts, device
         self._forward, self._head, self._limits = chosen.forward, chosen.head, limits
         self._price = price
         self._hosted = Hosted(info, loaded.tokenizer, media_tokens(model.config))
@@ -150,7 +158,8 @@ class TorchEngine:
 
     def compute_whole(self, batch: Prepared) -> BatchScores:
         """Score a prepared batch in one go. Raises whatever torch raises when memory runs out."""
-        return BatchScores(self._run(batch), batch.tokens, self.info)
+        with self._turn:
+            return BatchScores(self._run(batch), batch.tokens, self.info)
 
     @torch.inference_mode()
     def _run(self, batch: Prepared) -> list[PieceScores]:
@@ -161,33 +170,62 @@ class TorchEngine:
             rows = self._forward.rows(batch)
         return score_pieces(batch.pieces, rows.to(self._parts.weight.device), batch.questions, self._parts, self._head)
 
+    @property
+    def reads_files(self) -> bool:
+        """It does."""
+        return True
+
+    def no_room_beside(self, source: str) -> str | None:
+        """By the headers of the files in `source`, or by the size of the hosted weights where those say nothing."""
+        own = sum(p.numel() * p.element_size() for p in self._model.parameters())
+        needed = weight_bytes(locate(source), self._model.dtype.itemsize) or own
+        return no_room(needed, self._price.full_batch(self.limits.tokens), self._device.free_bytes())
+
+    def beside(self, change: Change, on_stage: OnStage) -> TorchEngine:
+        """See `contract.HostedEngine`: the new engine shares nothing with this one but the turns in which they compute."""
+        config, loaded = self._read(change, on_stage)
+        return TorchEngine(config, loaded, self._given_head, on_stage, self._given_device, before=self)
+
+    def replace(self, change: Change, on_stage: OnStage = lambda _: None) -> ReferenceInfo:
+        """Host another reference in this engine, which must not compute meanwhile: for whoever uses one without a server.
+        The old one stays if the new one cannot be loaded or fails its probe."""
+        self._adopt(*self._read(change, on_stage), on_stage)
+        return self.info
+
     def swap(self, source: str, revision: str | None = None) -> ReferenceInfo:
-        """Host another reference. The old one serves on if the new one cannot be loaded or fails its probe."""
-        config = replace(self._config, model=source, revision=revision)
-        self._on_stage("load")
-        self._adopt(load(config), config.served_name or source, self.info.version + 1)
-        self._config = config
-        return self.info
+        """`replace` by what is in source."""
+        return self.replace(Change(source, revision))
 
-    @torch.no_grad()
     def mix(self, source: str, decay: float) -> ReferenceInfo:
-        """reference <- decay * reference + (1 - decay) * source, tensor by tensor, in fp32.
+        """`replace` by decay * hosted + (1 - decay) * source."""
+        return self.replace(Change(source, decay=decay))
 
-        Raises ValueError for a decay outside [0, 1] or a source that is another model; then nothing changed.
-        """
-        if not 0.0 <= decay <= 1.0:
-            raise ValueError(f"decay: must be in [0, 1], got {decay}")
-        self._on_stage("load")
-        other = load(replace(self._config, model=source, revision=None))
-        check_mixable(self._model, other.model, source)
-        theirs, ours = other.model.state_dict(), self._model.state_dict()
-        with Reading(None):  # memory may run out
-            for name, tensor in theirs.items():
-                if tensor.is_floating_point():  # into the new copy: the hosted one stays whole until all is done
-                    tensor.copy_(torch.lerp(tensor.float(), ours[name].to(tensor.device).float(), decay))
-        self._adopt(Loaded(other.model, self.tokenizer, other.source), self.info.model, self.info.version + 1)
-        return self.info
+    def _read(self, change: Change, on_stage: OnStage) -> tuple[EngineConfig, Loaded]:
+        """What a change gives: a swap what is in its source, a mix (exponential moving average) the hosted weights moved
+        towards it, under the hosted name and with the hosted tokenizer."""
+        on_stage("load")
+        version = self.info.version + 1
+        config = replace(
+            self._config,
+            model=change.source,
+            revision=change.revision,
+            name=change.name,
+            version=version,
+            fingerprint=None,
+            offline=True,
+        )
+        loaded = load(config, turn=self._turn)
+        if change.decay is None:
+            return config, loaded
+        mix(self._model, loaded.model, change.decay, change.name or change.source)
+        named = replace(self._config, name=self.info.model, version=version, fingerprint=None)
+        return named, Loaded(loaded.model, self.tokenizer, loaded.source)
+
+    def save(self, directory: Path) -> None:
+        """See `contract.HostedEngine`."""
+        save(self._model, self.tokenizer, directory)
 
     def close(self) -> None:
         """Let go of the weights."""
+        let_go(self._model)
         del self._model, self._parts, self._forward

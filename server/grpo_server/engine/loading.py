@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import tempfile
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from .config import EngineConfig, mode_on
+from .own_memory import own_memory
 from .quickest import bfloat16_products
 from .reading import read_model, read_tokenizer
 
@@ -80,8 +82,8 @@ def _bfloat16_is_fast(device: torch.device, ranks: int) -> bool:
     return bfloat16_products() if ranks == 1 else cpu_has_avx512_bf16()
 
 
-def load(config: EngineConfig, ranks: int = 1) -> Loaded:
-    """Load what `config` names, in slices when `ranks` > 1 processes of one group load together.
+def load(config: EngineConfig, ranks: int = 1, turn: AbstractContextManager[object] | None = None) -> Loaded:
+    """Load what `config` names, in slices when `ranks` > 1 processes of one group load together. turn: see `read_model`.
 
     Raises OSError or ValueError: not there, broken, or not fitting together.
     """
@@ -91,13 +93,16 @@ def load(config: EngineConfig, ranks: int = 1) -> Loaded:
     placement = placement_on(device, config, source, ranks)
     unpacks_demo = config.model == DEMO and source.gguf_file is not None
     common = {"revision": config.revision or "main", "trust_remote_code": config.trust_remote_code}
-    model, sources = read_model(source, {"dtype": torch.float32 if unpacks_demo else dtype, **placement}, common)
+    if config.offline:
+        common["local_files_only"] = True
+    model, sources = read_model(source, {"dtype": torch.float32 if unpacks_demo else dtype, **placement}, common, turn)
     tokenizer = read_tokenizer(sources, common)
     if unpacks_demo:
         _keep_copy(model, tokenizer)
         torch.nn.Module.to(model, dtype)
     if not placement:
         torch.nn.Module.to(model, device)
+    own_memory(model)
     _heads_divide(model, ranks)
     model.eval().requires_grad_(False)
     return Loaded(model, tokenizer, source)

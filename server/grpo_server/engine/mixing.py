@@ -1,9 +1,12 @@
-"""Whether another checkpoint may be mixed into the hosted one: same tensors, and a config that makes the same of them."""
+"""An exponential moving average of weights: whether another checkpoint may be mixed into the hosted one (same tensors, and a
+config that makes the same of them), and the mix."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+from grpo_client.models.reading import Reading
 from grpo_numerics.checkpoint.loaded import differing
 from grpo_numerics.checkpoint.names import told
 from transformers import PreTrainedModel
@@ -42,6 +45,22 @@ _BESIDE_THE_FIGURES = frozenset(
         *("pretraining_tp", "gradient_checkpointing", "chunk_size_feed_forward"),
     )
 )
+
+
+@torch.no_grad()
+def mix(hosted: PreTrainedModel, other: PreTrainedModel, decay: float, source: str) -> None:
+    """other <- decay * hosted + (1 - decay) * other, tensor by tensor, in fp32; the hosted one stays as it is.
+
+    Raises ValueError for a decay outside [0, 1], and unless `other` (read from `source`) is the same model.
+    """
+    if not 0.0 <= decay <= 1.0:
+        raise ValueError(f"decay: must be in [0, 1], got {decay}")
+    check_mixable(hosted, other, source)
+    theirs, ours = other.state_dict(), hosted.state_dict()
+    with Reading(None):  # memory may run out
+        for name, tensor in theirs.items():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.lerp(tensor.float(), ours[name].to(tensor.device).float(), decay))
 
 
 def check_mixable(hosted: PreTrainedModel, other: PreTrainedModel, source: str) -> None:

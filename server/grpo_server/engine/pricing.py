@@ -37,6 +37,10 @@ class Price:
     square_bytes: float
     parts: Anatomy
 
+    def full_batch(self, tokens: int) -> int:
+        """Peak bytes above the weights for a batch of so many tokens, none of them in a long sequence."""
+        return int(self.rows(tokens) * self.row_bytes)
+
     def bytes_of(self, piece: Piece) -> int:
         """Peak bytes above the weights for this piece alone."""
         wanted = piece.asked_tokens

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,39 @@ _NOWHERE = {"subfolder": "no adapter"}
 
 
 def read_model(
-    source: ModelSource, placement: Mapping[str, object], common: Mapping[str, str | bool]
+    source: ModelSource,
+    placement: Mapping[str, object],
+    common: Mapping[str, str | bool],
+    turn: AbstractContextManager[object] | None = None,
 ) -> tuple[PreTrainedModel, list[ModelSource]]:
     """The model in `source`, and where a tokenizer may lie, best first.
 
-    placement, common: options of `from_pretrained`; common ones are for the tokenizer, too.
+    placement, common: options of `from_pretrained`; common ones are for the tokenizer, too. turn: held by whoever computes,
+    and here while torch's default dtype is another.
     """
+    with _default_dtype_in_turn(nullcontext() if turn is None else turn):
+        return _read_model(source, placement, common)
+
+
+@contextmanager
+def _default_dtype_in_turn(turn: AbstractContextManager[object]) -> Generator[None]:
+    """While transformers makes a model of no numbers yet, torch's default dtype is that of the model, on every thread. A moment
+    long; but a forward that runs meanwhile would make tensors of that dtype."""
+    own = PreTrainedModel.__dict__["get_init_context"]
+
+    def in_turn(cls: type[PreTrainedModel], *args: Any, **options: Any) -> list[Any]:
+        return [turn, *own.__get__(None, cls)(*args, **options)]
+
+    PreTrainedModel.get_init_context = classmethod(in_turn)  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        PreTrainedModel.get_init_context = own
+
+
+def _read_model(
+    source: ModelSource, placement: Mapping[str, object], common: Mapping[str, str | bool]
+) -> tuple[PreTrainedModel, list[ModelSource]]:
     adapter = None if source.gguf_file else _adapter_config(source.path, common)
     if adapter is None:
         return _read_whole(source, {**placement, **common}), [source]
@@ -97,7 +125,7 @@ def _class_for(source: ModelSource, options: Mapping[str, Any]) -> Any:
     quantised format that nobody here can read."""
     if source.gguf_file:
         return AutoModelForCausalLM
-    known = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
+    known = {n: options[n] for n in ("revision", "trust_remote_code", "local_files_only") if n in options}
     config: Any = AutoConfig.from_pretrained(source.path, **known)
     check_quantised(config)
     kind = type(config)

@@ -7,7 +7,8 @@ import signal
 import torch
 
 from .config import EngineConfig
-from .engine import OnStage, TorchEngine
+from .contract import OnStage
+from .engine import TorchEngine
 from .loading import load
 from .tensor_parallel import LeadingEngine, Ranks, together
 

@@ -20,6 +20,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import fields
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from grpo_numerics import HeadScores, score_rows
 from torch import Tensor
 
 from .config import BatchLimits
-from .contract import BatchScores, Hosted, Piece, Tally
+from .contract import BatchScores, Change, Hosted, HostedEngine, OnStage, Piece, Tally
 from .forwards import Prepared
 
 log = logging.getLogger(__name__)
@@ -152,17 +153,30 @@ class LeadingEngine:
         self._ranks.send(batch.pieces)
         return together(self._engine, batch)
 
-    def swap(self, source: str, revision: str | None = None) -> ReferenceInfo:
-        """Refused: a load that fails on one rank alone would leave the others waiting."""
-        raise ValueError("model: a reference over several processes is not replaced while it runs; restart the server")
+    @property
+    def reads_files(self) -> bool:
+        """Not while it runs."""
+        return False
 
-    def mix(self, source: str, decay: float) -> ReferenceInfo:
-        """Refused, as `swap`."""
-        raise ValueError("model: a reference over several processes is not mixed while it runs; restart the server")
+    def no_room_beside(self, source: str) -> str | None:
+        """Nothing is ever loaded beside it."""
+        return None
+
+    def beside(self, change: Change, on_stage: OnStage) -> HostedEngine:
+        """Refused: a load that fails on one rank alone would leave the others waiting."""
+        raise _not_while_it_runs()
+
+    def save(self, directory: Path) -> None:
+        """Refused: this rank has a slice."""
+        raise _not_while_it_runs()
 
     def close(self) -> None:
         self._ranks.stop()
         self._engine.close()
+
+
+def _not_while_it_runs() -> ValueError:
+    return ValueError("a reference over several processes is not replaced while it runs; restart the server")
 
 
 def together(engine: Any, batch: Prepared) -> BatchScores:

@@ -1,24 +1,23 @@
 """Changing the reference while it serves. Needs the admin key; `auth` sees to that.
 
-Accepted requests are answered by the reference that accepted them; those that arrive meanwhile get a 503.
+Accepted requests are answered by the reference that accepted them, and those that arrive meanwhile too.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+import asyncio
+from http import HTTPStatus
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from grpo_client.protocol import ReferenceInfo
 from pydantic import BaseModel, ConfigDict, Field
 
-from grpo_server.engine.contract import HostedEngine
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.lifecycle import Service
 from grpo_server.routes._common import ServiceDep
 from grpo_server.routes.dialects._bodies import described, read_json
-
-logger = logging.getLogger(__name__)
+from grpo_server.swapping.progress import SwapStatus
+from grpo_server.swapping.swaps import Wish
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
@@ -30,6 +29,7 @@ class SwapRequest(BaseModel):
 
     model: str = Field(min_length=1, description="Directory, .gguf file, hub id, or demo.")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    wait: bool = Field(True, description="false: answer 202 at once; /v1/reference says how far it is.")
 
 
 class MixRequest(BaseModel):
@@ -39,29 +39,41 @@ class MixRequest(BaseModel):
 
     model: str = Field(min_length=1, description="A checkpoint of the same architecture.")
     decay: float = Field(ge=0, le=1, allow_inf_nan=False, description="Share of the old weights that stays.")
+    wait: bool = Field(True, description="false: answer 202 at once; /v1/reference says how far it is.")
 
 
-@router.post("/reference", openapi_extra=described(SwapRequest))
-async def swap(request: Request, service: ServiceDep) -> ReferenceInfo:
-    """Replace the reference; version + 1. If it cannot be loaded (422), the old one serves on."""
+@router.post("/reference", openapi_extra=described(SwapRequest), response_model=ReferenceInfo | SwapStatus)
+async def swap(request: Request, response: Response, service: ServiceDep) -> ReferenceInfo | SwapStatus:
+    """Replace the reference; version + 1. If it cannot be loaded (422) or not in time (504), the old one serves on."""
     change = await read_json(request, service, SwapRequest)
-    return await _replace(service, lambda engine: engine.swap(change.model, change.revision))
+    return await _replace(service, Wish(change.model, change.revision), response, wait=change.wait)
 
 
-@router.post("/reference/ema", openapi_extra=described(MixRequest))
-async def mix(request: Request, service: ServiceDep) -> ReferenceInfo:
+@router.post("/reference/ema", openapi_extra=described(MixRequest), response_model=ReferenceInfo | SwapStatus)
+async def mix(request: Request, response: Response, service: ServiceDep) -> ReferenceInfo | SwapStatus:
     """Move the reference towards a checkpoint; version + 1. If that does not fit (422), the old one serves on."""
     change = await read_json(request, service, MixRequest)
-    return await _replace(service, lambda engine: engine.mix(change.model, change.decay))
+    return await _replace(service, Wish(change.model, decay=change.decay), response, wait=change.wait)
 
 
-async def _replace(service: Service, change: Callable[[HostedEngine], ReferenceInfo]) -> ReferenceInfo:
-    try:
-        return await service.replace(change)
-    except (OSError, ValueError) as error:
-        logger.info("the model was refused", exc_info=error)
-        raise ServiceError(
-            ErrorCode.MODEL_UNAVAILABLE,
-            f"the model cannot be used: {error}; the old reference serves on",
-            param="model",
-        ) from error
+@router.delete("/reference")
+async def cancel(service: ServiceDep) -> SwapStatus:
+    """End the swap or mix that is under way; the old reference serves on. 404 where there is none, or it is done."""
+    ended = ServiceError(
+        ErrorCode.SWAP_CANCELLED, "the swap was ended by DELETE /admin/reference; the old reference serves on"
+    )
+    if not service.swaps.cancel(ended) or service.swaps.status is None:
+        raise ServiceError(ErrorCode.NOT_FOUND, "no swap is under way that could be ended; see GET /v1/reference")
+    await service.swaps.over()
+    return service.swaps.status
+
+
+async def _replace(service: Service, wish: Wish, response: Response, *, wait: bool) -> ReferenceInfo | SwapStatus:
+    """The task goes on when its client leaves."""
+    task = service.swaps.begin(wish)
+    if wait:
+        return await asyncio.shield(task)
+    response.status_code = HTTPStatus.ACCEPTED
+    status = service.swaps.status
+    assert status is not None
+    return status

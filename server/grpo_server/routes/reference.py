@@ -7,16 +7,26 @@ from typing import Any
 from fastapi import APIRouter, Response
 from grpo_client.protocol import ROUTE_REFERENCE, ReferenceInfo
 from grpo_client.version import package_version
+from pydantic import Field
 
 from grpo_server.routes._common import ScoringDep, ServiceDep, identity_headers
+from grpo_server.swapping.progress import SwapStatus
 
 router = APIRouter(tags=["reference"])
 
 
+class HostedReference(ReferenceInfo):
+    """Who answers, and how far the one is that will, or how the last change ended; absent where there was none."""
+
+    swap: SwapStatus | None = Field(default=None, exclude_if=lambda value: value is None)
+
+
 @router.get(ROUTE_REFERENCE)
-async def reference(scoring: ScoringDep) -> ReferenceInfo:
-    """Model, fingerprint (to pin), version, dtype, mode, limits, what the start-up probe found, and the server's release."""
-    return scoring.hosted.info.model_copy(update={"server_version": package_version()})
+async def reference(scoring: ScoringDep, service: ServiceDep) -> HostedReference:
+    """Model, fingerprint (to pin), version, dtype, mode, limits, what the start-up probe found, the server's release, and
+    the swap that is under way or the last one."""
+    info = scoring.hosted.info
+    return HostedReference(**info.model_dump(), server_version=package_version(), swap=service.swaps.status)
 
 
 @router.get("/v1/models")

@@ -4,6 +4,8 @@ Two threads of the engine are driven from the event loop: `prepare` (packing) an
 only). A batch is prepared ahead only when it is full: a partial one waits for the compute thread to come free, since
 until then more requests may join it at no cost.
 
+A batch is of one engine; which engine that is may change from batch to batch.
+
 When a batch fails, its requests are tried one by one, so that only the one at fault is told of it.
 """
 
@@ -15,7 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
-from grpo_server.engine.contract import BatchScores, Engine, OutOfMemory
+from grpo_server.engine.contract import BatchScores, OutOfMemory
 from grpo_server.errors import ErrorCode, ReferenceReplaced, ServiceError
 from grpo_server.scheduler.admission import Admission
 from grpo_server.scheduler.cache import ResultCache
@@ -24,6 +26,7 @@ from grpo_server.scheduler.door import Door
 from grpo_server.scheduler.events import Listener
 from grpo_server.scheduler.job import Job
 from grpo_server.scheduler.queue import Entry, FairQueue
+from grpo_server.scheduler.tenancy import Tenancy
 
 logger = logging.getLogger(__name__)
 
@@ -36,22 +39,22 @@ class EngineLoop:
 
     def __init__(
         self,
-        engine: Engine,
         queue: FairQueue,
         admission: Admission,
         cache: ResultCache,
         door: Door,
+        tenancy: Tenancy,
         *,
         listener: Listener,
         prepare_thread: Executor,
         compute_thread: Executor,
         clock: Callable[[], float],
     ) -> None:
-        self._engine = engine
         self._queue = queue
         self._admission = admission
         self._cache = cache
         self._door = door
+        self._tenancy = tenancy
         self._listener = listener
         self._prepare_thread = prepare_thread
         self._compute_thread = compute_thread
@@ -96,6 +99,7 @@ class EngineLoop:
     def _take(self) -> list[Entry]:
         entries = self._queue.take()
         self._door.let_in()
+        self._tenancy.enter(entries[0].job.engine)
         now = self._clock()
         for entry in entries:
             if entry.job.started is None:
@@ -104,7 +108,7 @@ class EngineLoop:
         return entries
 
     async def _prepare(self, entries: Sequence[Entry]) -> Any:
-        return await _outcome(self._prepare_thread, self._engine.prepare, [e.cut.piece for e in entries])
+        return await _outcome(self._prepare_thread, entries[0].job.engine.prepare, [e.cut.piece for e in entries])
 
     async def _compute(self, entries: Sequence[Entry], prepared: Any) -> None:
         try:
@@ -118,6 +122,7 @@ class EngineLoop:
             self._admission.computing(0)
             self._admission.computed(tokens_of(entries))
             self._door.let_out()
+            self._tenancy.leave(entries[0].job.engine)
             self.wake()
 
     async def _score(self, entries: Sequence[Entry], prepared: Any) -> None:
@@ -128,7 +133,7 @@ class EngineLoop:
             return await self._blame(entries, prepared)
         self._admission.computing(tokens_of(entries))
         started = self._clock()
-        scores = await _outcome(self._compute_thread, self._engine.compute, prepared)
+        scores = await _outcome(self._compute_thread, entries[0].job.engine.compute, prepared)
         if isinstance(scores, BaseException):
             return await self._blame(entries, scores)
         await self._hand_out(entries, scores, self._clock() - started)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from grpo_client.protocol import ReferenceInfo, ScoreRequest, ScoreResult, Usage
 
+from grpo_server.engine.contract import Engine
 from grpo_server.scheduler.accounts import Account
 from grpo_server.scheduler.assembly import Assembly
 from grpo_server.scheduler.cutting import Cut
@@ -19,12 +20,14 @@ from grpo_server.scheduler.cutting import Cut
 class Job:
     """A request, the cuts that still wait, and the answer that grows. Times in seconds of the scheduler's clock.
 
+    engine: computes all of it, and hosts the reference.
     host_bytes: what request and answer occupy. keys: cache keys per completion, empty when there is no cache.
     outstanding: cuts not yet scored, waiting ones and those in a batch. deficit: tokens that fairness still owes it.
     account: whose request it is; None: nobody's in particular. tokens: as priced, those found in the cache not among them.
     """
 
     request: ScoreRequest
+    engine: Engine
     reference: ReferenceInfo
     assembly: Assembly
     waiting: deque[Cut]

@@ -65,13 +65,16 @@ class FairQueue:
         return tokens
 
     def take(self) -> list[Entry]:
-        """The next batch: cuts, with those that follow them, in fair order until none that waits would fit."""
+        """The next batch: cuts for one engine, with those that follow them, in fair order until none that waits would fit."""
         batch: list[Entry] = []
         room = self._max_tokens
         room_bytes = self._max_bytes
         did_not_fit: deque[Job] = deque()
         while self._rotation:
             job = self._rotation.popleft()
+            if batch and job.engine is not batch[0].job.engine:
+                did_not_fit.append(job)
+                continue
             cuts = job.next_cuts()
             tokens, nbytes = sum(c.tokens for c in cuts), sum(c.bytes for c in cuts)
             if job.deficit < tokens:

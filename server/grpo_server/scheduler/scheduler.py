@@ -27,6 +27,7 @@ from grpo_server.scheduler.events import Listener, Silence
 from grpo_server.scheduler.intake import Plan, plan
 from grpo_server.scheduler.job import Job
 from grpo_server.scheduler.queue import FairQueue
+from grpo_server.scheduler.tenancy import Tenancy
 from grpo_server.scheduler.weight import is_large
 
 P = ParamSpec("P")
@@ -47,9 +48,9 @@ class SchedulerLimits:
 class Scheduler:
     """Use as an async context manager: its loop runs inside.
 
-    engine: see `grpo_server.engine.contract.Engine`. door: may be closed by whoever made it. compute_thread: an executor of one
-    thread, the only one in which the model runs; prepare_thread: of one thread too; plan_threads: where large requests are
-    looked over. clock: seconds, monotonic.
+    engine: see `grpo_server.engine.contract.Engine`; computes what no other is named for. door: may be closed by whoever
+    made it. compute_thread: an executor of one thread, the only one in which the model runs; prepare_thread: of one thread
+    too; plan_threads: where large requests are looked over. clock: seconds, monotonic.
     """
 
     def __init__(
@@ -77,13 +78,14 @@ class Scheduler:
         self.admission = Admission(limits.max_queue_tokens, limits.max_queue_bytes, clock)
         self.cache = ResultCache(limits.cache_bytes)
         self.door = door or Door()
+        self.tenancy = Tenancy()
         self._queue = FairQueue(limits.max_batch_tokens, limits.max_batch_bytes)
         self._engine_loop = EngineLoop(
-            engine,
             self._queue,
             self.admission,
             self.cache,
             self.door,
+            self.tenancy,
             listener=self._listener,
             prepare_thread=prepare,
             compute_thread=self._compute_thread,
@@ -109,37 +111,42 @@ class Scheduler:
 
     # --- the way of a request -------------------------------------------------------------------------------------
 
-    async def submit(self, request: ScoreRequest, account: Account | None = None) -> ScoreResult:
-        """Score a request that was checked before. Returns when all of it is scored.
+    async def submit(
+        self, request: ScoreRequest, account: Account | None = None, engine: Engine | None = None
+    ) -> ScoreResult:
+        """Score a request that was checked before, by this engine. Returns when all of it is scored.
 
         account: of the key that it came with. Raises ServiceError: at once when it is refused (503 swapping or draining, 413
         never fits, 429 not now), later when the engine failed on it. If the caller is cancelled, what was not yet computed is
         dropped.
         """
-        job = await self._accepted(request, account)
-        try:
-            return await job.done
-        finally:
-            self._retire(job)
+        engine = self._engine if engine is None else engine
+        with self.tenancy.needing(engine):
+            job = await self._accepted(request, account, engine)
+            try:
+                return await job.done
+            finally:
+                self._retire(job)
 
-    async def _accepted(self, request: ScoreRequest, account: Account | None) -> Job:
+    async def _accepted(self, request: ScoreRequest, account: Account | None, engine: Engine) -> Job:
         """Price a request and enter it. What takes its time with a large one runs beside the event loop; a small one is entered
         without waiting for anything."""
         self.door.refuse_if_closed()
-        reference = self._engine.info
+        reference = engine.info
         large = is_large(request)
         contents = await self._aside(large, content_keys, request) if large or self.cache.enabled else None
         keys = result_keys(contents, reference.fingerprint) if contents is not None and self.cache.enabled else []
         found = {i: scores for i, key in enumerate(keys) if (scores := self.cache.get(key)) is not None}
         limits = self._limits
         planned = await self._aside(
-            large, plan, request, found, limits.max_batch_tokens, limits.max_batch_bytes, self._engine
+            large, plan, request, found, limits.max_batch_tokens, limits.max_batch_bytes, engine
         )
-        if self._engine.info != reference:
+        if engine.info != reference:
             raise ReferenceReplaced  # while it was planned
         return self._enter(
             Job(
                 request=request,
+                engine=engine,
                 reference=reference,
                 assembly=planned.assembly,
                 waiting=planned.cuts,
@@ -189,16 +196,11 @@ class Scheduler:
         self._jobs.discard(job)
         self.door.let_out()
 
+    def host(self, engine: Engine) -> None:
+        """From the next request on, this engine computes what no other is named for."""
+        self._engine = engine
+
     # --- closing the door -----------------------------------------------------------------------------------------
-
-    async def run_exclusive(self, work: Callable[[], T]) -> T:
-        """Run work on the compute thread while nothing is accepted, queued, prepared or computed.
-
-        Everything accepted before is answered first, by the reference that accepted it; what arrives meanwhile is
-        refused with 503. What work raises comes out here.
-        """
-        async with self.door.closed_for_swap():
-            return await asyncio.get_running_loop().run_in_executor(self._compute_thread, work)
 
     async def drain(self, timeout: float | None) -> bool:
         """Take nothing new and wait until everything accepted is answered.

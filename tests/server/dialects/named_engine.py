@@ -59,8 +59,8 @@ class NamedEngine(BigramEngine):
         self._table = table(self._name)
         self.tokenizer = NamedTokenizer(self._name)
 
-    def _change(self, name: str) -> ReferenceInfo:
-        super()._change(name)
+    def swap(self, name: str) -> ReferenceInfo:
+        super().swap(name)
         self._adopt()
         return self.info
 

@@ -52,8 +52,8 @@ async def test_after_every_swap_an_answer_is_of_the_new_reference(
 
 
 @pytest.mark.parametrize("dialect", SCORING, ids=named)
-async def test_a_swap_waits_for_who_is_in_the_queue(engine: NamedEngine, dialect: Callable[..., Any]) -> None:
-    async with serving(engine, simple_grpo=True) as client:
+async def test_a_swap_in_place_waits_for_who_is_in_the_queue(engine: NamedEngine, dialect: Callable[..., Any]) -> None:
+    async with serving(engine, simple_grpo=True, swap_memory="in-place") as client:
         engine.holding = True
         engine.hold()
         asked = asyncio.create_task(dialect(client))
@@ -64,6 +64,22 @@ async def test_a_swap_waits_for_who_is_in_the_queue(engine: NamedEngine, dialect
         engine.let_go()
         check(await asked, "A", 1)
         await swapping
+        check(await dialect(client), "B", 2)
+
+
+@pytest.mark.parametrize("dialect", SCORING, ids=named)
+async def test_a_swap_beside_leaves_who_is_in_the_queue_to_the_old(
+    engine: NamedEngine, dialect: Callable[..., Any]
+) -> None:
+    async with serving(engine, simple_grpo=True) as client:
+        engine.holding = True
+        engine.hold()
+        asked = asyncio.create_task(dialect(client))
+        await engine.entered()
+        await swap(client, "B")
+        assert (await client.get("/readyz")).json() == {"status": "ready", "version": 2}
+        engine.let_go()
+        check(await asked, "A", 1)
         check(await dialect(client), "B", 2)
 
 

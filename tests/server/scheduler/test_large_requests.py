@@ -14,7 +14,7 @@ from grpo_server.errors import ReferenceReplaced, ServiceError
 from grpo_server.scheduler import cache, intake
 from grpo_server.scheduler.delivery import PLACED_AT_ONCE
 from grpo_server.scheduler.weight import LARGE, PER_COMPLETION, is_large
-from scheduler_setup import scheduler
+from scheduler_setup import exclusively, scheduler
 from server_fakes import PATIENCE, FakeEngine, ask, expected, ids, tokens
 
 pytestmark = pytest.mark.anyio
@@ -119,7 +119,7 @@ async def test_a_reference_that_was_replaced_meanwhile_is_found_out(engine: Fake
         for _ in range(steps):
             gate.go.release()
         await until_submitted(gate, 1 + steps)
-        await s.run_exclusive(lambda: setattr(engine, "_name", "other"))
+        await exclusively(s, lambda: setattr(engine, "_name", "other"))
         gate.go.release(2)
         with pytest.raises(ReferenceReplaced):
             await slow

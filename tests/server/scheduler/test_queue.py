@@ -22,14 +22,25 @@ def loop() -> asyncio.AbstractEventLoop:
     loop.close()
 
 
-def job(loop: asyncio.AbstractEventLoop, *completions: int, prompt: int = 4, groups: int = 1, nbytes: int = 0) -> Job:
+ENGINE = FakeEngine()
+
+
+def job(
+    loop: asyncio.AbstractEventLoop,
+    *completions: int,
+    prompt: int = 4,
+    groups: int = 1,
+    nbytes: int = 0,
+    engine: FakeEngine = ENGINE,
+) -> Job:
     request = ask(prompt, *completions, groups=groups)
     cuts = cut(request, set(range(len(completions) * groups)), BATCH)
     for c in cuts:
         object.__setattr__(c, "bytes", nbytes)
     return Job(
         request=request,
-        reference=FakeEngine().info,
+        engine=engine,
+        reference=engine.info,
         assembly=Assembly(request),
         waiting=deque(cuts),
         keys=(),
@@ -146,3 +157,14 @@ def test_requests_of_many_small_groups_share_every_batch(loop: asyncio.AbstractE
     assert jobs[2] in batches[0]
     for batch in batches[1:]:
         assert [batch.count(j) for j in jobs[:2]] == [4, 4]
+
+
+def test_a_batch_is_of_one_engine_and_the_others_come_next(loop: asyncio.AbstractEventLoop) -> None:
+    other = FakeEngine("other")
+    queue = FairQueue(BATCH)
+    jobs = [job(loop, 2), job(loop, 2, engine=other), job(loop, 2), job(loop, 2, engine=other)]
+    for one in jobs:
+        queue.add(one)
+    assert [e.job for e in queue.take()] == [jobs[0], jobs[2]]
+    assert [e.job for e in queue.take()] == [jobs[1], jobs[3]]
+    assert not queue

@@ -11,7 +11,7 @@ import pytest
 from grpo_client.protocol import Group, ScoreRequest, Status
 from grpo_server.engine.contract import BatchScores, OutOfMemory, Piece
 from grpo_server.errors import ErrorCode, ServiceError
-from scheduler_setup import in_queue, scheduler
+from scheduler_setup import exclusively, in_queue, scheduler
 from server_fakes import FakeEngine, ask, expected, ids, tokens
 
 pytestmark = pytest.mark.anyio
@@ -102,7 +102,7 @@ async def test_the_cache_answers_what_was_asked_before(engine: FakeEngine) -> No
 async def test_the_cache_does_not_outlive_its_reference(engine: FakeEngine) -> None:
     async with scheduler(engine, cache_bytes=2**20) as s:
         await s.submit(ask(5, 3))
-        await s.run_exclusive(lambda: engine.swap("other"))
+        await exclusively(s, lambda: engine.swap("other"))
         result = await s.submit(ask(5, 3))
     assert result.reference.version == 2
     np.testing.assert_array_equal(result.logprobs, expected(ask(5, 3), engine.info.fingerprint))
@@ -145,7 +145,7 @@ async def test_exclusive_work_waits_for_what_was_accepted_and_refuses_the_rest(e
         engine.hold()
         before = asyncio.create_task(s.submit(ask(4, 60, groups=3)))
         await engine.entered()
-        swap = asyncio.create_task(s.run_exclusive(lambda: engine.swap("other")))
+        swap = asyncio.create_task(exclusively(s, lambda: engine.swap("other")))
         await asyncio.sleep(0)
         assert s.door.swapping
         with pytest.raises(ServiceError) as caught:
@@ -157,13 +157,12 @@ async def test_exclusive_work_waits_for_what_was_accepted_and_refuses_the_rest(e
         new = await s.submit(ask(4, 60, groups=3))
     assert (old.reference.version, info.version, new.reference.version) == (1, 2, 2)
     assert not np.array_equal(old.logprobs, new.logprobs)
-    assert engine.changed_in[0].startswith("compute")
 
 
 async def test_exclusive_work_that_fails_opens_the_door_again(engine: FakeEngine) -> None:
     async with scheduler(engine) as s:
         with pytest.raises(OSError, match="missing"):
-            await s.run_exclusive(lambda: engine.swap("missing"))
+            await exclusively(s, lambda: engine.swap("missing"))
         assert (await s.submit(ask(1, 1))).reference.version == 1
 
 

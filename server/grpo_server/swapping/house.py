@@ -1,0 +1,56 @@
+"""The engines of a server: the one that is asked, and those before it that still compute what they had accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import Executor
+
+from grpo_client.protocol import ReferenceInfo
+
+from grpo_server.engine.contract import HostedEngine
+from grpo_server.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+
+class House:
+    """All of it belongs to the event loop. compute: the thread in which an engine lets go of its weights, between two
+    batches."""
+
+    def __init__(self, engine: HostedEngine, scheduler: Scheduler, compute: Executor) -> None:
+        self.engine, self._scheduler, self._compute = engine, scheduler, compute
+        self._leaving: dict[HostedEngine, asyncio.Task[None]] = {}
+
+    @property
+    def engines(self) -> list[HostedEngine]:
+        """All whose weights are in memory, the one that is asked first."""
+        return [self.engine, *self._leaving]
+
+    def hosting(self, info: ReferenceInfo) -> HostedEngine | None:
+        """The engine with this reference; None when it has left."""
+        return next((engine for engine in self.engines if engine.info == info), None)
+
+    def flip(self, engine: HostedEngine) -> None:
+        """From now on this engine is asked. The one before finishes what it has accepted, and leaves."""
+        old, self.engine = self.engine, engine
+        self._scheduler.host(engine)
+        self._leaving[old] = asyncio.create_task(self._see_off(old), name="let go of a reference")
+
+    async def _see_off(self, old: HostedEngine) -> None:
+        await self._scheduler.tenancy.left(old)
+        del self._leaving[old]  # nobody finds it any more; and nothing awaits between this and the check before it
+        await asyncio.get_running_loop().run_in_executor(self._compute, old.close)
+        logger.info("version %d has answered all that it accepted, and is let go of", old.info.version)
+
+    async def alone(self) -> None:
+        """Until there is one engine."""
+        while self._leaving:
+            await asyncio.wait(self._leaving.values())
+
+    def close(self) -> None:
+        """Let go of all weights, on the compute thread; whoever still waits is told by the scheduler."""
+        for task in self._leaving.values():
+            task.cancel()
+        for engine in self.engines:
+            engine.close()

@@ -1,0 +1,60 @@
+"""What to load at a start: what was hosted last, where a state directory tells."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from grpo_client.protocol import ReferenceInfo
+
+from grpo_server.config import ServerConfig
+from grpo_server.engine.config import EngineConfig
+from grpo_server.swapping.state import Recorded, StateDir
+
+logger = logging.getLogger(__name__)
+
+
+def resumed(config: ServerConfig, state: StateDir | None) -> EngineConfig:
+    """What the engine is told. Who starts the server with another --model than before wants that one, as the next version."""
+    told = config.engine()
+    last = None if state is None else state.recorded
+    if state is None or last is None:
+        return told
+    if (last.started_model, last.started_revision) != (config.model, config.revision):
+        logger.info("%s is not what was served before: it is version %d", config.model, last.version + 1)
+        return replace(told, version=last.version + 1)
+    kept = state.directory_of(last)
+    return replace(
+        told,
+        model=last.model if kept is None else str(kept),
+        revision=last.revision,
+        name=last.model,
+        version=last.version,
+        fingerprint=last.fingerprint,
+    )
+
+
+def record_start(config: ServerConfig, state: StateDir, info: ReferenceInfo) -> None:
+    """Write down what came up. Raises OSError."""
+    last = state.recorded
+    same = last is not None and (last.started_model, last.started_revision) == (config.model, config.revision)
+    recorded = Recorded(
+        version=info.version,
+        fingerprint=info.fingerprint,
+        model=last.model if same and last else config.model,
+        revision=last.revision if same and last else config.revision,
+        kept=last.kept if same and last else None,
+        started_model=config.model,
+        started_revision=config.revision,
+    )
+    if last is not None and same and last.fingerprint != info.fingerprint:
+        logger.warning(
+            "%s has changed since it was served as version %d: it is version %d, fingerprint %s",
+            last.model,
+            last.version,
+            info.version,
+            info.fingerprint[:16],
+        )
+    if recorded != last:
+        state.record(recorded)
+    state.prune()

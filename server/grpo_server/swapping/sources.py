@@ -1,0 +1,55 @@
+"""From where a swap may take a model: what the operator allowed, links resolved, before anything is read."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from grpo_client.models.demo import DEMO, DemoModelMissing, ModelSource, locate
+from grpo_client.models.files import UnusableModel
+
+from grpo_server.errors import ErrorCode, ServiceError
+
+# As the hub names models: one word, or an owner and one.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """root: only directories below it; None: any. hub: ids of the hub as well."""
+
+    root: Path | None
+    hub: bool
+
+    def check(self, model: str) -> ModelSource | None:
+        """Where the files of `model` are; None: on the hub. Raises ServiceError: 403 for what is not allowed, 422 for what
+        is not there."""
+        try:
+            source = locate(model)
+        except (UnusableModel, DemoModelMissing) as error:
+            raise unavailable(str(error)) from error
+        if model == DEMO:
+            return source
+        path = Path(source.path)
+        if path.exists():
+            if self.root is not None and not path.resolve().is_relative_to(self.root.resolve()):
+                raise self._forbidden(f"{model} is not below the directory that models may be taken from (--swap-root)")
+            return source
+        if not _HUB_ID.fullmatch(model):
+            raise unavailable(f"there is no directory {model}")
+        if not self.hub:
+            raise self._forbidden(
+                f"there is no directory {model} here, and models may not be taken from the hub (--swap-hub)"
+            )
+        return None
+
+    def _forbidden(self, why: str) -> ServiceError:
+        return ServiceError(ErrorCode.SOURCE_FORBIDDEN, f"{why}; the old reference serves on", param="model")
+
+
+def unavailable(why: str) -> ServiceError:
+    """422: it cannot be hosted."""
+    return ServiceError(
+        ErrorCode.MODEL_UNAVAILABLE, f"the model cannot be used: {why}; the old reference serves on", param="model"
+    )
