@@ -182,11 +182,46 @@ class TinyReference:
             logprobs=logprobs if asked is None else np.where(asked, logprobs, np.float32(np.nan)),
             status=np.zeros(len(flat), dtype=np.uint8),
             completion_mask=asked,
+            extras=self._extras(request),
         )
 
+    def _extras(self, request: ScoreRequest) -> dict[str, np.ndarray]:
+        """The best tokens, the asked ids and the mass outside either, from whole rows of log-probs."""
+        extras: dict[str, torch.Tensor] = {}
+        if not request.top_k and all(group.token_ids is None for group in request.groups):
+            return {}
+        full = torch.cat(
+            [
+                self._logprobs(group.prompt.tolist(), completion.tolist(), group.temperature)
+                for group in request.groups
+                for completion in group.completions
+            ]
+        )
+        if request.top_k:
+            extras["top_logprobs"], best = full.topk(request.top_k)
+            extras["top_ids"], extras["top_tail"] = best.int(), _outside(full, best)
+        if request.groups[0].token_ids is not None:
+            asked = torch.cat([torch.from_numpy(ids) for g in request.groups for ids in g.token_ids or ()]).long()
+            at = full.gather(1, asked.clamp(min=0))
+            extras["token_logprobs"], extras["token_tail"] = (
+                at.masked_fill(asked < 0, -torch.inf),
+                _outside(full, asked),
+            )
+        return {name: x.numpy() for name, x in extras.items() if "tail" in request.extras or "tail" not in name}
+
     def _row(self, prompt: list[int], completion: list[int], temperature: float) -> torch.Tensor:
+        return self._logprobs(prompt, completion, temperature)[torch.arange(len(completion)), completion]
+
+    def _logprobs(self, prompt: list[int], completion: list[int], temperature: float) -> torch.Tensor:
         logits = self.model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
-        return (logits / temperature).log_softmax(-1)[torch.arange(len(completion)), completion]
+        return (logits / temperature).log_softmax(-1)
+
+
+def _outside(full: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    inside = torch.zeros_like(full, dtype=torch.bool)
+    rows = torch.arange(len(ids))[:, None].expand_as(ids)
+    inside[rows[ids >= 0], ids[ids >= 0]] = True
+    return full.masked_fill(inside, -torch.inf).logsumexp(-1)
 
 
 class _Handler(BaseHTTPRequestHandler):

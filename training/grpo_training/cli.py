@@ -94,7 +94,8 @@ def run_with_display(
     if not is_main_process():
         return summary
     table = Table(box=None, show_header=False, padding=(0, 2))
-    for name in _SHOWN:
+    taught = [name for name in summary if name.startswith("distill_") and name.endswith("_last")]
+    for name in [*_SHOWN, *taught]:
         value = summary[name]
         table.add_row(name.replace("_", " "), NOT_MEASURED if value is None else f"{value:.4g}")
     console.print(table)

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..transforms import Normalizer
+from ..stable import log_softmax, logsumexp
+from ..transforms import Normalizer, normalized_logits
 from .gradient import HeadGradient
 from .score import score_rows
 from .spec import HeadSpec, Tile
@@ -58,6 +59,20 @@ def fused_chosen_logprobs(
     return ChosenLogprobs(
         *_Chosen.apply(hidden, weight, spec.bias, token_ids, plain, temperature, normalizer, tile)  # pyright: ignore[reportArgumentType]
     )
+
+
+def chosen_logprobs(
+    logits: Tensor, token_ids: Tensor, *, temperature: float | Tensor = 1.0, normalizer: Normalizer = "softmax"
+) -> ChosenLogprobs:
+    """The same of logits (R, V) that are there already, for a head that cannot be fused."""
+    scaled = normalized_logits(logits, temperature, normalizer)
+    there, places = token_ids >= 0, token_ids.long().clamp(min=0)
+    logprobs = log_softmax(scaled)
+    rest = torch.ones_like(scaled, dtype=torch.bool)
+    rows = torch.arange(len(places), device=places.device)[:, None].expand_as(places)
+    rest[rows[there], places[there]] = False
+    tail = logsumexp(logprobs.masked_fill(~rest, -math.inf))
+    return ChosenLogprobs(torch.where(there, logprobs.gather(1, places), -math.inf), tail)
 
 
 class _Chosen(torch.autograd.Function):

@@ -8,6 +8,7 @@ An unknown field is refused with the name it was probably meant to be. Nothing h
 from __future__ import annotations
 
 from .data import EvalConfig, RolloutConfig, TaskConfig
+from .distillation import DistillConfig, TeacherKind, TeacherSupport, TeacherTail
 from .environment import EnvironmentConfig
 from .errors import (
     CheckpointError,
@@ -17,6 +18,7 @@ from .errors import (
     OutputError,
     RewardError,
     RolloutError,
+    TeacherError,
 )
 from .learning import (
     CollapseConfig,
@@ -39,6 +41,7 @@ __all__ = [
     "CollapseConfig",
     "ConfigError",
     "Correction",
+    "DistillConfig",
     "DistributedConfig",
     "EnvironmentConfig",
     "EnvironmentFailed",
@@ -60,6 +63,10 @@ __all__ = [
     "RolloutConfig",
     "RolloutError",
     "TaskConfig",
+    "TeacherError",
+    "TeacherKind",
+    "TeacherSupport",
+    "TeacherTail",
     "TrainConfig",
     "TrainerConfig",
     "load_config",

@@ -19,6 +19,10 @@ class EnvironmentFailed(RuntimeError):
     """An environment failed, took too long or said what cannot be used; the message names it, the row, the turn and why."""
 
 
+class TeacherError(RuntimeError):
+    """A teacher failed, or what it answers cannot be learnt from; the message names it and says why."""
+
+
 class RewardError(RuntimeError):
     """A reward function failed or took too long; the message names it, the row and what went wrong."""
 

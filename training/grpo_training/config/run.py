@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from .data import EvalConfig, RolloutConfig, TaskConfig
+from .distillation import DistillConfig
 from .learning import CollapseConfig, LossConfig, OptimizerConfig
 from .model import LoraConfig, ModelConfig, ReferenceConfig
 from .section import Section
@@ -75,6 +76,13 @@ class TrainConfig(Section):
     distributed: DistributedConfig = DistributedConfig()
     lora: LoraConfig | None = None
     """Train an adapter (`lora: {}`) instead of the whole model."""
+    distillation: DistillConfig | None = None
+    """Learn from a teacher: `distillation: {teachers: http://host:8000}`."""
+
+    @property
+    def task_trains(self) -> bool:
+        """Whether the task's reward is part of what is minimised."""
+        return self.distillation is None or self.distillation.task_reward
 
     @model_validator(mode="after")
     def _portions_are_whole(self) -> Self:
@@ -94,8 +102,31 @@ class TrainConfig(Section):
                 f"rollout.backend=openai samples from a softmax, which loss.normalizer={self.loss.normalizer} is not: "
                 f"set rollout.backend=policy"
             )
-        if self.rollout.group_size < 2:
+        if self.rollout.group_size < 2 and self.task_trains:
             raise ValueError(
                 "rollout.group_size=1 leaves every advantage at 0, since an advantage is over the group: sample at least 2"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_fits(self) -> Self:
+        taught = self.distillation
+        if taught is None:
+            return self
+        if not taught.task_reward:
+            if self.rollout.resample:
+                raise ValueError(
+                    "rollout.resample looks for groups whose rewards differ, and distillation.task_reward=false does not "
+                    "train on rewards: set it to 0"
+                )
+            if self.loss.kl_in == "reward" and self.loss.beta > 0:
+                raise ValueError(
+                    "loss.kl_in=reward puts the KL into the task's reward, on which distillation.task_reward=false does not "
+                    "train: set loss.kl_in=loss"
+                )
+        if self.rollout.backend == "openai" and taught.ids_from in ("student", "union"):
+            raise ValueError(
+                f"distillation.support={taught.ids_from} takes the student's best tokens from its sampler, and "
+                f"rollout.backend=openai does not tell them: set rollout.backend=policy, or support=teacher"
             )
         return self

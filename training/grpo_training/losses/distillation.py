@@ -39,11 +39,13 @@ class Support(NamedTuple):
 
 
 class DistillTerms(NamedTuple):
-    """(N,) each: the divergence in nats, and the mass of teacher and student in the support, without gradient."""
+    """(N,) each: the divergence in nats; without gradient the mass of teacher and student in the support, and what the bucket
+    for the mass outside adds to the divergence (0 without one)."""
 
     divergence: Tensor
     teacher_mass: Tensor
     student_mass: Tensor
+    tail: Tensor
 
 
 def distillation_terms(
@@ -76,7 +78,9 @@ def distillation_terms(
     if tail == "renormalise":
         some = there.any(1, keepdim=True)
         p, q = (torch.where(some, x - x.logsumexp(1, keepdim=True), x) for x in (p, q))
-    return DistillTerms(_divergence(p, q, there, kind, beta, alpha), *masses)
+    outcomes = _divergence(p, q, there, kind, beta, alpha)
+    bucket = outcomes[:, -1].detach() if tail == "bucket" else torch.zeros_like(masses[0])
+    return DistillTerms(outcomes.sum(-1), masses[0], masses[1], bucket)
 
 
 def sampled_advantages(
@@ -98,12 +102,15 @@ def sampled_advantages(
 
 def first_places(ids: Tensor) -> Tensor:
     """(N, k) bool: the places that hold an id for the first time in their row."""
-    k = ids.shape[1]
-    earlier = torch.ones(k, k, dtype=torch.bool, device=ids.device).tril(-1)
-    return (ids >= 0) & ~((ids[:, :, None] == ids[:, None, :]) & earlier).any(-1)
+    order = ids.argsort(dim=1, stable=True)  # equal ids beside each other, the earliest place first
+    ranked = ids.gather(1, order)
+    first = torch.ones_like(ranked, dtype=torch.bool)
+    first[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
+    return (ids >= 0) & torch.zeros_like(first).scatter(1, order, first)
 
 
 def _divergence(p: Tensor, q: Tensor, there: Tensor, kind: DistillKind, beta: float, alpha: float) -> Tensor:
+    """(N, k) what each outcome adds."""
     if kind == "jsd" and beta in (0.0, 1.0):
         kind = "forward" if beta == 0 else "reverse"
     match kind:
@@ -121,10 +128,10 @@ def _divergence(p: Tensor, q: Tensor, there: Tensor, kind: DistillKind, beta: fl
 
 
 def _kl(a: Tensor, b: Tensor, there: Tensor) -> Tensor:
-    """(N,) sum of e^a (a - b); an outcome of probability 0 adds nothing."""
+    """(N, k) e^a (a - b); an outcome of probability 0 adds nothing."""
     counts = there & (a > -math.inf)
     safe = torch.where(counts, a, 0.0)
-    return torch.where(counts, safe.exp() * (safe - torch.where(counts, b, 0.0)), 0.0).sum(-1)
+    return torch.where(counts, safe.exp() * (safe - torch.where(counts, b, 0.0)), 0.0)
 
 
 def _mixture(p: Tensor, q: Tensor, share: float) -> Tensor:

@@ -28,7 +28,7 @@ class PortionData:
     logprobs: (S, C) of the policy, with gradient. entropies: (S, C) nats, or None where nothing needs them. old: (S, C) of
     the policy before the step's first update. sampler: (S, C) as the engine that sampled told them. reference: (S, C), or
     None. mask: (S, C), bool or 0 and 1: the tokens that are trained on, without those of a completion that is left out.
-    advantages: (S,).
+    advantages: (S,), or (S, C) where each token has its own.
     """
 
     logprobs: Tensor

@@ -31,15 +31,19 @@ def draw(records: Sequence[Mapping[str, Any]], *, title: str, evaluations: Seque
     _curve(
         kl, steps, column(records, "kl"), "#dc2626", f"KL to the reference, median of {WINDOW} steps", running_median
     )
+    _curve(kl, steps, column(records, "distill/d_mean"), "#2563eb", "log q/p of a sampled token, teacher p")
+    _curve(kl, steps, column(records, "distill/loss"), "#16a34a", "divergence from the teacher")
     # k3 is exponential: one token that the reference finds all but impossible would flatten every other step
     kl.set_yscale("symlog", linthresh=KL_LINEAR)
     kl.yaxis.set_major_formatter("{x:g}")
-    kl.set(title=f"KL (nats per token, logarithmic from {KL_LINEAR} on)")
+    kl.set(title=f"KL, teacher (nats per token, logarithmic from {KL_LINEAR} on)")
     _curve(length, steps, column(records, "completion/length"), "#7c3aed", "mean")
     length.set(title="Completion length (tokens)", ylim=(0, None))
     _curve(latency, steps, 1e3 * column(records, "reference/latency_s"), "#ea580c", "answered after")
     _curve(latency, steps, 1e3 * column(records, "time/reference_wait_s"), "#0f766e", "of that waited for")
-    latency.set(title="Reference latency (ms)", ylim=(0, None))
+    _curve(latency, steps, 1e3 * column(records, "teacher/latency_s"), "#2563eb", "teacher: answered after")
+    _curve(latency, steps, 1e3 * column(records, "time/teacher_wait_s"), "#16a34a", "teacher: of that waited for")
+    latency.set(title="Latency of reference and teacher (ms)", ylim=(0, None))
     for axes, figure_name in ((reward, "reward"), (length, "length")):
         for name in held_out(evaluations):
             points = column(evaluations, f"eval/{name}/{figure_name}")
@@ -63,6 +67,6 @@ def _curve(
     smooth: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> None:
     if len(values) != len(steps) or not len(values):
-        return  # a run without a reference has no KL and no latency
+        return  # a run without a reference has no KL and no latency, nor one without a teacher what is told of it
     axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
     axes.plot(steps, (smooth or running_mean)(values), color=colour, linewidth=2, label=label)

@@ -37,6 +37,7 @@ def summarise(
         "steps_skipped": total(records, "policy/skipped"),
         "rewards_unmeasured": total(records, "reward/unmeasured"),
         "unscored": total(records, "reference/unscored"),
+        **_taught(records),
         "seed": config.trainer.seed,
         "reward_first": mean(rewards[:WINDOW]),
         "reward_last": mean(rewards[-WINDOW:]),
@@ -69,6 +70,19 @@ def held_out(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, fl
         name: {"reward_first": mean(r[:1]), "reward_last": mean(r[-1:]), "reward_best": largest(r)}
         for name, r in rewards.items()
     }
+
+
+def _taught(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a run with a teacher has in addition."""
+    if not any("teacher/unscored" in record for record in records):
+        return {}
+    figures: dict[str, Any] = {"untaught": total(records, "teacher/unscored")}
+    for name in ("loss", "d_mean", "teacher_mass", "student_mass", "overlap", "clipped"):
+        values = column(records, f"distill/{name}")
+        if len(values):
+            figures |= {f"distill_{name}_first": mean(values[:WINDOW]), f"distill_{name}_last": mean(values[-WINDOW:])}
+    wait, whole = column(records, "time/teacher_wait_s"), column(records, "time/step_s")
+    return figures | {"teacher_wait_share": float(np.nansum(wait) / whole.sum()) if len(wait) else None}
 
 
 def _difference(a: float | None, b: float | None) -> float | None:

@@ -50,6 +50,7 @@ class _Talk:
     mine: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     entropy: list[float] = field(default_factory=list)
+    best: list[list[int]] = field(default_factory=list)
     turn: list[int] = field(default_factory=list)
     ended: bool = False
     live: bool = True
@@ -58,6 +59,7 @@ class _Talk:
         """What it was told is a part of it that the policy did not write."""
         zeros = [0.0] * len(observation.ids)
         self._add(observation.ids, zeros, zeros, mine=False)
+        self.best += [[] for _ in observation.ids]
         self.episode.turns.extend(observation.turns)
 
     def wrote(self, turn: Turn, ids: list[int], logprobs: list[float], entropy: list[float]) -> None:
@@ -126,9 +128,11 @@ def _take(environments: Environments, talks: Sequence[_Talk], drawn: Rollout) ->
     """The policy's turn; a talk whose turn was cut is over."""
     lengths, logprobs = drawn.lengths.tolist(), drawn.logprobs.tolist()
     entropy = logprobs if drawn.entropy is None else drawn.entropy.tolist()
-    rows = zip(talks, drawn.ids.tolist(), lengths, logprobs, entropy, drawn.ended.tolist(), strict=True)
-    for talk, ids, n, scores, uncertainty, ended in rows:
+    best = [[] for _ in talks] if drawn.top_ids is None else drawn.top_ids.tolist()
+    rows = zip(talks, drawn.ids.tolist(), lengths, logprobs, entropy, drawn.ended.tolist(), best, strict=True)
+    for talk, ids, n, scores, uncertainty, ended, likeliest in rows:
         talk.wrote(Turn("assistant", environments.reader.said(ids[:n])), ids[:n], scores[:n], uncertainty[:n])
+        talk.best += likeliest[:n]
         talk.ended = talk.live = ended
 
 
@@ -170,4 +174,15 @@ def _rollout(
         torch.tensor([talk.ended for talk in talks], device=device),
         padded([talk.mine for talk in talks], torch.bool),
         tuple(talk.episode for talk in talks),
+        _best([talk.best for talk in talks], width, device),
     )
+
+
+def _best(rows: Sequence[Sequence[Sequence[int]]], width: int, device: torch.device) -> Tensor | None:
+    """(S, width, k) the likeliest ids of each position, -1 where there are none; None where none were kept."""
+    k = max((len(ids) for row in rows for ids in row), default=0)
+    if not k:
+        return None
+    nothing = [-1] * k
+    padded = [[*(ids or nothing for ids in row), *[nothing] * (width - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=torch.int32, device=device)

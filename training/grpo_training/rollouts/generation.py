@@ -38,6 +38,7 @@ def sample(
     places: tuple[Tensor, int] | None = None,
     stops: StopStrings | None = None,
     limits: Sequence[int] | None = None,
+    top_k: int = 0,
 ) -> Rollout:
     """Sample `group_size` completions of each prompt, from logits / temperature, in fp32.
 
@@ -46,7 +47,8 @@ def sample(
     token of it. vocab_size: ids from it on are left out of the distribution. places: these rows' (S,) places in a batch
     of so many rows, of which other processes sample the rest; each row then gets the tokens that it would get if one
     process sampled them all. stops: a completion also ends with the token that completes one of these strings. limits: of
-    each row's tokens, where some have less room than `max_new_tokens`.
+    each row's tokens, where some have less room than `max_new_tokens`. top_k: how many of the likeliest ids to keep of each
+    position.
     """
     device = model.device
     rows = len(prompts) * group_size
@@ -58,6 +60,7 @@ def sample(
     mask = torch.zeros(rows, max_new_tokens, dtype=torch.bool, device=device)
     logprobs = torch.zeros(rows, max_new_tokens, device=device)
     entropy = torch.zeros(rows, max_new_tokens, device=device)
+    likeliest: list[Tensor] = []
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
     room = torch.tensor([max_new_tokens] * rows if limits is None else list(limits), device=device)
 
@@ -87,6 +90,10 @@ def sample(
         logprobs[alive, t] = logp.gather(-1, token[:, None])[:, 0]
         # p * log p is 0 where p is 0, and not 0 * -inf.
         entropy[alive, t] = -(probs * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)
+        if top_k:
+            best = torch.full((rows, min(top_k, logp.shape[1])), -1, dtype=torch.int32, device=device)
+            best[alive] = logp.topk(best.shape[1]).indices.int()
+            likeliest.append(best)
         over = torch.isin(token, eos)
         if stops is not None:
             recent = ids[alive, max(0, t + 1 - stops.window) : t + 1].tolist()
@@ -118,6 +125,7 @@ def sample(
         logprobs[:, :width],
         entropy[:, :width],
         ended,
+        top_ids=torch.stack(likeliest, dim=1) if top_k else None,
     )
 
 

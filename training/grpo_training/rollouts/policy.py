@@ -8,12 +8,14 @@ where the probe finds that the fused one is the model's own.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
 from grpo_client.protocol import FloatArray, Normalizer
 from grpo_numerics import HeadSpec, entropy, fused_logprobs, score_rows, token_logprobs
+from grpo_numerics.head.chosen import ChosenLogprobs, chosen_logprobs, fused_chosen_logprobs
 from grpo_numerics.model_parts import (
     head_spec,
     longest_sequence,
@@ -70,6 +72,27 @@ class Policy:
         mask = rollout.loss_mask
         scores, uncertainty = self._scored(self._loss_rows(rollout), rollout.ids[mask], entropies)
         return _spread(scores, mask), None if uncertainty is None else _spread(uncertainty, mask)
+
+    def scores_at(
+        self, rollout: Rollout, ids: Callable[[], Tensor], *, temperature: float, entropies: bool = False
+    ) -> tuple[Tensor, Tensor | None, ChosenLogprobs]:
+        """As `scores`, and of the N tokens in `loss_mask`, row by row, the log-probs of (N, k) chosen ids at `temperature`.
+
+        ids: called when the model's body is through; it may wait for what another process finds out.
+        """
+        mask = rollout.loss_mask
+        rows = self._loss_rows(rollout)
+        chosen = ids()
+        scores, uncertainty = self._scored(rows, rollout.ids[mask], entropies)
+        if self.fused:
+            hidden, head, spec = self._head(rows)
+            at = fused_chosen_logprobs(
+                hidden, head, chosen, spec=spec, temperature=temperature, normalizer=self.normalizer
+            )
+        else:
+            logits = rows[:, : self.vocab_size]
+            at = chosen_logprobs(logits, chosen, temperature=temperature, normalizer=self.normalizer)
+        return _spread(scores, mask), None if uncertainty is None else _spread(uncertainty, mask), at
 
     @torch.no_grad()
     def max_logit(self, rollout: Rollout) -> float:

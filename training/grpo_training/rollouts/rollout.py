@@ -37,6 +37,7 @@ class Rollout:
     entropy is None where it does not tell. ended: (S,) bool, False for a completion that was cut at the length limit.
     by_policy: (S, C) bool, the tokens that the policy wrote, where others stand among them (a tool's answer); None: all.
     episodes: S of them where there is an environment, else none.
+    top_ids: (S, C, k) int32, the likeliest ids where each of those was sampled, -1 elsewhere; None: not kept.
     """
 
     prompts: list[list[int]]
@@ -48,6 +49,7 @@ class Rollout:
     ended: Tensor
     by_policy: Tensor | None = None
     episodes: tuple[Episode, ...] = ()
+    top_ids: Tensor | None = None
 
     @property
     def loss_mask(self) -> Tensor:
@@ -86,7 +88,7 @@ class Rollout:
         def joined(mine: Tensor | None, theirs: Tensor | None) -> Tensor | None:
             if mine is None or theirs is None:
                 return None
-            out, new = (nn.functional.pad(t, (0, width - t.shape[1])) if t.dim() == 2 else t for t in (mine, theirs))
+            out, new = (_widened(t, width) if t.dim() > 1 else t for t in (mine, theirs))
             return out.index_copy(0, at, new)
 
         prompts = list(self.prompts)
@@ -106,6 +108,7 @@ class Rollout:
             cast(Tensor, joined(self.ended, others.ended)),
             joined(self.loss_mask, others.loss_mask) if mixed else None,
             tuple(episodes),
+            joined(self.top_ids, others.top_ids),
         )
 
     def chosen(self, groups: Sequence[int]) -> Rollout:
@@ -123,6 +126,7 @@ class Rollout:
             self.ended[at],
             None if self.by_policy is None else self.by_policy[at],
             tuple(self.episodes[i] for i in rows.flatten().tolist()) if self.episodes else (),
+            None if self.top_ids is None else self.top_ids[at],
         )
 
     def _part(self, first: int, last: int) -> Rollout:
@@ -137,7 +141,18 @@ class Rollout:
             self.ended[rows],
             None if self.by_policy is None else self.by_policy[rows],
             self.episodes[rows],
+            None if self.top_ids is None else self.top_ids[rows],
         )
+
+
+def _widened(values: Tensor, width: int) -> Tensor:
+    """(S, C, ...) with 0, or -1 for ids of which there are several, in columns up to `width`."""
+    more = width - values.shape[1]
+    return (
+        nn.functional.pad(values, (0, more))
+        if values.dim() == 2
+        else nn.functional.pad(values, (0, 0, 0, more), value=-1)
+    )
 
 
 def pad_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -51,12 +51,14 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """What is drawn. total: completions of the whole step, of which a process may draw some."""
+    """What is drawn. total: completions of the whole step, of which a process may draw some. top_k: how many of the likeliest
+    ids are kept of each position."""
 
     group_size: int
     max_new_tokens: int
     temperature: float
     total: int
+    top_k: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class PolicySampler:
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
             total=options.prompts_per_step * options.group_size,
+            top_k=0 if self.config.distillation is None else self.config.distillation.student_top_k,
         )
         return self.draw(prompts, drawing, seed=seed, rows=rows, asked=asked)
 
@@ -124,6 +127,7 @@ class PolicySampler:
                 vocab_size=self.policy.vocab_size,
                 places=None if places is None else (places, total),
                 limits=limits,
+                top_k=drawing.top_k,
             )
 
         def turns() -> Rollout:

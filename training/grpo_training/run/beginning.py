@@ -22,26 +22,26 @@ def check_output(config: TrainConfig) -> None:
         raise ConfigError(f"model.name={read} lies where this run writes: choose another trainer.output than {output}")
 
 
-def shared_vocabulary(loaded: LoadedModel, reference_size: int) -> int | None:
-    """How many of the policy's ids the reference has too, over which the policy is then a distribution; None: it has all.
+def shared_vocabulary(loaded: LoadedModel, size: int, *, who: str = "the reference") -> int | None:
+    """How many of the policy's ids `who` has too, over which the policy is then a distribution; None: it has all.
 
     A model's vocabulary may be padded beyond its tokenizer's, to different sizes in one family: ids that only the policy has
     are then never sampled and have no probability. Raises ConfigError where the tokenizer itself makes such ids.
     """
     mine = loaded.model.config.get_text_config().vocab_size
     tokens = max(loaded.tokenizer.get_vocab().values()) + 1
-    if min(tokens, mine) > reference_size:
+    if min(tokens, mine) > size:
         raise ConfigError(
-            f"the policy (model.name) has {mine} ids, {tokens} of them in its tokenizer, but the reference has a vocabulary of "
-            f"{reference_size}: it cannot score the others. Serve the model that the policy started from"
+            f"the policy (model.name) has {mine} ids, {tokens} of them in its tokenizer, but {who} has a vocabulary of "
+            f"{size}: it cannot score the others. Serve the model that the policy started from"
         )
-    if mine <= reference_size:
+    if mine <= size:
         return None
     logger.warning(
-        "the policy has a vocabulary of %d and the reference one of %d: ids from %d on, which the tokenizer does not use, are "
-        "not sampled",
+        "the policy has a vocabulary of %d and %s one of %d: ids from %d on, which the tokenizer does not use, are not sampled",
         mine,
-        reference_size,
-        reference_size,
+        who,
+        size,
+        size,
     )
-    return reference_size
+    return size

@@ -39,13 +39,14 @@ class TrainerState:
 
     step: steps done. fingerprint: of the reference that they were measured against, None when none was asked.
     config: the run's configuration, as JSON values. data: fingerprints of what is asked, by task; None in a checkpoint that
-    does not say.
+    does not say. teachers: fingerprints by name; None where there are none.
     """
 
     step: int
     fingerprint: str | None
     config: dict[str, Any]
     data: dict[str, str] | None = None
+    teachers: dict[str, str] | None = None
 
 
 class Checkpoints:
@@ -77,6 +78,7 @@ class Checkpoints:
             "fingerprint": state.fingerprint,
             "config": state.config,
             "data": state.data,
+            "teachers": state.teachers,
             "optimizer": _take_out_tensors(optimizer, "optimizer", tensors),
             "scheduler": _take_out_tensors(scheduler, "scheduler", tensors),
         }
@@ -122,7 +124,9 @@ def load_checkpoint(
     read_into(model, path)
     optimizer.load_state_dict(_cut_states(_put_in_tensors(values["optimizer"], tensors), optimizer))
     scheduler.load_state_dict(_put_in_tensors(values["scheduler"], tensors))
-    return TrainerState(values["step"], values["fingerprint"], values["config"], values.get("data"))
+    return TrainerState(
+        values["step"], values["fingerprint"], values["config"], values.get("data"), values.get("teachers")
+    )
 
 
 def _cut_states(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

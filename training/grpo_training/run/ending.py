@@ -1,7 +1,7 @@
 """How a command ends when it cannot go on: one sentence with the reason last, and a status that says whose fault it was.
 
-2: it was told something impossible. 1: the reference, a rollout server, an environment, a reward function, a checkpoint or
-the disk failed it, or no step of it changed a weight.
+2: it was told something impossible. 1: the reference, a teacher, a rollout server, an environment, a reward function, a
+checkpoint or the disk failed it, or no step of it changed a weight.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from grpo_training.config import (
     OutputError,
     RewardError,
     RolloutError,
+    TeacherError,
     TrainConfig,
 )
 from grpo_training.redaction import scrubbed
@@ -49,6 +50,8 @@ def explained(console: Console, config: TrainConfig | None = None) -> Iterator[N
         raise _end(console, "cannot resume", error, 1) from error
     except (RolloutError, EnvironmentFailed) as error:
         raise _end(console, f"cannot sample{_go_on(config)}", error, 1) from error
+    except TeacherError as error:
+        raise _end(console, f"cannot learn{_go_on(config)}", error, 1) from error
     except RewardError as error:
         raise _end(console, f"cannot reward{_go_on(config)}", error, 1) from error
     except NothingTrained as error:

@@ -17,7 +17,9 @@ from grpo_training.distributed import RankGroups
 from grpo_training.losses.advantages import overlong_penalty
 from grpo_training.rollouts.reference import Pending
 from grpo_training.rollouts.rollout import Rollout
+from grpo_training.rollouts.teacher import Lesson
 from grpo_training.run.parts import Clock, Parts, step_seed
+from grpo_training.run.teachers import names_of
 from grpo_training.run.texts import completed
 from grpo_training.tasks.calling import Completion
 from grpo_training.tasks.judging import Judged, Judgement
@@ -27,13 +29,15 @@ from grpo_training.tasks.prompting import Problem
 @dataclass(slots=True)
 class Groups:
     """K groups of this rank. judgement: of their S completions, with the errors and seconds of those replaced as well.
-    pending: the reference's scores of each portion, under way. figures: what sampling anew has done, over all ranks."""
+    pending, lessons: the scores of reference and teacher for each portion, under way. figures: what sampling anew has done,
+    over all ranks."""
 
     problems: list[Problem]
     rollout: Rollout
     completions: list[Completion]
     judgement: Judgement
     pending: list[Pending | None]
+    lessons: list[Lesson | None]
     figures: dict[str, float]
 
     @property
@@ -49,14 +53,14 @@ def gather(parts: Parts, step: int, mine: RankGroups, clock: Clock) -> Groups:
         parts.sampler.update_weights(step)
         problems = _problems(parts, step, mine, config.trainer.seed)
         rollout = _sampled(parts, problems, step_seed(config.trainer.seed, step), mine.rows)
-    pending = [] if rounds else _sent(parts, rollout)
+    pending, lessons = ([], []) if rounds else _sent(parts, problems, rollout)
     with clock("reward"):
         completions = completed(parts.loaded.tokenizer, problems, rollout)
         judgement = parts.task.judge_all(completions, when=f"step {step + 1}", step=step)
-    groups = Groups(problems, rollout, completions, judgement, pending, {})
+    groups = Groups(problems, rollout, completions, judgement, pending, lessons, {})
     if rounds:
         _resample(parts, step, mine, clock, groups)
-        groups.pending = _sent(parts, groups.rollout)
+        groups.pending, groups.lessons = _sent(parts, groups.problems, groups.rollout)
     return groups
 
 
@@ -135,9 +139,12 @@ def _sampled(parts: Parts, problems: list[Problem], seed: int, rows: Tensor) -> 
     return parts.sampler.sample([p.prompt_ids for p in problems], seed=seed, rows=rows, asked=problems)
 
 
-def _sent(parts: Parts, rollout: Rollout) -> list[Pending | None]:
+def _sent(parts: Parts, problems: list[Problem], rollout: Rollout) -> tuple[list[Pending | None], list[Lesson | None]]:
     portions = rollout.portions(parts.config.trainer.portions)
-    return [*parts.reference.submit(portions)] if parts.reference else [None] * len(portions)
+    pending: list[Pending | None] = [*parts.reference.submit(portions)] if parts.reference else [None] * len(portions)
+    if parts.teachers is None:
+        return pending, [None] * len(portions)
+    return pending, [*parts.teachers.submit(portions, names_of(problems, parts.config))]
 
 
 def _rewards(judgement: Judgement) -> Tensor:

@@ -17,16 +17,20 @@ from grpo_training.config import NothingTrained, TrainConfig
 from grpo_training.disk import disk_faults
 from grpo_training.distributed import World
 from grpo_training.models import weights
+from grpo_training.models.loading import LoadedModel
 from grpo_training.report.report import write_report
 from grpo_training.rollouts.reference import Reference
 from grpo_training.rollouts.sampling import open_sampler
+from grpo_training.rollouts.teacher import Teachers
 from grpo_training.run.beginning import shared_vocabulary
 from grpo_training.run.checkpoint import Checkpoints, TrainerState
 from grpo_training.run.endings import Endings
 from grpo_training.run.evaluation import EvaluationLog, Evaluator
+from grpo_training.run.first_lesson import check_first_lesson
 from grpo_training.run.outputs import open_outputs
 from grpo_training.run.setup import Built, build, check, load
 from grpo_training.run.step import Parts, StepReport, grpo_step
+from grpo_training.run.teachers import open_teachers
 from grpo_training.run.watch import CollapseWatch
 
 
@@ -106,15 +110,22 @@ def _parts(config: TrainConfig, built: Built, state: TrainerState, world: World)
         closing(built.environments) if built.environments else nullcontext(),
         open_sampler(config, built.loaded, built.policy, world, first, built.environments) as sampler,
         _reference(config, state.fingerprint) as reference,
+        open_teachers(config, built.loaded, state.teachers) as teachers,
     ):
         world.agree(
             [reference and reference.info.fingerprint],
             "the processes are answered by different references: give all of them the same reference.urls",
         )
-        if reference and (shared := shared_vocabulary(built.loaded, reference.info.vocab_size)):
+        world.agree(
+            [teachers and teachers.fingerprints],
+            "the processes are answered by different teachers: give all of them the same distillation.teachers",
+        )
+        if shared := _shared_vocabulary(built.loaded, reference, teachers):
             built.policy.vocab_size = shared
             sampler.keep_below(shared)
-        yield Parts(
+            if teachers:
+                teachers.keep_below(shared)
+        parts = Parts(
             config=config,
             loaded=built.loaded,
             policy=built.policy,
@@ -125,8 +136,11 @@ def _parts(config: TrainConfig, built: Built, state: TrainerState, world: World)
             optimizer=built.optimizer,
             scheduler=built.scheduler,
             reference=reference,
+            teachers=teachers,
             world=world,
         )
+        check_first_lesson(parts, first, new=state.step == 0)
+        yield parts
 
 
 def _steps(
@@ -161,13 +175,23 @@ def _steps(
 
 def _save(parts: Parts, done: int, data: dict[str, str] | None, checkpoints: Checkpoints) -> Path:
     fingerprint = parts.reference.info.fingerprint if parts.reference else None
+    teachers = parts.teachers.fingerprints if parts.teachers else None
     return checkpoints.save(
-        TrainerState(done, fingerprint, parts.config.model_dump(mode="json"), data),
+        TrainerState(done, fingerprint, parts.config.model_dump(mode="json"), data, teachers),
         parts.loaded.model,
         parts.loaded.tokenizer,
         parts.optimizer.state_dict(),
         parts.scheduler.state_dict(),
     )
+
+
+def _shared_vocabulary(loaded: LoadedModel, reference: Reference | None, teachers: Teachers | None) -> int | None:
+    """The ids that policy, reference and teachers all have; None: all of the policy's."""
+    sizes = {"the reference": reference.info.vocab_size} if reference else {}
+    if teachers:
+        sizes |= {f"the teacher {name}": info.vocab_size for name, info in teachers.info.items()}
+    shared = [shared_vocabulary(loaded, size, who=who) for who, size in sizes.items()]
+    return min((size for size in shared if size is not None), default=None)
 
 
 def _reference(config: TrainConfig, fingerprint: str | None) -> AbstractContextManager[Reference | None]:

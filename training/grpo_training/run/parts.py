@@ -16,6 +16,7 @@ from grpo_training.models.loading import LoadedModel
 from grpo_training.rollouts.policy import Policy
 from grpo_training.rollouts.reference import Reference
 from grpo_training.rollouts.sampling import Sampler
+from grpo_training.rollouts.teacher import Teachers
 from grpo_training.run.endings import Endings
 from grpo_training.run.watch import CollapseWatch
 from grpo_training.tasks.task import Task
@@ -23,7 +24,8 @@ from grpo_training.tasks.task import Task
 
 @dataclass(frozen=True)
 class Parts:
-    """What a step works with. reference is None when beta is 0: then nothing is asked of the server."""
+    """What a step works with. reference is None when beta is 0: then nothing is asked of the server. teachers is None
+    without a section `distillation`."""
 
     config: TrainConfig
     loaded: LoadedModel
@@ -35,20 +37,24 @@ class Parts:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     reference: Reference | None
+    teachers: Teachers | None
     world: World
 
 
 class Clock:
-    """Seconds spent in each named part of a step."""
+    """Seconds spent in each named part of a step; those of a part within another are its own alone."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._within = 0.0
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
+        started, before, self._within = time.perf_counter(), self._within, 0.0
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        took = time.perf_counter() - started
+        self.seconds[name] = self.seconds.get(name, 0.0) + took - self._within
+        self._within = before + took
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -30,10 +30,13 @@ _ROWS = (
     ("reward/mean", "reward", "{:.3f}"),
     ("reward/correct", "correct", "{:.3f}"),
     ("kl", "KL", "{:.4f}"),
+    ("distill/loss", "divergence from the teacher", "{:.4f}"),
+    ("distill/d_mean", "log q/p of a sampled token", "{:.4f}"),
     ("completion/length", "completion length", "{:.1f}"),
     ("policy/entropy", "entropy", "{:.2f}"),
     ("reference/latency_s", "reference latency, s", "{:.2f}"),
     ("time/reference_wait_s", "waited for it, s", "{:.2f}"),
+    ("time/teacher_wait_s", "waited for the teacher, s", "{:.2f}"),
     ("time/step_s", "step, s", "{:.2f}"),
 )
 

@@ -14,7 +14,7 @@ _MAY_CHANGE = (
     "trainer.tracker",
     "trainer.save_model", "model.threads", "model.device", "model.gradient_checkpointing",
     "rollout.base_url", "rollout.api_key_env", "rollout.timeout", "rollout.max_wait", "rollout.concurrency",
-    "rollout.sync_command",
+    "rollout.sync_command", "distillation.teachers", "distillation.starts_equal",
 )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from grpo_training.run.checkpoint import Checkpoints, TrainerState, load_checkpo
 from grpo_training.run.evaluation import Evaluator, held_out_tasks
 from grpo_training.run.optimizing import make_optimizer, make_scheduler, set_rate
 from grpo_training.run.same_run import check_same_data, check_same_run
+from grpo_training.run.teachers import check_rows
 from grpo_training.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,8 @@ def build(begun: Begun, world: World) -> Built:
     answering = config.rollout.environment
     environments = Environments(answering, loaded.tokenizer) if answering else None
     evaluator = Evaluator(config, begun.held_out, PolicySampler(config, loaded, policy, world, environments))
+    if config.distillation is not None:
+        check_rows(task, config.distillation)
     data = frozen | {"task": task.fingerprint} | evaluator.fingerprints
     world.agree([data], "the processes read different data, or different base models: give all of them the same")
     return Built(loaded, policy, optimizer, make_scheduler(config, optimizer), task, evaluator, environments, data)
@@ -125,7 +128,7 @@ def load(begun: Begun, built: Built) -> TrainerState:
     check_same_run(state.config, config)
     check_same_data(state.data, built.data)
     set_rate(built.optimizer, built.scheduler)
-    return TrainerState(state.step, state.fingerprint, state.config, built.data)
+    return TrainerState(state.step, state.fingerprint, state.config, built.data, state.teachers)
 
 
 def _load_trained(config: TrainConfig, world: World) -> LoadedModel:

@@ -1,6 +1,6 @@
 """One GRPO step, from prompts to updated weights. The order is the point:
 
-    sample groups  ->  send them to the reference  ->  reward  ->  the policy's forward  ->  collect the reference's
+    sample groups  ->  send them to reference and teacher  ->  reward  ->  the policy's forward  ->  collect the reference's
     log-probs  ->  loss, backward  ->  update
 
 The reference works while rewards and the policy's forward are computed; how long the step then still waits for it is
@@ -25,6 +25,7 @@ from grpo_training.run.groups import gather, shaped
 from grpo_training.run.parts import Clock, Parts, step_seed
 from grpo_training.run.portion import Portion
 from grpo_training.run.samples import Sample, samples_of
+from grpo_training.run.teachers import names_of, teacher_figures
 from grpo_training.run.update import Update
 
 __all__ = ["Parts", "Sample", "StepReport", "grpo_step", "step_seed"]
@@ -46,8 +47,8 @@ def grpo_step(parts: Parts, step: int) -> StepReport:
     rollout, rewards = groups.rollout, groups.rewards
     rollouts = rollout.portions(config.trainer.portions)
     portions = [
-        Portion(part, pending, mask_truncated=config.loss.mask_truncated)
-        for part, pending in zip(rollouts, groups.pending, strict=True)
+        Portion(part, pending, lesson, mask_truncated=config.loss.mask_truncated)
+        for part, pending, lesson in zip(rollouts, groups.pending, groups.lessons, strict=True)
     ]
     earned, figures = shaped(parts, rollout, rewards), groups.figures
     if parts.reference and config.loss.kl_in == "reward":
@@ -56,13 +57,19 @@ def grpo_step(parts: Parts, step: int) -> StepReport:
     rows = world.rows(rows_of(rollout, earned, groups.judgement.judged), config)  # (S, 7 + K) of all processes
     advantages = group_advantages(rows[:, 0], rollout.group_size, scale=config.loss.scale_advantages)[mine.rows]
     known = rows[mine.rows, 0].isfinite()
+    if not config.task_trains:  # then a reward that is not known keeps nothing from being learnt
+        advantages, known = torch.zeros_like(advantages), torch.ones_like(known)
     for portion, *row in zip(portions, advantages.chunk(len(portions)), known.chunk(len(portions)), strict=True):
         portion.rewarded(*row)
     parts.watch.begin(step, parts.policy, rollouts)
     figures |= Update(parts, step, portions, clock).run()
+    if config.distillation is not None:
+        figures |= teacher_figures(portions, names_of(groups.problems, config), config.distillation, world)
     figures |= world.maxima(parts.watch.figures(world.sum))
     figures |= describe(rows, rollout, parts.task.reward_names, kl=config.loss.kl_in == "reward")
     figures |= turn_figures(rollout, world)
+    if not config.task_trains:
+        del figures["reward/flat_groups"]  # equal rewards are no loss where no reward is trained on
     figures |= function_figures(groups.judgement, world)
     if world.main:
         parts.endings.saw(step, figures["completion/ended"])
@@ -70,6 +77,8 @@ def grpo_step(parts: Parts, step: int) -> StepReport:
     slowest["time/step_s"] = time.perf_counter() - started
     if parts.reference:
         slowest["reference/latency_s"] = max(portion.latency_s for portion in portions)
+    if parts.teachers:
+        slowest["teacher/latency_s"] = max(portion.lesson_latency_s for portion in portions)
     figures |= world.maxima(slowest)
     return StepReport(figures, samples_of(parts, step, portions, groups))
 

@@ -1,8 +1,8 @@
 """The second half of a step: the policy's forward, the loss over what can be trained on, and the update of the weights.
 
-A completion is left out where its reward was not measured or the reference could not score it. What is left out counts in
-no average. Whether there is a score is known only when it arrives, portion by portion, while the policy computes; so the
-averages begin with everything that might be there, and where a score turns out to be missing the pass is done once more.
+A completion is left out where its reward was not measured, or reference or teacher could not score it. What is left out
+counts in no average. Whether there is a score is known only when it arrives, portion by portion, while the policy computes; so
+the averages begin with everything that might be there, and where a score turns out to be missing the pass is done once more.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import torch
 
 from grpo_training.config import Correction
 from grpo_training.losses.grpo import LossTerms, Totals, mean_metrics
-from grpo_training.losses.objective import correction_in_use, needs_entropies, portion_loss
+from grpo_training.losses.objective import correction_in_use, portion_loss
 from grpo_training.run.parts import Clock, Parts, step_seed
 from grpo_training.run.portion import Portion
+from grpo_training.run.teaching import earned, forward, learn, taught
 from grpo_training.sharding import whole
 
 logger = logging.getLogger(__name__)
@@ -82,19 +83,19 @@ class Update:
         terms: list[LossTerms] = []
         for i, (portion, total) in enumerate(zip(batch, totals, strict=True)):
             with self._clock("forward"):
-                entropies_too = needs_entropies(config.loss) or portion.rollout.entropy is None
-                logprobs, entropies = world.forward(
-                    lambda of=portion.rollout, too=entropies_too: self._parts.policy.scores(of, entropies=too),
-                    last=i + 1 == len(batch),
+                logprobs, entropies, chosen = world.forward(
+                    lambda of=portion: forward(self._parts, of, self._clock), last=i + 1 == len(batch)
                 )
             if portion.awaited:
                 with self._clock("reference_wait"):
                     portion.collect()
+            learn(portion, self._clock)
             if portion.old is None:
                 portion.old = logprobs.detach()
             with self._clock("backward"):
-                data = portion.data(logprobs, entropies)
-                terms.append(portion_loss(data, config.loss, total, correction=self._correction, everyones=everyones))
+                data = portion.data(logprobs, entropies, earned=earned(portion, config.distillation))
+                mine = portion_loss(data, config.loss, total, correction=self._correction, everyones=everyones)
+                terms.append(taught(mine, portion, chosen, config.distillation, total))
                 world.backward(terms[-1].loss)
         return terms
 

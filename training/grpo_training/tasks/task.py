@@ -7,7 +7,7 @@ and how answers are judged in `judging`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +18,7 @@ from grpo_training.tasks.entries import open_source
 from grpo_training.tasks.judging import Judge, Judged, Judgement
 from grpo_training.tasks.prompting import LongPrompts, Problem, Prompter
 from grpo_training.tasks.rewards import tell_unmeasured
+from grpo_training.tasks.rows import Entry
 
 __all__ = ["Completion", "Judged", "Problem", "Task"]
 
@@ -59,6 +60,11 @@ class Task:
     def reward_name(self) -> str:
         """The reward functions, as the configuration names them."""
         return self._judge.told
+
+    def entries(self) -> Iterator[tuple[Entry, str]]:
+        """Each entry that is asked, and its place in words."""
+        for i in self._asked:
+            yield self._entries[i], self._places[i]
 
     def problems(self, step: int, count: int, seed: int) -> list[Problem]:
         """The `count` problems of a step. Epoch e visits the entries in the permutation drawn from (seed, e), or in order."""
