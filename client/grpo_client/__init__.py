@@ -46,6 +46,7 @@ from grpo_client.protocol import (
     ScoreRequest,
     ScoreResult,
     Status,
+    TopDtype,
     Usage,
 )
 from grpo_client.settings import ClientOptions
@@ -94,6 +95,7 @@ __all__ = [
     "TextGroup",
     "TextScoreOptions",
     "TextScoreRequest",
+    "TopDtype",
     "Unavailable",
     "Usage",
     "WantedIds",

@@ -21,7 +21,7 @@ from grpo_client.http.retry import RetryPolicy
 from grpo_client.http.tls import TLS
 from grpo_client.http.tokenizer import detokenize_call, read_ids, read_text, tokenize_call
 from grpo_client.http.transport import AsyncBaseTransport, AsyncTransport
-from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult
+from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult, TopDtype
 from grpo_client.settings import (
     DEFAULT_IN_FLIGHT,
     DEFAULT_REQUEST_TOKENS,
@@ -113,6 +113,7 @@ class AsyncReferenceClient:
         top_k: int = 0,
         token_ids: WantedIds | None = None,
         completion_mask: CompletionMask | None = None,
+        top_dtype: TopDtype = "float32",
     ) -> ScoreResult:
         """See `ReferenceClient.score`."""
         request = ScoreRequest.of(
@@ -124,6 +125,7 @@ class AsyncReferenceClient:
             top_k=top_k,
             token_ids=token_ids,
             completion_mask=completion_mask,
+            top_dtype=top_dtype,
         )
         return await self.score_request(request)
 
@@ -136,10 +138,17 @@ class AsyncReferenceClient:
         normalizer: Normalizer = "softmax",
         extras: Sequence[Extra] = (),
         top_k: int = 0,
+        top_dtype: TopDtype = "float32",
     ) -> ScoreResult:
         """See `ReferenceClient.score_text`."""
         request = TextScoreRequest.of(
-            prompts, completions, temperature=temperature, normalizer=normalizer, extras=extras, top_k=top_k
+            prompts,
+            completions,
+            temperature=temperature,
+            normalizer=normalizer,
+            extras=extras,
+            top_k=top_k,
+            top_dtype=top_dtype,
         )
         return await self.score_request(request)
 

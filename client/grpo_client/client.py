@@ -23,7 +23,7 @@ from grpo_client.http.retry import RetryPolicy
 from grpo_client.http.tls import TLS
 from grpo_client.http.tokenizer import detokenize_call, read_ids, read_text, tokenize_call
 from grpo_client.http.transport import BaseTransport
-from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult
+from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult, TopDtype
 from grpo_client.settings import (
     DEFAULT_IN_FLIGHT,
     DEFAULT_REQUEST_TOKENS,
@@ -100,14 +100,15 @@ class ReferenceClient:
         top_k: int = 0,
         token_ids: WantedIds | None = None,
         completion_mask: CompletionMask | None = None,
+        top_dtype: TopDtype = "float32",
     ) -> ScoreResult:
         """Per-token log-probs of `completions[k][g]` after `prompts[k]`, all token ids.
 
         One completion a prompt may be given as `completions[k]`. temperature: one, or one per prompt; what the completions
         were sampled with. extras: any of "entropy", "logsumexp", "rank", "tail" (the mass outside the tokens below).
-        top_k: so many best tokens a position.
-        token_ids: `[k][g][position][...]` ids to score beside the ones that are there. completion_mask: `[k][g][position]`, 0
-        for tokens that are context alone, such as what a tool said: they are not scored, and their figures are NaN.
+        top_k: so many best tokens a position. token_ids: `[k][g][position][...]` ids to score beside the ones that are there,
+        -1 for none. completion_mask: `[k][g][position]`, 0 for tokens that are context alone, such as what a tool said: they
+        are not scored, and their figures are NaN. top_dtype: float16 halves the log-probs of best and asked tokens.
 
         Raises ProtocolError for a request that no server could answer, RequestRefused for one that this server cannot,
         FingerprintMismatch, NotAuthorized, DeadlineExceeded when `max_wait` runs out: all are GrpoClientError.
@@ -121,6 +122,7 @@ class ReferenceClient:
             top_k=top_k,
             token_ids=token_ids,
             completion_mask=completion_mask,
+            top_dtype=top_dtype,
         )
         return self.score_request(request)
 
@@ -133,13 +135,20 @@ class ReferenceClient:
         normalizer: Normalizer = "softmax",
         extras: Sequence[Extra] = (),
         top_k: int = 0,
+        top_dtype: TopDtype = "float32",
     ) -> ScoreResult:
         """The same for text: prompts are strings or chat messages, completions strings; the server tokenizes.
 
         The ids that were scored come back in `prompt_ids` and `completion_ids`.
         """
         request = TextScoreRequest.of(
-            prompts, completions, temperature=temperature, normalizer=normalizer, extras=extras, top_k=top_k
+            prompts,
+            completions,
+            temperature=temperature,
+            normalizer=normalizer,
+            extras=extras,
+            top_k=top_k,
+            top_dtype=top_dtype,
         )
         return self.score_request(request)
 
@@ -154,6 +163,7 @@ class ReferenceClient:
         top_k: int = 0,
         token_ids: WantedIds | None = None,
         completion_mask: CompletionMask | None = None,
+        top_dtype: TopDtype = "float32",
     ) -> Future[ScoreResult]:
         """`score` in the background: returns at once, so that the policy's own forward can run meanwhile.
 
@@ -168,6 +178,7 @@ class ReferenceClient:
             top_k=top_k,
             token_ids=token_ids,
             completion_mask=completion_mask,
+            top_dtype=top_dtype,
         )
         return self.submit_request(request)
 

@@ -12,7 +12,7 @@ from grpo_client.errors import FingerprintMismatch
 from grpo_client.http.exchange import Call, Reply, read_info, read_scores, score_call
 from grpo_client.http.retry import RetryPolicy
 from grpo_client.http.retry_log import RetryLog
-from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreResult
+from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreResult, TopDtype
 from grpo_client.settings import ClientSettings
 from grpo_client.splitting import merge, split
 from grpo_client.text import AnyRequest
@@ -27,12 +27,14 @@ class TextScoreOptions(TypedDict, total=False):
 
     temperature: one, or one per group (1.0); logits are divided by it. normalizer: "softmax" or "stablemax".
     extras: any of "entropy", "logsumexp", "rank", "tail". top_k: so many best tokens a position (0).
+    top_dtype: of the log-probs of best and asked tokens, "float32" or "float16".
     """
 
     temperature: float | Sequence[float]
     normalizer: Normalizer
     extras: Sequence[Extra]
     top_k: int
+    top_dtype: TopDtype
 
 
 class ScoreOptions(TextScoreOptions, total=False):

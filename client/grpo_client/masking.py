@@ -1,15 +1,16 @@
-"""Figures where something was asked, and where nothing was: in an answer they are left out, in a `ScoreResult` filled up."""
+"""What stands where nothing is asked: figures, left out of an answer and filled up in a `ScoreResult`; and ids of a row."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 Mask = npt.NDArray[np.bool_]
 Figures = npt.NDArray[Any]
+PAD: Final = -1  # among asked ids: none
 
 
 def filled(values: Figures, mask: Mask | None) -> Figures:

@@ -14,7 +14,7 @@ from grpo_client import shown
 from grpo_client.arguments import readers
 from grpo_client.arguments.id_lists import check_counts
 from grpo_client.arguments.readers import wrong
-from grpo_client.protocol import Extra, Normalizer, ScoreRequest
+from grpo_client.protocol import Extra, Normalizer, ScoreRequest, TopDtype
 
 # A chat message as chat templates take it: {"role": "user", "content": "..."} and whatever else the template reads.
 ChatMessage = Mapping[str, Any]
@@ -47,6 +47,7 @@ class TextScoreRequest:
     extras: frozenset[Extra] = frozenset()
     top_k: int = 0
     fingerprint: str | None = None
+    top_dtype: TopDtype = "float32"
 
     @classmethod
     def of(
@@ -59,6 +60,7 @@ class TextScoreRequest:
         extras: Sequence[Extra] = (),
         top_k: int = 0,
         fingerprint: str | None = None,
+        top_dtype: TopDtype = "float32",
     ) -> TextScoreRequest:
         """Build a request from lists: `prompts[k]` with `completions[k][g]`.
 
@@ -78,6 +80,7 @@ class TextScoreRequest:
             readers.read_names(extras, "extras"),
             readers.read_count(top_k, "top_k"),
             fingerprint,
+            top_dtype,
         )
 
     def __repr__(self) -> str:

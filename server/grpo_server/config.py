@@ -128,7 +128,7 @@ class ServerConfig(BaseSettings):
     max_request_bytes: Size = Field(64 * MIB, ge=1, description="Longest request body, in bytes; beyond that, 413.")
     max_completions: Size = Field(65_536, ge=1, description="Most completions in one request; beyond that, 413.")
     max_top_k: int = Field(
-        128, ge=0, description="Largest top_k, and most token_ids per position, that a request may ask for."
+        1024, ge=0, description="Largest top_k, and most token_ids per position, that a request may ask for."
     )
     cache_bytes: Size = Field(
         256 * MIB, ge=0, description="Memory for results that may be asked for again, in bytes; 0 turns the cache off."

@@ -94,11 +94,17 @@ class LogprobsRequest(BaseModel):
     )
     top_k: int = Field(0, ge=0, description="Best tokens to return at each position.")
     token_ids: list[list[list[list[int]]]] | None = Field(
-        None, description="[group][completion][position][id]: ids to score as well, equally many at every position."
+        None,
+        description="[group][completion][position][id]: ids to score as well, equally many at every position; -1 is none.",
     )
     completion_mask: list[list[list[int]]] | None = Field(
         None,
         description="[group][completion][position]: 1 where a token is asked, 0 where it is context alone (a tool's output).",
+    )
+    top_dtype: Literal["float32", "float16"] = Field(
+        "float32",
+        description="Of top_logprobs and token_logprobs. With float16 the tensor top_ids is uint16 where the vocabulary has at "
+        "most 65,536 ids.",
     )
     fingerprint: str | None = Field(None, description="Answer only if this is the reference; else 409.")
 
@@ -132,6 +138,7 @@ class GroupOut(BaseModel):
 class LogprobsResponse(BaseModel):
     reference: ReferenceInfo
     temperature: float | list[float]
+    top_dtype: Literal["float16"] | None = Field(None, description="Where float16 was asked for.")
     groups: list[GroupOut]
     usage: Usage
 

@@ -56,6 +56,7 @@ EXPORTS = [
     "TextGroup",
     "TextScoreOptions",
     "TextScoreRequest",
+    "TopDtype",
     "Unavailable",
     "Usage",
     "WantedIds",

@@ -166,6 +166,7 @@ async def test_the_schema_describes_both_encodings_and_the_errors(engine: FakeEn
         "normalizer",
         "return",
         "top_k",
+        "top_dtype",
         "token_ids",
         "completion_mask",
         "fingerprint",

@@ -2,50 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-import torch
 from grpo_client import ProtocolError, ReferenceClient, ScoreResult
-from grpo_server.engine import EngineConfig
-from grpo_server.engine.engine import TorchEngine
-from grpo_server.engine.loading import Loaded
 from server_fakes import FakeEngine, real_server, serving
-from transformers import AutoModelForCausalLM, LlamaConfig
+from sure_reference import COMPLETIONS, PROMPTS, VOCAB, Reference
 
-VOCAB = 61
-PROMPTS = [[1, 2, 3], [4]]
-COMPLETIONS = [[list(range(5, 35)), [3]], [list(range(20, 60)), []]]
 # Logits up to about 80, each rounded to fp32 a few times on its way, and the layers' own rounding before them.
 TOLERANCE = 1e-4
-
-
-class Reference:
-    """A model whose next token is sure to every degree, served, and the same in float64."""
-
-    def __init__(self) -> None:
-        torch.manual_seed(3)
-        config = LlamaConfig(
-            vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-            max_position_embeddings=128,
-        )  # fmt: skip
-        model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
-        model.lm_head.weight.normal_(std=4.0)
-        self.model = copy.deepcopy(model).double()
-        self.engine = TorchEngine(EngineConfig("tiny", served_name="tiny"), Loaded(model, None, None))
-
-    def logprobs(self) -> np.ndarray:
-        """(N, V) float64 over all completion tokens."""
-        rows = []
-        for prompt, completions in zip(PROMPTS, COMPLETIONS, strict=True):
-            for completion in completions:
-                logits = self.model(torch.tensor([prompt + completion]), use_cache=False).logits[0]
-                rows.append(logits[len(prompt) - 1 : -1].log_softmax(-1).numpy())
-        return np.concatenate(rows)
 
 
 def outside(logprobs: np.ndarray, ids: np.ndarray) -> np.ndarray:

@@ -14,37 +14,38 @@ import numpy.typing as npt
 
 from grpo_client.arguments.readers import host_array, is_array, is_number, kind_of, plain, rows, wrong
 from grpo_client.errors import ProtocolError
+from grpo_client.masking import PAD
 
 Ids32 = npt.NDArray[np.int32]
 _MAX_ID: Final = 2**31 - 1
 
 
-def id_vector(value: Any, name: str) -> Ids32:
-    """Token ids as (n,) int32."""
+def id_vector(value: Any, name: str, lowest: int = 0) -> Ids32:
+    """Token ids as (n,) int32. lowest: PAD where that may stand for no id."""
     value = host_array(value)
     if is_array(value) and value.dtype.kind != "O":
-        return _checked(value, name)
+        return _checked(value, name, lowest)
     entries = rows(value, name, "token ids")
     if not set(map(type, entries)) <= {int}:  # type, not isinstance: True is no token id
         entries = [_id(entry, f"{name}[{at}]") for at, entry in enumerate(entries)]
-    if entries and not (min(entries) >= 0 and max(entries) <= _MAX_ID):
-        raise _out_of_range(name, entries)
+    if entries and not (min(entries) >= lowest and max(entries) <= _MAX_ID):
+        raise _out_of_range(name, entries, lowest)
     return np.array(entries, dtype=np.int32)
 
 
 def id_matrix(value: Any, name: str, length: int) -> Ids32:
-    """Token ids as (length, k) int32: equally many for each of `length` positions."""
+    """Asked ids as (length, k) int32: equally many for each of `length` positions, PAD for none."""
     value = host_array(value)
     if is_array(value) and value.dtype.kind != "O" and value.ndim == 2 and len(value) == length:
-        return _checked(value.reshape(-1), name).reshape(value.shape)
+        return _checked(value.reshape(-1), name, PAD).reshape(value.shape)
     entries = rows(value, name, "lists of token ids, one per completion token")
     if len(entries) != length:
         raise wrong(
             name, f"must have one row of ids per completion token: got {len(entries)} for {length}", "length_mismatch"
         )
-    vectors = [id_vector(entry, f"{name}[{t}]") for t, entry in enumerate(entries)]
+    vectors = [id_vector(entry, f"{name}[{t}]", PAD) for t, entry in enumerate(entries)]
     if len({len(vector) for vector in vectors}) > 1:
-        raise wrong(name, "must have equally many ids at every position (repeat an id to fill up)", "length_mismatch")
+        raise wrong(name, "must have equally many ids at every position (fill up with -1)", "length_mismatch")
     return np.stack(vectors) if vectors else np.empty((0, 0), np.int32)
 
 
@@ -122,23 +123,24 @@ def _id(value: Any, name: str) -> int:
     return number
 
 
-def _checked(values: npt.NDArray[Any], name: str) -> Ids32:
+def _checked(values: npt.NDArray[Any], name: str, lowest: int) -> Ids32:
     if values.ndim != 1:
         raise wrong(name, f"must be a list of token ids (one dimension), got an array of shape {values.shape}")
     if values.size == 0:
         return np.empty(0, np.int32)
     if values.dtype.kind not in "iu":
         raise wrong(name, f"must hold whole numbers (token ids), got dtype {values.dtype}")
-    if values.min() < 0 or values.max() > _MAX_ID:
-        raise _out_of_range(name, values.tolist())
+    if values.min() < lowest or values.max() > _MAX_ID:
+        raise _out_of_range(name, values.tolist(), lowest)
     return values.astype(np.int32, copy=False)
 
 
-def _out_of_range(name: str, ids: Sequence[int]) -> ProtocolError:
-    at = next(i for i, value in enumerate(ids) if not 0 <= value <= _MAX_ID)
+def _out_of_range(name: str, ids: Sequence[int], lowest: int) -> ProtocolError:
+    at = next(i for i, value in enumerate(ids) if not lowest <= value <= _MAX_ID)
+    padding = "leave padding out" if lowest == 0 else f"{lowest} for none"
     shown = f"{ids[at]}" if abs(ids[at]) < 10**20 else "a number of more than twenty digits"
     return ProtocolError(
-        f"{name}[{at}] is {shown}; token ids are from 0 to below the vocabulary size (leave padding out)",
+        f"{name}[{at}] is {shown}; token ids are from 0 to below the vocabulary size ({padding})",
         f"{name}[{at}]",
         code="id_out_of_range",
         status=422,

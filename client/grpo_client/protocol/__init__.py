@@ -7,7 +7,7 @@ thousand lists. Order is everywhere the caller's: group by group, completion by 
 Shape letters: K groups, S completions over all groups, N completion tokens over all completions.
 """
 
-from grpo_client.protocol.figures import EXTRA_ARRAYS, MAY_BE_NOTHING, PER_ID, figure_shapes
+from grpo_client.protocol.figures import EXTRA_ARRAYS, MAY_BE_NOTHING, PER_ID, figure_dtype, figure_shapes, rounded
 from grpo_client.protocol.names import (
     EXTRAS,
     MEDIA_JSON,
@@ -15,11 +15,13 @@ from grpo_client.protocol.names import (
     NORMALIZERS,
     ROUTE_LOGPROBS,
     ROUTE_REFERENCE,
+    TOP_DTYPES,
     Extra,
     FloatArray,
     IntArray,
     Normalizer,
     Status,
+    TopDtype,
 )
 from grpo_client.protocol.request import Group, ScoreRequest
 from grpo_client.protocol.result import CompletionScores, ReferenceInfo, ScoreResult, Usage
@@ -34,6 +36,7 @@ __all__ = [
     "PER_ID",
     "ROUTE_LOGPROBS",
     "ROUTE_REFERENCE",
+    "TOP_DTYPES",
     "CompletionScores",
     "Extra",
     "FloatArray",
@@ -44,6 +47,9 @@ __all__ = [
     "ScoreRequest",
     "ScoreResult",
     "Status",
+    "TopDtype",
     "Usage",
+    "figure_dtype",
     "figure_shapes",
+    "rounded",
 ]

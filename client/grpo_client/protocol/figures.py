@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
-from grpo_client.protocol.names import Extra
+from grpo_client.protocol.names import Extra, TopDtype
 
 # Every per-token array that may come beside `logprobs`, with its dtype; (N,) unless noted.
 EXTRA_ARRAYS: Final[Mapping[str, type[np.generic]]] = {
@@ -23,6 +24,21 @@ EXTRA_ARRAYS: Final[Mapping[str, type[np.generic]]] = {
 PER_ID: Final = frozenset({"top_ids", "top_logprobs", "token_logprobs"})
 # Log-probs that may be -inf: of a token without mass, or of none. In JSON that is null, as nothing else in an ok completion.
 MAY_BE_NOTHING: Final = ("top_logprobs", "token_logprobs", "top_tail", "token_tail")
+
+_HALVED: Final = frozenset({"top_logprobs", "token_logprobs"})
+_LOWEST: Final = np.float16(np.finfo(np.float16).min)
+
+
+def figure_dtype(name: str, top_dtype: TopDtype) -> np.dtype[Any]:
+    """The dtype of an array of EXTRA_ARRAYS where log-probs of best and asked tokens come as `top_dtype`."""
+    return np.dtype(np.float16 if top_dtype == "float16" and name in _HALVED else EXTRA_ARRAYS[name])
+
+
+def rounded(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Figures in this dtype. To float16 a log-prob is rounded by up to one part in 2048, and stays finite where it is."""
+    if dtype != np.float16 or values.dtype == np.float16:
+        return values.astype(dtype, copy=False)
+    return np.where(values == -np.inf, values, np.maximum(values, _LOWEST)).astype(np.float16)
 
 
 def figure_shapes(extras: Collection[Extra], top_k: int, asked_ids: int | None) -> dict[str, tuple[int, ...]]:

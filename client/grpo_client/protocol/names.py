@@ -10,8 +10,10 @@ import numpy.typing as npt
 
 Normalizer = Literal["softmax", "stablemax"]
 Extra = Literal["entropy", "logsumexp", "rank", "tail"]
+TopDtype = Literal["float32", "float16"]
 NORMALIZERS: tuple[Normalizer, ...] = ("softmax", "stablemax")
 EXTRAS: tuple[Extra, ...] = ("entropy", "logsumexp", "rank", "tail")
+TOP_DTYPES: tuple[TopDtype, ...] = ("float32", "float16")
 
 MEDIA_JSON = "application/json"
 MEDIA_TENSORS = "application/x-safetensors"

@@ -13,7 +13,7 @@ from grpo_client.arguments.id_lists import check_counts, group_completions, id_v
 from grpo_client.arguments.masks import read_completion_mask
 from grpo_client.arguments.types import CompletionMask, Completions, Prompts, WantedIds
 from grpo_client.masking import Mask
-from grpo_client.protocol.names import Extra, IntArray, Normalizer
+from grpo_client.protocol.names import Extra, IntArray, Normalizer, TopDtype
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -21,7 +21,8 @@ class Group:
     """One prompt and its completions.
 
     prompt: (P,) int32, P >= 1. completions: each (C,) int32, C >= 0; an empty one is legal and scores to nothing.
-    token_ids: None, or per completion (C, k) int32: the ids to score at each position beside the one that is there.
+    token_ids: None, or per completion (C, k) int32: the ids to score at each position beside the one that is there; -1 is none,
+    and is answered with minus infinity; an id may stand there twice.
     completion_mask: None, or per completion (C,) bool: False where nothing is asked, as of what a tool said. Such tokens are
     context for those behind them and are not scored.
     """
@@ -42,7 +43,8 @@ class ScoreRequest:
 
     groups: K of them, each with its own temperature (logits are divided by it before normalising).
     normalizer: what turns logits into probabilities. extras: which further figures to return for every completion token.
-    top_k: how many best tokens to return a position. fingerprint: answer only if this is the reference.
+    top_k: how many best tokens to return a position. fingerprint: answer only if this is the reference. top_dtype: in which
+    log-probs of best and asked tokens come back.
     """
 
     groups: tuple[Group, ...]
@@ -50,6 +52,7 @@ class ScoreRequest:
     extras: frozenset[Extra] = frozenset()
     top_k: int = 0
     fingerprint: str | None = None
+    top_dtype: TopDtype = "float32"
 
     @classmethod
     def of(
@@ -64,6 +67,7 @@ class ScoreRequest:
         token_ids: WantedIds | None = None,
         completion_mask: CompletionMask | None = None,
         fingerprint: str | None = None,
+        top_dtype: TopDtype = "float32",
     ) -> ScoreRequest:
         """Build a request from lists, tuples, arrays or tensors: `prompts[k]` with `completions[k][g]`.
 
@@ -93,6 +97,7 @@ class ScoreRequest:
             readers.read_names(extras, "extras"),
             readers.read_count(top_k, "top_k"),
             fingerprint,
+            top_dtype,
         )
 
     @property

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grpo_client.errors import InvalidResponse
-from grpo_client.protocol import MAY_BE_NOTHING, ScoreRequest, ScoreResult, Status, figure_shapes
+from grpo_client.protocol import MAY_BE_NOTHING, ScoreRequest, ScoreResult, Status, figure_dtype, figure_shapes
 from grpo_client.text import AnyRequest
 
 # A log-prob is at most 0. What fp32 may add: half a unit in the last place (2**-24) of logits up to a thousand or so,
@@ -75,6 +75,8 @@ def _check_extras(result: ScoreResult, request: AnyRequest) -> None:
             raise InvalidResponse(
                 f"{name} has shape {values.shape}; {len(result.logprobs)} positions{ids} were asked for", name
             )
+        if values.dtype != (dtype := figure_dtype(name, request.top_dtype)):
+            raise InvalidResponse(f"{name} came as {values.dtype}, and {dtype} was asked for", name)
 
 
 def _check_figures(result: ScoreResult) -> None:

@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 
 from grpo_client.errors import ProtocolError
-from grpo_client.protocol import EXTRAS, NORMALIZERS, Extra, Normalizer
+from grpo_client.protocol import EXTRAS, NORMALIZERS, TOP_DTYPES, Extra, Normalizer, TopDtype
 from grpo_client.validation.words import describe
 
 
@@ -40,6 +40,15 @@ def read_normalizer(value: object) -> Normalizer:
             f"normalizer is {describe(value)}; it must be one of {', '.join(NORMALIZERS)}",
             "normalizer",
             code="unknown_normalizer",
+        )
+    return value
+
+
+def read_top_dtype(value: object) -> TopDtype:
+    """One of TOP_DTYPES."""
+    if value not in TOP_DTYPES:
+        raise ProtocolError(
+            f"top_dtype is {describe(value)}; it must be one of {', '.join(TOP_DTYPES)}", "top_dtype", "unknown_dtype"
         )
     return value
 

@@ -13,9 +13,16 @@ from typing import Final
 import numpy as np
 
 from grpo_client.errors import ProtocolError
+from grpo_client.masking import PAD
 from grpo_client.protocol import Group, IntArray, ScoreRequest
 from grpo_client.text import TextScoreRequest
-from grpo_client.validation.fields import read_extras, read_normalizer, read_temperature, read_top_k
+from grpo_client.validation.fields import (
+    read_extras,
+    read_normalizer,
+    read_temperature,
+    read_top_dtype,
+    read_top_k,
+)
 
 MAX_INT32: Final = 2**31 - 1
 
@@ -40,6 +47,7 @@ def check_shape(req: ScoreRequest | TextScoreRequest) -> None:
     read_normalizer(req.normalizer)
     read_extras(sorted(req.extras))
     read_top_k(req.top_k)
+    read_top_dtype(req.top_dtype)
     if "tail" in req.extras and not req.top_k and (not isinstance(req, ScoreRequest) or req.asked_ids is None):
         raise ProtocolError(
             "return names tail, the mass outside top_k and outside token_ids, and neither is asked for; ask for one of them",
@@ -107,30 +115,36 @@ def check_request(req: ScoreRequest, *, vocab_size: int, max_length: int, max_to
 
 
 def _check_ids(req: ScoreRequest, end: int, remedy: str) -> None:
-    """All ids in [0, end)."""
+    """All ids in [0, end), or PAD where ids are asked."""
     vectors = [ids for group in req.groups for ids in (group.prompt, *group.completions)]
     tables = [ids.ravel() for group in req.groups for ids in group.token_ids or ()]
-    everything = np.concatenate(vectors + tables)  # one pass; names matter only to the error
-    if everything.min() >= 0 and everything.max() < end:
+    everything = np.concatenate(vectors)  # one pass; names matter only to the error
+    if (
+        everything.min() >= 0
+        and everything.max() < end
+        and all(int(ids.min(initial=0)) >= PAD and int(ids.max(initial=0)) < end for ids in tables)
+    ):
         return
-    for param, ids in _named_ids(req):
-        if (wrong := np.flatnonzero((ids < 0) | (ids >= end))).size:
+    for param, ids, lowest in _named_ids(req):
+        if (wrong := np.flatnonzero((ids < lowest) | (ids >= end))).size:
             where = int(wrong[0])
+            none = "" if lowest == 0 else f", and {lowest} is none"
             raise ProtocolError(
-                f"{param} holds the id {int(ids[where])} at position {where}; {remedy}",
+                f"{param} holds the id {int(ids[where])} at position {where}; {remedy}{none}",
                 param,
                 code="id_out_of_range",
                 status=422,
             )
 
 
-def _named_ids(req: ScoreRequest) -> Iterator[tuple[str, IntArray]]:
+def _named_ids(req: ScoreRequest) -> Iterator[tuple[str, IntArray, int]]:
+    """With the lowest that each may hold."""
     for k, group in enumerate(req.groups):
-        yield f"groups[{k}].prompt", group.prompt
+        yield f"groups[{k}].prompt", group.prompt, 0
         for g, ids in enumerate(group.completions):
-            yield f"groups[{k}].completions[{g}]", ids
+            yield f"groups[{k}].completions[{g}]", ids, 0
         for g, ids in enumerate(group.token_ids or ()):
-            yield f"token_ids[{k}][{g}]", ids.ravel()
+            yield f"token_ids[{k}][{g}]", ids.ravel(), PAD
 
 
 def _check_token_ids(groups: Sequence[Group]) -> None:
@@ -168,7 +182,7 @@ def _check_token_ids(groups: Sequence[Group]) -> None:
             if ids.shape[1] != width or width == 0:
                 raise ProtocolError(
                     f"{param} has {ids.shape[1]} ids a position; give equally many, at least one, at every position "
-                    "of the request (repeat an id to fill up)",
+                    "of the request (fill up with -1)",
                     param,
                     code="length_mismatch",
                 )

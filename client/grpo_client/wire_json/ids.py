@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grpo_client.errors import ProtocolError
+from grpo_client.masking import PAD
 from grpo_client.protocol import IntArray
 from grpo_client.validation.request import MAX_INT32
 from grpo_client.validation.words import describe
@@ -25,30 +26,34 @@ def id_arrays(lists: Sequence[object], name: Callable[[int], str]) -> list[IntAr
     return [ids for flat, lengths in _batches(lists, name) for ids in _split(flat, lengths)]
 
 
-def _batches(lists: Sequence[object], name: Callable[[int], str]) -> Iterator[tuple[IntArray, list[int]]]:
-    """The ids of so many lists at a time as one vector, with their lengths."""
+def _batches(
+    lists: Sequence[object], name: Callable[[int], str], lowest: int = 0
+) -> Iterator[tuple[IntArray, list[int]]]:
+    """The ids of so many lists at a time as one vector, with their lengths. lowest: PAD where that may stand for no id."""
     batch: list[list[object]] = []
     start = waiting = 0
     for i, ids in enumerate(lists):
         if isinstance(ids, np.ndarray):
-            yield _converted(batch, start, name)
+            yield _converted(batch, start, name, lowest)
             values = cast("npt.NDArray[np.int64]", ids)
-            yield _in_range(values, [len(values)], i, name), [len(values)]
+            yield _in_range(values, [len(values)], i, name, lowest), [len(values)]
             batch, start, waiting = [], i + 1, 0
         elif isinstance(ids, list):
             row = cast("list[object]", ids)
             batch.append(row)
             waiting += len(row) + 1
             if waiting > _BATCH:
-                yield _converted(batch, start, name)
+                yield _converted(batch, start, name, lowest)
                 batch, start, waiting = [], i + 1, 0
         else:
-            yield _converted(batch, start, name)
+            yield _converted(batch, start, name, lowest)
             raise ProtocolError(f"{name(i)} must be a list of token ids, got {describe(ids)}", name(i), "wrong_type")
-    yield _converted(batch, start, name)
+    yield _converted(batch, start, name, lowest)
 
 
-def _converted(rows: Sequence[list[object]], start: int, name: Callable[[int], str]) -> tuple[IntArray, list[int]]:
+def _converted(
+    rows: Sequence[list[object]], start: int, name: Callable[[int], str], lowest: int
+) -> tuple[IntArray, list[int]]:
     """start: the place of rows[0] among all lists."""
     flat = list(chain.from_iterable(rows))
     if not set(map(type, flat)) <= {int}:  # type, not isinstance: true is no token id
@@ -58,25 +63,28 @@ def _converted(rows: Sequence[list[object]], start: int, name: Callable[[int], s
     try:
         ids = np.array(cast("list[int]", flat), dtype=np.int64)
     except OverflowError:
-        i, at, value = _first(rows, lambda v: not 0 <= cast(int, v) <= MAX_INT32)
-        raise _out_of_range(f"{name(start + i)}[{at}]", value) from None
+        i, at, value = _first(rows, lambda v: not lowest <= cast(int, v) <= MAX_INT32)
+        raise _out_of_range(f"{name(start + i)}[{at}]", value, lowest) from None
     lengths = [len(row) for row in rows]
-    return _in_range(ids, lengths, start, name), lengths
+    return _in_range(ids, lengths, start, name, lowest), lengths
 
 
-def _in_range(ids: npt.NDArray[np.int64], lengths: Sequence[int], start: int, name: Callable[[int], str]) -> IntArray:
-    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) <= MAX_INT32:
-        wrong = int(np.flatnonzero((ids < 0) | (ids > MAX_INT32))[0])
+def _in_range(
+    ids: npt.NDArray[np.int64], lengths: Sequence[int], start: int, name: Callable[[int], str], lowest: int
+) -> IntArray:
+    if len(ids) and not lowest <= int(ids.min()) <= int(ids.max()) <= MAX_INT32:
+        wrong = int(np.flatnonzero((ids < lowest) | (ids > MAX_INT32))[0])
         ends = np.cumsum(lengths, dtype=np.int64)
         i = int(np.searchsorted(ends, wrong, side="right"))
         at = wrong - (int(ends[i - 1]) if i else 0)
-        raise _out_of_range(f"{name(start + i)}[{at}]", int(ids[wrong]))
+        raise _out_of_range(f"{name(start + i)}[{at}]", int(ids[wrong]), lowest)
     return ids.astype(np.int32)
 
 
-def _out_of_range(where: str, value: object) -> ProtocolError:
+def _out_of_range(where: str, value: object, lowest: int) -> ProtocolError:
+    none = "" if lowest == 0 else f", and {lowest} is none"
     return ProtocolError(
-        f"{where} is {describe(value)}; token ids are from 0 to below the vocabulary size",
+        f"{where} is {describe(value)}; token ids are from 0 to below the vocabulary size{none}",
         where,
         code="id_out_of_range",
         status=422,
@@ -93,7 +101,7 @@ def _split(flat: npt.NDArray[Any], lengths: Sequence[int]) -> list[npt.NDArray[A
 
 
 def read_token_ids(value: object, groups: Sequence[Mapping[str, Any]]) -> list[tuple[IntArray, ...]]:
-    """[group][completion][position][id], as (C, k) arrays: k as in the first row that there is."""
+    """[group][completion][position][id], as (C, k) arrays: k as in the first row that there is; PAD is no id."""
     _expect(value, len(groups), "token_ids", "group")
     rows: list[object] = []
     shapes: list[list[int]] = []
@@ -113,13 +121,13 @@ def read_token_ids(value: object, groups: Sequence[Mapping[str, Any]]) -> list[t
 
     flats: list[IntArray] = []
     width = place = 0
-    for flat, lengths in _batches(rows, owner):
+    for flat, lengths in _batches(rows, owner, PAD):
         for length in lengths:
             width = width or length
             if length != width or width == 0:
                 raise ProtocolError(
                     f"{owner(place)} has {length} ids; give equally many, at least one, at every position of the request "
-                    "(repeat an id to fill up)",
+                    "(fill up with -1)",
                     owner(place),
                     code="length_mismatch",
                 )

@@ -14,7 +14,14 @@ from grpo_client.arguments.masks import read_completion_mask
 from grpo_client.errors import ProtocolError
 from grpo_client.protocol import EXTRAS, Group, ScoreRequest
 from grpo_client.text import AnyRequest, ChatMessage, TextGroup, TextScoreRequest
-from grpo_client.validation.fields import read_extras, read_fingerprint, read_normalizer, read_temperature, read_top_k
+from grpo_client.validation.fields import (
+    read_extras,
+    read_fingerprint,
+    read_normalizer,
+    read_temperature,
+    read_top_dtype,
+    read_top_k,
+)
 from grpo_client.validation.limits import Limits, check_body, check_count
 from grpo_client.validation.request import check_shape
 from grpo_client.validation.words import as_list, as_object, clipped, describe
@@ -30,6 +37,7 @@ _REQUEST_FIELDS: Final = (
     "token_ids",
     "completion_mask",
     "fingerprint",
+    "top_dtype",
 )
 _GROUP_FIELDS: Final = ("prompt", "messages", "completions")
 
@@ -45,6 +53,8 @@ def encode_request(req: AnyRequest) -> bytes:
         "top_k": req.top_k,
         "fingerprint": req.fingerprint,
     }
+    if req.top_dtype != "float32":
+        message["top_dtype"] = req.top_dtype
     if isinstance(req, ScoreRequest) and any(g.token_ids is not None for g in req.groups):
         message["token_ids"] = [
             None if g.token_ids is None else [ids.tolist() for ids in g.token_ids] for g in req.groups
@@ -88,6 +98,7 @@ def request_from_object(message: Mapping[str, Any], limits: Limits) -> AnyReques
         "extras": read_extras(message.get("return", [])),
         "top_k": read_top_k(message.get("top_k", 0)),
         "fingerprint": read_fingerprint(message.get("fingerprint")),
+        "top_dtype": read_top_dtype(message.get("top_dtype", "float32")),
     }
     token_ids, mask = message.get("token_ids"), message.get("completion_mask")
     req: AnyRequest

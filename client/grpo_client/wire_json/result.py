@@ -16,11 +16,14 @@ from grpo_client.protocol import (
     EXTRA_ARRAYS,
     MAY_BE_NOTHING,
     PER_ID,
+    TOP_DTYPES,
     IntArray,
     ReferenceInfo,
     ScoreResult,
     Status,
     Usage,
+    figure_dtype,
+    rounded,
 )
 from grpo_client.validation.words import as_list
 
@@ -54,6 +57,9 @@ def _result(message: dict[str, Any]) -> ScoreResult:
     mask = _mask(groups, lengths)
     asked = lengths if mask is None else _asked(mask, lengths)
     ok = np.repeat(status == Status.OK, asked)
+    top_dtype = message.get("top_dtype", "float32")
+    if top_dtype not in TOP_DTYPES:
+        raise InvalidResponse(f"top_dtype is {top_dtype!r:.40}, which is none that is known", "top_dtype")
     return ScoreResult(
         reference=reference,
         normalizer=reference.normalizer,
@@ -62,7 +68,10 @@ def _result(message: dict[str, Any]) -> ScoreResult:
         completion_lengths=lengths,
         logprobs=_figures(list(chain.from_iterable(logprobs)), np.dtype(np.float32), "logprobs"),
         status=status,
-        extras={name: filled(values, mask) for name, values in _extras(groups, asked, ok)},
+        extras={
+            name: filled(rounded(values, figure_dtype(name, top_dtype)), mask)
+            for name, values in _extras(groups, asked, ok)
+        },
         usage=Usage.model_validate(message["usage"], strict=True),
         prompt_ids=_ids(groups, "prompt", lambda g: [g["prompt"]]),
         completion_ids=_ids(groups, "completions", lambda g: g["completions"]),

@@ -37,6 +37,7 @@ def _frame(result: ScoreResult) -> dict[str, Any]:
     return {
         "reference": {**result.reference.model_dump(), "normalizer": result.normalizer},
         "temperature": temperatures[0] if len(set(temperatures)) == 1 else temperatures,
+        **({"top_dtype": "float16"} if any(values.dtype == np.float16 for values in result.extras.values()) else {}),
     }
 
 

@@ -94,16 +94,17 @@ def _slices(values: npt.NDArray[Any]) -> Iterator[bytes]:
 
 
 def short_floats(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """fp32 figures as doubles of at most nine digits that round to the same fp32: 0.100000001, not 0.10000000149011612.
+    """Floats as doubles of few digits that round to the same: 0.100000001, not 0.10000000149011612.
 
-    Nine significant digits tell any two fp32 numbers apart; where rounding to them does not read back to the same bits
-    (it does, but for subnormals and the like, where the power of ten is inexact) the widened value itself is kept. Values of
-    other types are left as they are.
+    Nine significant digits tell any two fp32 numbers apart, and five any two of fp16; where rounding to them does not read
+    back to the same bits (it does, but for subnormals and the like, where the power of ten is inexact) the widened value
+    itself is kept. Values of other types are left as they are.
     """
-    if values.dtype != np.float32:
+    if values.dtype not in (np.float32, np.float16):
         return values
+    digits = 9 if values.dtype == np.float32 else 5
     wide = values.astype(np.float64)
     with np.errstate(all="ignore"):  # log10(0), infinities and NaN take the widened value below
-        scale = 10.0 ** (8 - np.floor(np.log10(np.abs(wide))))
+        scale = 10.0 ** (digits - 1 - np.floor(np.log10(np.abs(wide))))
         short = np.rint(wide * scale) / scale
-        return np.where((short.astype(np.float32) == values) & (values != 0), short, wide)
+        return np.where((short.astype(values.dtype) == values) & (values != 0), short, wide)

@@ -23,9 +23,15 @@ Arrays = dict[str, npt.NDArray[Any]]
 # Bytes that are copied in well under a millisecond.
 CHUNK: Final = 2**18
 _LENGTH_BYTES: Final = 8  # the header's length in front of it, little-endian
-_DTYPES: Final = {"I32": np.dtype("<i4"), "F32": np.dtype("<f4"), "U8": np.dtype("u1")}
+_DTYPES: Final = {
+    "I32": np.dtype("<i4"),
+    "F32": np.dtype("<f4"),
+    "U8": np.dtype("u1"),
+    "F16": np.dtype("<f2"),
+    "U16": np.dtype("<u2"),
+}
 _CODES: Final = {dtype: code for code, dtype in _DTYPES.items()}
-_WORDS: Final = {"I32": "int32", "F32": "float32", "U8": "uint8"}
+_WORDS: Final = {"I32": "int32", "F32": "float32", "U8": "uint8", "F16": "float16", "U16": "uint16"}
 
 
 def write_container(arrays: Arrays, metadata: dict[str, str]) -> bytes:
@@ -55,7 +61,8 @@ def container_chunks(arrays: Arrays, metadata: dict[str, str]) -> Iterator[bytes
 def read_container(
     body: bytes, known: dict[str, tuple[str, int]], max_header_bytes: int
 ) -> tuple[dict[str, str], Arrays]:
-    """Metadata and arrays of a body whose tensors may only be those in `known`: name -> (dtype, dimensions).
+    """Metadata and arrays of a body whose tensors may only be those in `known`: name -> (dtype, or several
+    with spaces between; dimensions).
 
     The arrays are the caller's own and writable. Raises ProtocolError for an unknown name, a wrong dtype or number of
     dimensions, a header that is too long or no JSON, and data that does not match the header.
@@ -111,12 +118,11 @@ def _check_entry(name: str, entry: Any, known: dict[str, tuple[str, int]]) -> No
         raise ProtocolError(
             f"{param} is not a tensor of this message; known: {', '.join(known)}", param, "unknown_field"
         )
-    dtype, dimensions = known[name]
+    dtypes, dimensions = known[name]
     fields = as_object(entry) or {}
-    if (got := fields.get("dtype")) != dtype:
-        raise ProtocolError(
-            f"{name} must have dtype {_WORDS[dtype]} ({dtype}), got {describe(got)}", name, "wrong_dtype"
-        )
+    if (got := fields.get("dtype")) not in dtypes.split():
+        words = " or ".join(f"{_WORDS[dtype]} ({dtype})" for dtype in dtypes.split())
+        raise ProtocolError(f"{name} must have dtype {words}, got {describe(got)}", name, "wrong_dtype")
     sizes = as_list(fields.get("shape"))
     if sizes is None or not all(type(n) is int and n >= 0 for n in sizes):
         raise ProtocolError(f"{name} must have a shape of whole numbers, got {describe(sizes)}", name, "wrong_shape")

@@ -12,7 +12,14 @@ import numpy.typing as npt
 from grpo_client.errors import ProtocolError
 from grpo_client.masking import Mask
 from grpo_client.protocol import EXTRAS, Group, IntArray, ScoreRequest
-from grpo_client.validation.fields import read_extras, read_fingerprint, read_normalizer, read_temperature, read_top_k
+from grpo_client.validation.fields import (
+    read_extras,
+    read_fingerprint,
+    read_normalizer,
+    read_temperature,
+    read_top_dtype,
+    read_top_k,
+)
 from grpo_client.validation.limits import Limits, check_body, check_count
 from grpo_client.validation.request import check_structure
 from grpo_client.validation.words import clipped
@@ -30,7 +37,7 @@ _KNOWN: Final = {
 }
 _REQUIRED: Final = ("prompt_ids", "prompt_lengths", "completion_ids", "completion_lengths", "group_sizes")
 # "format" is what safetensors writers of the frameworks add by themselves.
-_METADATA: Final = ("normalizer", "return", "top_k", "fingerprint", "format")
+_METADATA: Final = ("normalizer", "return", "top_k", "fingerprint", "top_dtype", "format")
 
 
 def encode_request(req: ScoreRequest) -> bytes:
@@ -56,6 +63,8 @@ def encode_request(req: ScoreRequest) -> bytes:
     }
     if req.fingerprint is not None:
         metadata["fingerprint"] = req.fingerprint
+    if req.top_dtype != "float32":
+        metadata["top_dtype"] = req.top_dtype
     return write_container(arrays, metadata)
 
 
@@ -100,6 +109,7 @@ def _request(arrays: Arrays, metadata: Mapping[str, str], limits: Limits) -> Sco
         extras=read_extras(extras.split(",") if extras else []),
         top_k=_top_k(metadata.get("top_k", "0")),
         fingerprint=read_fingerprint(metadata.get("fingerprint")),
+        top_dtype=read_top_dtype(metadata.get("top_dtype", "float32")),
     )
     check_structure(req)
     return req

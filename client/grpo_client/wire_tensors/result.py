@@ -27,6 +27,10 @@ _KNOWN: Final = {
         name: ("I32" if dtype is np.int32 else "F32", 2 if name in PER_ID else 1)
         for name, dtype in EXTRA_ARRAYS.items()
     },
+    # as `narrow` leaves them
+    "top_ids": ("I32 U16", 2),
+    "top_logprobs": ("F32 F16", 2),
+    "token_logprobs": ("F32 F16", 2),
 }
 # An answer's header holds the reference's description beside some names; a longer one is no answer.
 _MAX_HEADER_BYTES: Final = 2**20
@@ -45,7 +49,7 @@ def result_chunks(result: ScoreResult) -> Iterator[bytes]:
         "temperature": result.temperature,
         "group_sizes": result.group_sizes,
         "completion_lengths": result.completion_lengths,
-        **asked_rows(result.extras, result.completion_mask),
+        **narrow(asked_rows(result.extras, result.completion_mask), result.reference.vocab_size),
     }
     if result.completion_mask is not None:
         arrays["completion_mask"] = result.completion_mask.view(np.uint8)
@@ -56,6 +60,14 @@ def result_chunks(result: ScoreResult) -> Iterator[bytes]:
         arrays["completion_ids"] = np.concatenate([np.empty(0, np.int32), *result.completion_ids])
     reference = result.reference.model_copy(update={"normalizer": result.normalizer})
     return container_chunks(arrays, {"reference": reference.model_dump_json(), "usage": result.usage.model_dump_json()})
+
+
+def narrow(extras: Mapping[str, npt.NDArray[Any]], vocab_size: int) -> Arrays:
+    """The same with best ids in two bytes, where whoever asked wants log-probs in two and the vocabulary allows it."""
+    arrays = dict(extras)
+    if "top_ids" in arrays and arrays["top_logprobs"].dtype == np.float16 and vocab_size <= 2**16:
+        arrays["top_ids"] = arrays["top_ids"].astype(np.uint16)
+    return arrays
 
 
 def decode_result(body: bytes) -> ScoreResult:
@@ -74,6 +86,8 @@ def _result(metadata: Mapping[str, str], arrays: Arrays) -> ScoreResult:
     reference = ReferenceInfo.model_validate_json(metadata["reference"], strict=True)
     lengths, sizes = arrays["completion_lengths"], arrays["group_sizes"]
     extras = {name: arrays[name] for name in EXTRA_ARRAYS if name in arrays}
+    if "top_ids" in extras:
+        extras["top_ids"] = extras["top_ids"].astype(np.int32, copy=False)
     if (lengths < 0).any() or (sizes < 0).any():
         raise InvalidResponse("group_sizes or completion_lengths has an entry below 0", "completion_lengths")
     total = int(lengths.sum(dtype=np.int64))

@@ -31,7 +31,7 @@ _TENSORS = {
         "temperature": "float32 (K,), optional",
         "token_ids": "int32 (N, k), optional",
         "completion_mask": "uint8 (N,), optional: 0 where nothing is asked",
-        "metadata": "normalizer, return (names with commas between), top_k, fingerprint: optional strings",
+        "metadata": "normalizer, return (names with commas between), top_k, top_dtype, fingerprint: optional strings",
     },
 }
 

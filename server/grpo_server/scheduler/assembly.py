@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from grpo_client.protocol import (
-    EXTRA_ARRAYS,
     CompletionScores,
     IntArray,
     Normalizer,
@@ -16,7 +15,9 @@ from grpo_client.protocol import (
     ScoreResult,
     Status,
     Usage,
+    figure_dtype,
     figure_shapes,
+    rounded,
 )
 
 from grpo_server.engine.contract import PieceScores
@@ -31,7 +32,7 @@ def host_bytes(request: ScoreRequest) -> int:
     """Bytes that a request and its answer hold in the server's memory, from acceptance to the last byte sent."""
     tokens = int(request.completion_lengths.sum())
     per_token = 4 + sum(
-        int(np.dtype(EXTRA_ARRAYS[name]).itemsize * np.prod(shape, dtype=np.int64))
+        int(figure_dtype(name, request.top_dtype).itemsize * np.prod(shape, dtype=np.int64))
         for name, shape in extra_shapes(request).items()
     )
     asked = sum(
@@ -60,7 +61,8 @@ class Assembly:
         self._logprobs = np.zeros(tokens, dtype=np.float32)
         self._status = np.full(len(self._lengths), Status.OK, dtype=np.uint8)
         self._extras: dict[str, npt.NDArray[np.generic]] = {
-            name: np.zeros((tokens, *shape), dtype=EXTRA_ARRAYS[name]) for name, shape in extra_shapes(request).items()
+            name: np.zeros((tokens, *shape), dtype=figure_dtype(name, request.top_dtype))
+            for name, shape in extra_shapes(request).items()
         }
 
     def place(self, places: Sequence[int], scores: PieceScores | CompletionScores) -> None:
@@ -73,7 +75,7 @@ class Assembly:
         self._status[list(places)] = scores.status
         self._logprobs[into] = scores.logprobs
         for name, values in self._extras.items():
-            values[into] = scores.extras[name]
+            values[into] = rounded(scores.extras[name], values.dtype)
 
     def _rows(self, places: IntArray, tokens: int) -> slice | npt.NDArray[np.int64]:
         """Where the tokens of these completions stand: side by side, unless something known before lies between."""

@@ -25,7 +25,7 @@ def content_keys(request: ScoreRequest) -> list[bytes]:
     Lengths go in before contents, so that no two different inputs give the same stream of bytes.
     """
     common = hashlib.blake2b(digest_size=32)
-    asked = "\x00".join([request.normalizer, *sorted(request.extras)]).encode()
+    asked = "\x00".join([request.normalizer, request.top_dtype, *sorted(request.extras)]).encode()
     common.update(struct.pack("<QQ", len(asked), request.top_k))
     common.update(asked)
     keys: list[bytes] = []

@@ -71,7 +71,9 @@ async def tokenize_request(
         texts += [Text(text, f"groups[{k}].completions[{g}]") for g, text in enumerate(group.completions)]
     ids = iter(await encode_all(service, tokenizer, texts, max_length))
     groups = tuple(Group(next(ids), tuple(next(ids) for _ in g.completions), g.temperature) for g in request.groups)
-    return ScoreRequest(groups, request.normalizer, request.extras, request.top_k, request.fingerprint)
+    return ScoreRequest(
+        groups, request.normalizer, request.extras, request.top_k, request.fingerprint, request.top_dtype
+    )
 
 
 def _turns(texts: Sequence[Text]) -> Iterator[list[Text]]:

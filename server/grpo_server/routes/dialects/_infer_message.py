@@ -11,6 +11,7 @@ from grpo_client.masking import asked_rows
 from grpo_client.protocol import ScoreRequest, ScoreResult
 from grpo_client.validation.limits import Limits
 from grpo_client.wire_json import json_chunks
+from grpo_client.wire_tensors.result import narrow
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 from grpo_server.errors import ErrorCode, ServiceError
@@ -19,7 +20,7 @@ from grpo_server.routes.dialects._bodies import parse
 from grpo_server.routes.dialects._sampling import null_means
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-DATATYPES = {"INT32": "<i4", "INT64": "<i8", "FP32": "<f4", "UINT8": "u1", "BOOL": "?"}
+DATATYPES = {"INT32": "<i4", "INT64": "<i8", "FP32": "<f4", "FP16": "<f2", "UINT8": "u1", "UINT16": "<u2", "BOOL": "?"}
 NAMES_OF = {np.dtype(code): name for name, code in DATATYPES.items()}
 INPUTS = {
     "prompt_ids": "INT32",
@@ -31,7 +32,7 @@ INPUTS = {
     "token_ids": "INT32",
     "completion_mask": "UINT8",
 }
-SETTINGS = ("normalizer", "return", "top_k", "fingerprint")
+SETTINGS = ("normalizer", "return", "top_k", "top_dtype", "fingerprint")
 # Of the protocol and its extensions; none of them says anything about what is asked.
 OTHER_PARAMETERS = frozenset(
     {"binary_data_output", "priority", "timeout", "sequence_id", "sequence_start", "sequence_end", "headers"}
@@ -139,7 +140,7 @@ def _array(tensor: InputTensor, raw: memoryview | None, param: str) -> npt.NDArr
 def encode(asked: InferRequest, result: ScoreResult) -> tuple[list[bytes], int | None]:
     """The body in chunks, and the length of its JSON part when tensors follow it."""
     arrays: dict[str, npt.NDArray[Any]] = {"logprobs": result.logprobs, "status": result.status}
-    arrays |= asked_rows(result.extras, result.completion_mask)
+    arrays |= narrow(asked_rows(result.extras, result.completion_mask), result.reference.vocab_size)
     if result.completion_mask is not None:
         arrays["completion_mask"] = result.completion_mask.view(np.uint8)
     as_binary = bool(asked.parameters.get("binary_data_output", False))
@@ -162,7 +163,7 @@ def encode(asked: InferRequest, result: ScoreResult) -> tuple[list[bytes], int |
             binary.append(data)
             output["parameters"] = {"binary_data_size": len(data)}
         else:
-            output["data"] = values.ravel().astype(np.float64 if values.dtype == np.float32 else values.dtype)
+            output["data"] = values.ravel().astype(np.float64 if values.dtype.kind == "f" else values.dtype)
         outputs.append(output)
     info = result.reference
     answer = {

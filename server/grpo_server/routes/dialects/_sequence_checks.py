@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from grpo_client.masking import PAD
 from grpo_client.protocol import IntArray, ReferenceInfo
 
 from grpo_server.errors import ErrorCode, ServiceError
@@ -45,7 +46,7 @@ def check_sequences(
         _check_ids(sequence.ids, info.vocab_size, name)
         for asked in (sequence.token_ids, sequence.next_ids):
             if asked is not None:
-                _check_ids(asked, info.vocab_size, names.token_ids)
+                _check_ids(asked, info.vocab_size, names.token_ids, PAD)
 
 
 def check_size(service: Service, info: ReferenceInfo, length: int, width: int, names: Names, index: int) -> None:
@@ -67,8 +68,8 @@ def _too_wide(asked: int, most: int, name: str) -> ServiceError:
     return _impossible(f"{name} asks for {asked} ids a position; this server gives at most {most}", name)
 
 
-def _check_ids(ids: IntArray, vocab_size: int, name: str) -> None:
-    if (wrong := ids[(ids < 0) | (ids >= vocab_size)]).size:
+def _check_ids(ids: IntArray, vocab_size: int, name: str, lowest: int = 0) -> None:
+    if (wrong := ids[(ids < lowest) | (ids >= vocab_size)]).size:
         raise _impossible(f"{name} holds the id {wrong[0]}; the vocabulary has {vocab_size} ids, 0 and up", name)
 
 

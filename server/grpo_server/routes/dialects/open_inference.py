@@ -64,7 +64,10 @@ async def model_ready(model: str, scoring: ScoringDep, service: ServiceDep, vers
 @router.get("/models/{model:path}")
 @router.get("/models/{model:path}/versions/{version}", include_in_schema=False)
 async def model_metadata(model: str, scoring: ScoringDep, version: str | None = None) -> dict[str, Any]:
-    """Every input and output tensor; `parameters` of a request: normalizer, return, top_k, fingerprint."""
+    """Every input and output tensor; `parameters` of a request: normalizer, return, top_k, top_dtype, fingerprint.
+
+    With top_dtype float16 the log-probs of best and asked tokens are FP16, and best ids UINT16 where there are at most 65,536.
+    """
     info = scoring.hosted.info
     _check(model, version, info)
     outputs = {"logprobs": "FP32", "status": "UINT8", "completion_mask": "UINT8"} | {

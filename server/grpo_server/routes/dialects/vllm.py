@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
+from grpo_client.masking import PAD
 from grpo_client.protocol import IntArray
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
@@ -33,7 +34,6 @@ from grpo_server.routes.dialects._strings import token_strings
 router = APIRouter(tags=["OpenAI and vLLM"])
 
 DEFAULT_MAX_TOKENS = 16
-PAD = -1
 NAMES = Names("token_ids", "sampling_params.prompt_logprobs", "sampling_params.prompt_logprob_token_ids")
 
 # A row of ids for each position, or one for all of them.
@@ -112,12 +112,11 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
         temperature = scoring_temperature(params.temperature, "sampling_params.temperature")
         check_size(service, info, len(ids), _width(params), NAMES, 0)
         first, asked_rows = _asked_rows(params, len(ids))
-        rows = None if asked_rows is None else np.maximum(asked_rows, 0)
         [scores] = await score_sequences(
             service,
             scoring,
             hosted,
-            [ScoredSequence(ids, 1, temperature, rows, next_ids)],
+            [ScoredSequence(ids, 1, temperature, asked_rows, next_ids)],
             NAMES if next_ids is None else replace(NAMES, token_ids="sampling_params.logprob_token_ids"),
             top_k=max(best, prompt_best),
             extras=[] if params.prompt_logprobs is None else ["rank"],
@@ -139,7 +138,7 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
                 "system_fingerprint": info.fingerprint,
                 "choices": [choice],
                 "prompt_logprobs": None if params.prompt_logprobs is None else prompt_logprobs(by_id, strings),
-                "prompt_token_id_logprobs": None if asked_rows is None else _npy(scores, asked_rows, first),
+                "prompt_token_id_logprobs": None if asked_rows is None else _npy(scores, first),
                 "prompt_token_ids": ids.tolist() if asked.return_token_ids else None,
                 "usage": {
                     "prompt_tokens": len(ids),
@@ -185,11 +184,10 @@ def _asked_rows(params: SamplingParams, length: int) -> tuple[int, IntArray | No
     return start, rows
 
 
-def _npy(scores: SequenceScores, asked: IntArray, first: int) -> str:
+def _npy(scores: SequenceScores, first: int) -> str:
     """(rows, ids) float32 with -inf where nothing was asked, as .npy in base64."""
-    values = np.where(asked == PAD, -np.inf, scores.token_logprobs)[first:]
     buffer = io.BytesIO()
-    np.save(buffer, values.astype("<f4", copy=False), allow_pickle=False)
+    np.save(buffer, scores.token_logprobs[first:].astype("<f4", copy=False), allow_pickle=False)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
