@@ -100,7 +100,7 @@ def short_floats(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     back to the same bits (it does, but for subnormals and the like, where the power of ten is inexact) the widened value
     itself is kept. Values of other types are left as they are.
     """
-    if values.dtype not in (np.float32, np.float16):
+    if values.dtype.kind != "f" or values.dtype.itemsize > 4:
         return values
     digits = 9 if values.dtype == np.float32 else 5
     wide = values.astype(np.float64)

@@ -52,7 +52,8 @@ class BigramEngine(FakeEngine):
                     rows.setdefault("top_ids", []).append(order)
                     rows.setdefault("top_logprobs", []).append(scores[order])
                 if piece.token_ids is not None:
-                    rows.setdefault("token_logprobs", []).append(scores[piece.token_ids[g][t]])
+                    asked = piece.token_ids[g][t]
+                    rows.setdefault("token_logprobs", []).append(np.where(asked < 0, -np.inf, scores[asked]))
             status.append(Status.NONFINITE if CURSED in completion else Status.OK)
         n = len(rows["logprobs"])
         shapes = {"top_ids": (n, piece.top_k), "top_logprobs": (n, piece.top_k)}
