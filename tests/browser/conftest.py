@@ -36,7 +36,7 @@ def chromium() -> str | None:
     return os.environ.get("CHROMIUM") or next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: while playwright runs, no test of another module can have an event loop
 def browser() -> Iterator[Browser]:
     path = chromium()
     if path is None:
