@@ -155,7 +155,7 @@ COMES_WITH = {"starlette": "fastapi", "pydantic-core": "pydantic", "triton": "to
 @pytest.mark.parametrize(
     ("package", "extras"),
     [
-        ("grpo_client", ()),
+        ("grpo_client", ("otel",)),
         ("grpo_numerics", ("server",)),  # it has no extra of its own: each that brings torch brings the rest
         ("grpo_numerics", ("training",)),
         ("grpo_server", ("server", "gpu")),

@@ -30,6 +30,7 @@ from grpo_client.settings import (
     ClientSettings,
 )
 from grpo_client.text import AnyRequest, Prompt, TextScoreRequest
+from grpo_client.tracing import span
 from grpo_client.workers import closed
 
 Answer = TypeVar("Answer")
@@ -154,10 +155,14 @@ class AsyncReferenceClient:
 
     async def score_request(self, request: AnyRequest) -> ScoreResult:
         """See `ReferenceClient.score_request`."""
-        core = self._core()
-        tasks = [asyncio.create_task(self._score_part(part)) for part in core.plan(request)]
+        parts = self._core().plan(request)
+        with span("grpo_client.score", {"grpo.parts": len(parts)}):
+            return await self._joined(request, parts)
+
+    async def _joined(self, request: AnyRequest, parts: Sequence[AnyRequest]) -> ScoreResult:
+        tasks = [asyncio.create_task(self._score_part(part)) for part in parts]
         try:
-            return core.join(request, await asyncio.gather(*tasks))
+            return self._core().join(request, await asyncio.gather(*tasks))
         finally:
             for task in tasks:  # after a failure nobody wants the rest
                 task.cancel()

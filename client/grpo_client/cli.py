@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from grpo_client import tracing
 from grpo_client.client import ReferenceClient
 from grpo_client.commands.check import CHECK_HELP, check_command
 from grpo_client.commands.probe import PROBE_HELP, probe
@@ -158,4 +159,5 @@ app.command(help=PROBE_HELP)(probe)
 
 def main() -> None:
     """Entry point of the `grpo-client` command."""
+    tracing.configure("grpo-client")
     app(prog_name="grpo-client")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextvars import copy_context  # the caller's trace goes with the work
 from typing import TypeVar
 
 from grpo_client.core import ClientCore
@@ -14,6 +15,7 @@ from grpo_client.http.retry import RetryPolicy
 from grpo_client.http.transport import BaseTransport, SyncTransport
 from grpo_client.protocol import ScoreResult
 from grpo_client.text import AnyRequest
+from grpo_client.tracing import span
 
 Answer = TypeVar("Answer")
 
@@ -40,7 +42,7 @@ class Workers:
         """The same, without waiting. A broken request raises here."""
         parts = self.core.plan(request)
         try:
-            return self._submitted.submit(self._score_parts, request, parts)
+            return self._submitted.submit(copy_context().run, self._score_parts, request, parts)
         except RuntimeError as error:
             raise closed() from error
 
@@ -71,9 +73,13 @@ class Workers:
         self._closed.wait(seconds)  # close() ends every wait
 
     def _score_parts(self, request: AnyRequest, parts: Sequence[AnyRequest]) -> ScoreResult:
+        with span("grpo_client.score", {"grpo.parts": len(parts)}):
+            return self._joined(request, parts)
+
+    def _joined(self, request: AnyRequest, parts: Sequence[AnyRequest]) -> ScoreResult:
         futures: list[Future[ScoreResult]] = []
         try:
-            futures += [self._parts.submit(self._score_part, part) for part in parts]
+            futures += [self._parts.submit(copy_context().run, self._score_part, part) for part in parts]
             return self.core.join(request, [future.result() for future in futures])
         except CancelledError as error:
             raise closed() from error

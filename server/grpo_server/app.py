@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI
+from grpo_client import tracing
 from grpo_client.version import package_version
 
 from grpo_server import error_responses, routes
@@ -21,6 +22,7 @@ from grpo_server.middleware.bodies.limit import BodyLimit
 from grpo_server.middleware.boundary import Boundary
 from grpo_server.middleware.head import HeadAsGet
 from grpo_server.middleware.key_gate import KeyGate, check_route
+from grpo_server.middleware.tracing import Tracing
 from grpo_server.routes.dialects.simple_grpo.shelf import SECONDS_FOR_SHELF_ROOM, Shelf
 from grpo_server.schemas import ERROR_RESPONSES, request_schemas
 from grpo_server.scoring import Scoring
@@ -72,6 +74,8 @@ def create_app(
         redirect_slashes=False,
         docs_url=None,  # routes.documentation has the page: FastAPI's own fetch their scripts from a CDN
         redoc_url=None,
+        # middleware.tracing has one span a request, outside everything, and none for probes.
+        telemetry={"tracing": False, "logs": False},
     )
     app.state.service = service
     app.state.certificates = certificates = Certificates.load(config)
@@ -85,7 +89,7 @@ def create_app(
     error_responses.install(app)
     for router in routes.routers(inspector=config.ui):
         app.include_router(router)
-    # Added last is outermost: a request passes Boundary, KeyGate, BodyLimit, HeadAsGet, then its route.
+    # Added last is outermost: a request passes Tracing, Boundary, KeyGate, BodyLimit, HeadAsGet, then its route.
     app.add_middleware(HeadAsGet)
     app.add_middleware(
         BodyLimit,
@@ -96,4 +100,6 @@ def create_app(
     )
     app.add_middleware(KeyGate, keys=service.keys)
     app.add_middleware(Boundary, metrics=service.metrics, draining=lambda: service.phase is Phase.DRAINING)
+    if tracing.available():
+        app.add_middleware(Tracing)
     return app

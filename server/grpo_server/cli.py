@@ -10,6 +10,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from grpo_client import tracing
 from grpo_client.addresses import without_secrets
 from grpo_client.models.demo import DemoModelMissing, locate
 from grpo_client.models.files import UnusableModel
@@ -53,6 +54,7 @@ def _serve(config: ServerConfig) -> int:
     from grpo_server.stages import Stages
 
     logs.configure(config.log_level, config.log_format)
+    tracing.configure("grpo-server")
     stages = Stages()
     stages.enter("import")
 

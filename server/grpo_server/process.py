@@ -15,6 +15,7 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from grpo_client import tracing
 
 from grpo_server.app import create_app
 from grpo_server.config import ServerConfig
@@ -78,6 +79,7 @@ def serve(
         raise ModelRefused(service.refusal)
     logger.info("ends with status %d", server.exit_status)
     if server.force_exit or service.abandoned:
+        tracing.flush()
         logging.shutdown()
         os._exit(server.exit_status)
     return server.exit_status

@@ -33,6 +33,7 @@ from grpo_server.media import refuse_media
 from grpo_server.scheduler.weight import is_large
 from grpo_server.text.requests import no_tokenizer
 from grpo_server.text.tokenizing import tokenize_request
+from grpo_server.traced import traced_steps
 
 T = TypeVar("T")
 
@@ -115,7 +116,8 @@ class Scoring:
             raise ReferenceReplaced
         if by.media:
             await self._service.in_codec(refuse_media, request, by.media)
-        result = await self._service.scheduler.submit(request, account(), engine)
+        with traced_steps() as journal:
+            result = await self._service.scheduler.submit(request, account(), engine, journal)
         if result.reference != by.info:
             raise ReferenceReplaced
         return result

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from grpo_client import tracing
 from grpo_client.version import package_version
 from rich.console import Console
 from rich.logging import RichHandler
@@ -105,4 +106,5 @@ def run_with_display(
 
 def main() -> None:
     """Entry point."""
+    tracing.configure("grpo-train")
     app()

@@ -7,8 +7,8 @@ a failure's own words goes on that might quote a header or a URL.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ import httpx
 from grpo_client.errors import ClientClosed, ConnectionFailed, InvalidResponse, InvalidSetting
 from grpo_client.http.exchange import Call, Reply
 from grpo_client.http.tls import TLS
+from grpo_client.tracing import Span, asking
 
 # What a test or an in-process server may be plugged in as.
 BaseTransport = httpx.BaseTransport
@@ -90,8 +91,10 @@ class SyncTransport:
 
     def send(self, call: Call, base_url: str) -> Reply:
         """One try. Raises ConnectionFailed when no whole response came."""
-        with _failures(self._http, call, base_url):
-            return _reply(call, self._http.send(_request(self._http, call, base_url)))
+        with _failures(self._http, call, base_url), _traced(call, base_url) as (span, headers):
+            response = self._http.send(_request(self._http, call, base_url, headers))
+            span.answered(response.status_code, error_from=400)
+            return _reply(call, response)
 
     def close(self) -> None:
         self._http.close()
@@ -105,15 +108,23 @@ class AsyncTransport:
 
     async def send(self, call: Call, base_url: str) -> Reply:
         """One try. Raises ConnectionFailed when no whole response came."""
-        with _failures(self._http, call, base_url):
-            return _reply(call, await self._http.send(_request(self._http, call, base_url)))
+        with _failures(self._http, call, base_url), _traced(call, base_url) as (span, headers):
+            response = await self._http.send(_request(self._http, call, base_url, headers))
+            span.answered(response.status_code, error_from=400)
+            return _reply(call, response)
 
     async def aclose(self) -> None:
         await self._http.aclose()
 
 
-def _request(http: httpx.Client | httpx.AsyncClient, call: Call, base_url: str) -> httpx.Request:
-    headers = {**call.headers, "X-Request-Id": call.request_id}
+def _traced(call: Call, base_url: str) -> AbstractContextManager[tuple[Span, dict[str, str]]]:
+    return asking(call.method, call.path, base_url, call.request_id)
+
+
+def _request(
+    http: httpx.Client | httpx.AsyncClient, call: Call, base_url: str, trace: Mapping[str, str]
+) -> httpx.Request:
+    headers = {**call.headers, **trace, "X-Request-Id": call.request_id}
     return http.build_request(call.method, base_url + call.path, content=call.body, headers=headers)
 
 

@@ -7,6 +7,7 @@ from types import ModuleType
 from fastapi import APIRouter, Request, Response
 from grpo_client import wire_json, wire_tensors
 from grpo_client.protocol import MEDIA_JSON, MEDIA_TENSORS, ROUTE_LOGPROBS, ScoreResult
+from grpo_client.tracing import span
 from grpo_client.validation.limits import Limits
 
 from grpo_server.routes._answers import gathered, response_of
@@ -70,9 +71,11 @@ async def logprobs(request: Request, scoring: ScoringDep, service: ServiceDep) -
     async def answer() -> Response:
         limits = Limits(max_body_bytes=service.config.max_request_bytes, max_completions=service.config.max_completions)
         decode = WIRES[media_in].decode_request
-        message = decode(body, limits) if len(body) <= SMALL_BODY else await service.in_codec(decode, body, limits)
+        with span("decode"):
+            message = decode(body, limits) if len(body) <= SMALL_BODY else await service.in_codec(decode, body, limits)
         result: ScoreResult = await scoring.score(message)
-        chunks = await service.in_codec(lambda: gathered(WIRES[media_out].result_chunks(result)))
+        with span("encode"):
+            chunks = await service.in_codec(lambda: gathered(WIRES[media_out].result_chunks(result)))
         return response_of(request, chunks, media_out, identity_headers(result.reference))
 
     return await answer_to(request, answer())

@@ -15,7 +15,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, Literal
 
 from grpo_server.engine.contract import BatchScores, OutOfMemory
 from grpo_server.errors import ErrorCode, ReferenceReplaced, ServiceError
@@ -25,6 +25,7 @@ from grpo_server.scheduler.delivery import batch_done, jobs_of, place_scores, to
 from grpo_server.scheduler.door import Door
 from grpo_server.scheduler.events import Listener
 from grpo_server.scheduler.job import Job
+from grpo_server.scheduler.journal import Step, note
 from grpo_server.scheduler.queue import Entry, FairQueue
 from grpo_server.scheduler.tenancy import Tenancy
 
@@ -104,11 +105,19 @@ class EngineLoop:
         for entry in entries:
             if entry.job.started is None:
                 entry.job.started = now
+                note([entry.job.journal], Step("queue", entry.job.arrived, now, entry.job.tokens, 1))
                 self._listener.request_started(now - entry.job.arrived)
         return entries
 
     async def _prepare(self, entries: Sequence[Entry]) -> Any:
-        return await _outcome(self._prepare_thread, entries[0].job.engine.prepare, [e.cut.piece for e in entries])
+        started = self._clock()
+        prepared = await _outcome(self._prepare_thread, entries[0].job.engine.prepare, [e.cut.piece for e in entries])
+        self._note("prepare", entries, started)
+        return prepared
+
+    def _note(self, name: Literal["prepare", "compute"], entries: Sequence[Entry], started: float) -> None:
+        jobs = jobs_of(entries)
+        note([job.journal for job in jobs], Step(name, started, self._clock(), tokens_of(entries), len(jobs)))
 
     async def _compute(self, entries: Sequence[Entry], prepared: Any) -> None:
         try:
@@ -134,6 +143,7 @@ class EngineLoop:
         self._admission.computing(tokens_of(entries))
         started = self._clock()
         scores = await _outcome(self._compute_thread, entries[0].job.engine.compute, prepared)
+        self._note("compute", entries, started)
         if isinstance(scores, BaseException):
             return await self._blame(entries, scores)
         await self._hand_out(entries, scores, self._clock() - started)

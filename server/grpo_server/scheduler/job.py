@@ -14,6 +14,7 @@ from grpo_server.engine.contract import Engine
 from grpo_server.scheduler.accounts import Account
 from grpo_server.scheduler.assembly import Assembly
 from grpo_server.scheduler.cutting import Cut
+from grpo_server.scheduler.journal import Journal
 
 
 @dataclass(eq=False, slots=True)
@@ -23,7 +24,8 @@ class Job:
     engine: computes all of it, and hosts the reference.
     host_bytes: what request and answer occupy. keys: cache keys per completion, empty when there is no cache.
     outstanding: cuts not yet scored, waiting ones and those in a batch. deficit: tokens that fairness still owes it.
-    account: whose request it is; None: nobody's in particular. tokens: as priced, those found in the cache not among them.
+    account: whose request it is; None: nobody's in particular. journal: what became of it, where somebody reads that.
+    tokens: as priced, those found in the cache not among them.
     """
 
     request: ScoreRequest
@@ -37,6 +39,7 @@ class Job:
     cached_sequences: int
     done: asyncio.Future[ScoreResult]
     account: Account | None = None
+    journal: Journal | None = None
     tokens: int = 0
     outstanding: int = 0
     deficit: int = 0

@@ -26,6 +26,7 @@ from grpo_server.scheduler.engine_loop import EngineLoop
 from grpo_server.scheduler.events import Listener, Silence
 from grpo_server.scheduler.intake import Plan, plan
 from grpo_server.scheduler.job import Job
+from grpo_server.scheduler.journal import Journal
 from grpo_server.scheduler.queue import FairQueue
 from grpo_server.scheduler.tenancy import Tenancy
 from grpo_server.scheduler.weight import is_large
@@ -112,23 +113,29 @@ class Scheduler:
     # --- the way of a request -------------------------------------------------------------------------------------
 
     async def submit(
-        self, request: ScoreRequest, account: Account | None = None, engine: Engine | None = None
+        self,
+        request: ScoreRequest,
+        account: Account | None = None,
+        engine: Engine | None = None,
+        journal: Journal | None = None,
     ) -> ScoreResult:
         """Score a request that was checked before, by this engine. Returns when all of it is scored.
 
-        account: of the key that it came with. Raises ServiceError: at once when it is refused (503 swapping or draining, 413
-        never fits, 429 not now), later when the engine failed on it. If the caller is cancelled, what was not yet computed is
-        dropped.
+        account: of the key that it came with. journal: where its steps are written. Raises ServiceError: at once when it is
+        refused (503 swapping or draining, 413 never fits, 429 not now), later when the engine failed on it. If the caller is
+        cancelled, what was not yet computed is dropped.
         """
         engine = self._engine if engine is None else engine
         with self.tenancy.needing(engine):
-            job = await self._accepted(request, account, engine)
+            job = await self._accepted(request, account, engine, journal)
             try:
                 return await job.done
             finally:
                 self._retire(job)
 
-    async def _accepted(self, request: ScoreRequest, account: Account | None, engine: Engine) -> Job:
+    async def _accepted(
+        self, request: ScoreRequest, account: Account | None, engine: Engine, journal: Journal | None
+    ) -> Job:
         """Price a request and enter it. What takes its time with a large one runs beside the event loop; a small one is entered
         without waiting for anything."""
         self.door.refuse_if_closed()
@@ -156,6 +163,7 @@ class Scheduler:
                 cached_sequences=len(found),
                 done=asyncio.get_running_loop().create_future(),
                 account=account,
+                journal=journal,
                 tokens=planned.tokens,
                 outstanding=len(planned.cuts),
             ),

@@ -10,6 +10,7 @@ from fastapi import Request, Response
 from grpo_client import wire_json
 from grpo_client.errors import ProtocolError
 from grpo_client.protocol import MEDIA_JSON, IntArray, ReferenceInfo
+from grpo_client.tracing import span
 from grpo_client.validation.request import MAX_INT32
 from pydantic import (
     BaseModel,
@@ -89,7 +90,9 @@ Prompt = Annotated[
 async def read_json(request: Request, service: Service, model: type[Model]) -> Model:
     """The body as a checked value. Raises ServiceError and ProtocolError (400, 413), and ServiceError (503) while closed."""
     service.scheduler.door.refuse_if_closed()  # before megabytes are read and parsed for nothing
-    return await service.in_codec(parse, model, await request.body())
+    body = await request.body()
+    with span("decode"):
+        return await service.in_codec(parse, model, body)
 
 
 def parse(model: type[Model], body: bytes) -> Model:
@@ -108,7 +111,8 @@ def parse(model: type[Model], body: bytes) -> Model:
 
 async def json_response(request: Request, service: Service, who: ReferenceInfo, build: Callable[[], Any]) -> Response:
     """What `build` returns, as JSON: see `wire_json.json_chunks`, which takes large lists as iterators. who: computed it."""
-    chunks = await service.in_codec(lambda: gathered(wire_json.json_chunks(build())))
+    with span("encode"):
+        chunks = await service.in_codec(lambda: gathered(wire_json.json_chunks(build())))
     return response_of(request, chunks, MEDIA_JSON, identity_headers(who))
 
 

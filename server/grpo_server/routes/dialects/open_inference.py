@@ -14,6 +14,7 @@ import numpy as np
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 from grpo_client.protocol import EXTRA_ARRAYS, PER_ID, ReferenceInfo, ScoreResult
+from grpo_client.tracing import span
 from grpo_client.validation.limits import Limits
 from grpo_client.version import package_version
 
@@ -105,14 +106,16 @@ async def infer(
     body = await request.body()
 
     async def answer() -> Response:
-        asked, message = await service.in_codec(decode, body, header_length, _limits(service))
+        with span("decode"):
+            asked, message = await service.in_codec(decode, body, header_length, _limits(service))
 
         async def score(hosted: Hosted) -> ScoreResult:
             _check(model, version, hosted.info)
             return await scoring.score(message, hosted)
 
         result = await scoring.by_one_reference(score)
-        content, json_length = await service.in_codec(encode, asked, result)
+        with span("encode"):
+            content, json_length = await service.in_codec(encode, asked, result)
         headers = identity_headers(result.reference)
         if json_length is None:
             return response_of(request, content, "application/json", headers)

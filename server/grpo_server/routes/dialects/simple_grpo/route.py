@@ -11,6 +11,7 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
 from grpo_client.protocol import ReferenceInfo
+from grpo_client.tracing import span
 from grpo_client.validation.fields import read_temperature
 
 from grpo_server.engine.contract import Hosted
@@ -51,7 +52,8 @@ async def upload(request: Request, shelf: ShelfDep, scoring: ScoringDep, service
     body = await request.body()
 
     async def answer() -> Response:
-        given = await service.in_codec(read_upload, body)
+        with span("decode"):
+            given = await service.in_codec(read_upload, body)
         temperature = read_temperature(1.0 if given.temperature is None else given.temperature, "temperature")
         rows, length = given.inputs.shape
         nbytes = len(body) + 4 * rows * (length - given.plen) + FRAME_OVERHEAD_BYTES
@@ -64,7 +66,8 @@ async def upload(request: Request, shelf: ShelfDep, scoring: ScoringDep, service
                 return hosted.info, await score_sequences(service, scoring, hosted, sequences, Names("inputs[{}]"))
 
             info, scores = await scoring.by_one_reference(score)
-            framed = await service.in_codec(scored_frame, given, np.stack([s.logprobs for s in scores]))
+            with span("encode"):
+                framed = await service.in_codec(scored_frame, given, np.stack([s.logprobs for s in scores]))
             shelf.put(framed, identity_headers(info))
             kept = len(framed)
         finally:
