@@ -1,6 +1,6 @@
 /**
  * A line chart by uPlot, in the page's colours, with a table of the same numbers below it. A log axis leaves out what is not
- * above zero. Ticks have exponents where decimals would show nothing but zeros.
+ * above zero, and what lies over eight decades below the top. Ticks have exponents where decimals would show nothing but zeros.
  */
 import uPlot from "../vendor/uplot.mjs";
 import { brief } from "./format.js";
@@ -12,8 +12,9 @@ const INKS = ["--line-1", "--line-2", "--line-3", "--line-4", "--line-5", "--lin
 const ROWS_OF_TABLE = 200;
 
 /**
- * @typedef {{label: string, values: (number | null)[], ink?: number, points?: boolean, dash?: number[], width?: number, fill?: boolean}} Series
- *   ink: 0 to 7, which of the line colours; points: dots without a line
+ * @typedef {{label: string, values: (number | null)[], ink?: number, points?: boolean, dash?: number[], width?: number, fill?: boolean,
+ *           quiet?: boolean}} Series
+ *   ink: 0 to 7, which of the line colours; points: dots without a line; quiet: not in the legend
  * @param {{title: string, unit?: string, x: number[], xLabel?: string, xAsTime?: boolean, series: Series[], log?: boolean, height?: number,
  *          cursor?: string, range?: [number, number], onPick?: (index: number) => void, picked?: number | null}} props
  *   cursor: charts that name the same one share a cursor; range: of the y axis; onPick: is told the index of a clicked x;
@@ -45,14 +46,19 @@ export function Chart(props) {
     plot.current?.setData(columns(latest.current));
   }, [x, ...series.map(({ values }) => values)].length ? [x, series, shape] : [shape]);
 
-  useEffect(() => plot.current?.redraw(false), [props.picked]);
+  const marked = useRef(props.picked);
+  useEffect(() => {
+    if (marked.current === props.picked) return; // a chart that is new draws itself, once its axes are known
+    marked.current = props.picked;
+    plot.current?.redraw(false);
+  }, [props.picked]);
 
   return html`<figure class="chart">
     <figcaption>${title}${unit ? html` <span class="muted">${unit}</span>` : null}
-      <span class="legend">${series.map((one, k) => html`<span key=${one.label}><i class=${`ink ink-${(one.ink ?? k) % INKS.length}`}></i>${one.label}</span>`)}</span>
+      <span class="legend">${series.map((one, k) => one.quiet ? null : html`<span key=${one.label}><i class=${`ink ink-${(one.ink ?? k) % INKS.length}`}></i>${one.label}</span>`)}</span>
     </figcaption>
     <div class="plot" ref=${box} aria-hidden="true" style=${{ minHeight: `${height}px` }}></div>
-    <${Twin} title=${title} x=${x} xLabel=${xLabel} series=${series} />
+    <${Twin} title=${title} x=${x} xLabel=${xLabel} xAsTime=${props.xAsTime} series=${series} />
   </figure>`;
 }
 
@@ -69,10 +75,10 @@ function options(latest, box) {
     height,
     legend: { show: false },
     cursor: { sync: cursor ? { key: cursor } : undefined, drag: { x: false, y: false }, points: { size: 6 } },
-    scales: { x: { time: Boolean(xAsTime) }, y: { distr: log ? 3 : 1, range } },
+    scales: { x: { time: Boolean(xAsTime) }, y: { distr: log ? 3 : 1, range: range ?? (log ? decades : roomy) } },
     axes: [
       { ...axis, size: 28 },
-      { ...axis, size: 52, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : brief(tick))) },
+      { ...axis, size: 52, grid: log ? { ...axis.grid, filter: powersOfTen } : axis.grid, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : brief(tick))) },
     ],
     series: [
       {},
@@ -93,6 +99,21 @@ function options(latest, box) {
   };
 }
 
+/** Whole decades, eight at most: a KL of 1e-15 before the first update would flatten all that follows. */
+function decades(_, low, high) {
+  if (low === null || high === null) return [1, 10];
+  const top = 10 ** Math.ceil(Math.log10(high));
+  return [10 ** Math.floor(Math.log10(Math.max(low, top / 1e8))), top];
+}
+
+const powersOfTen = (_, ticks) => ticks.map((tick) => (Number.isInteger(Math.round(1e6 * Math.log10(tick)) / 1e6) ? tick : null));
+
+/** As uPlot has it, but for a line at 0, which needs no room up to 100. */
+function roomy(_, low, high) {
+  if (low === null || high === null) return [null, null];
+  return low === 0 && high === 0 ? [0, 1] : uPlot.rangeNum(low, high, 0.1, true);
+}
+
 function pick(plot, { onPick }) {
   if (onPick && plot.cursor.idx !== null && plot.cursor.idx !== undefined) onPick(plot.cursor.idx);
 }
@@ -111,13 +132,13 @@ function markPicked(plot, { picked, x }) {
 }
 
 /** The chart's numbers as a table; of many rows the last. It is filled when it is opened. */
-function Twin({ title, x, xLabel, series }) {
+function Twin({ title, x, xLabel, xAsTime, series }) {
   const details = useRef(null);
   const body = useRef(null);
   const fill = () => {
     if (!details.current.open) return;
     const from = Math.max(0, x.length - ROWS_OF_TABLE);
-    body.current.replaceChildren(...x.slice(from).map((value, k) => row([value, ...series.map(({ values }) => values[from + k])])));
+    body.current.replaceChildren(...x.slice(from).map((value, k) => row(xAsTime ? new Date(1000 * value).toLocaleTimeString() : brief(value), series.map(({ values }) => values[from + k]))));
   };
   useEffect(fill, [x, series]);
   return html`<details ref=${details} class="twin" onToggle=${fill}>
@@ -131,8 +152,9 @@ function Twin({ title, x, xLabel, series }) {
   </details>`;
 }
 
-function row(values) {
+function row(x, values) {
   const tr = document.createElement("tr");
+  tr.insertCell().textContent = x;
   for (const value of values) tr.insertCell().textContent = brief(value);
   return tr;
 }
