@@ -9,33 +9,32 @@ import { useKeys } from "../lib/keyboard.js";
 import { change, useFragment } from "../lib/route.js";
 import { chartsOf, stepsOf } from "./runs/curves.js";
 import { Findings } from "./runs/findings.js";
-import { MOST, useRuns } from "./runs/following.js";
+import { MOST, chosen, useRuns } from "./runs/following.js";
 import { Samples } from "./runs/samples.js";
 
 const SMOOTH = [1, 5, 10, 20, 50];
 
 export function Page() {
   const state = useFragment();
-  const { listed, followed, trouble } = useRuns(state.runs ? state.runs.split(",").map(decodeURIComponent) : null);
+  const wanted = state.runs ? state.runs.split(",").map(decodeURIComponent) : null;
+  const { shown, listed, followed, trouble } = useRuns(wanted);
   return html`<h1 class="unseen">Runs</h1>
-    ${trouble ? html`<${Trouble} error=${trouble} known=${Boolean(listed)} />` : null}
-    ${listed === null ? (trouble ? null : html`<div class="skeleton" aria-label="asking the server"></div>`)
-      : listed.length ? html`<${Shown} listed=${listed} followed=${followed} state=${state} />`
+    ${trouble ? html`<p class="notice bad" role="alert">${trouble.message}${listed ? " The curves below are the last ones." : ""}</p>` : null}
+    ${shown === false ? html`<${NoneGiven} />`
+      : listed === null ? (trouble ? null : html`<div class="skeleton" aria-label="asking the server"></div>`)
+      : listed.length ? html`<${Shown} listed=${listed} names=${chosen(listed, wanted)} all=${followed} state=${state} />`
       : html`<p class="notice">The directory holds no runs yet. <code>grpo-train</code> writes one: a directory with <code>metrics.jsonl</code>.</p>`}`;
 }
 
-/** No answer: what was shown stays. No runs: how to show some. */
-function Trouble({ error, known }) {
-  if (error.status === 404 && !known) {
-    return html`<div class="notice">
-      <p>${error.message}</p>
-      <p>For example: <code>grpo-server --model demo --runs runs</code>, where <code>make demo</code> left its run.</p>
-    </div>`;
-  }
-  return html`<p class="notice bad" role="alert">${error.message}${known ? " The curves below are the last ones." : ""}</p>`;
+function NoneGiven() {
+  return html`<div class="notice">
+    <p>This server was given no runs to show: start it with <code>--runs</code> and their directory.</p>
+    <p>For example <code>grpo-server --model demo --runs runs</code>, where <code>make demo</code> left its run.</p>
+  </div>`;
 }
 
-function Shown({ listed, followed, state }) {
+function Shown({ listed, names, all, state }) {
+  const followed = useMemo(() => names.flatMap((name) => all.filter((run) => run.name === name)), [names.join("\n"), all]);
   const smooth = Number(state.smooth ?? 10);
   
   const x = useMemo(() => stepsOf(followed), [followed]);
@@ -52,7 +51,6 @@ function Shown({ listed, followed, state }) {
     { key: "[", does: "the step before", run: () => move(-1) },
     { key: "]", does: "the step after", run: () => move(1) },
   ]);
-  const names = followed.map(({ name }) => name);
   return html`
     <div class="bar runs-bar">
       <${Choice} listed=${listed} names=${names} />

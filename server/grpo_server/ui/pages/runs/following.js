@@ -13,10 +13,11 @@ const LIST_EVERY = 5; // looks at the list once in so many rounds
  * @typedef {{name: string, records: Object[], file: string, next: number, cut: boolean, broken: number, trouble: string}} Followed
  *   cut: a last line is not whole; broken: lines that are no JSON
  * @param {string[] | null} wanted  null: the run that was written to last
- * @returns {{listed: Object[] | null, followed: Followed[], trouble: Error | null}}
+ * @returns {{shown: boolean | null, listed: Object[] | null, followed: Followed[], trouble: Error | null}} shown: false where the
+ *   server was given no runs
  */
 export function useRuns(wanted) {
-  const [state, setState] = useState({ listed: null, followed: [], trouble: null });
+  const [state, setState] = useState({ shown: null, listed: null, followed: [], trouble: null });
   const latest = useRef(wanted);
   latest.current = wanted;
   const again = useRef(() => {});
@@ -31,7 +32,12 @@ export function useRuns(wanted) {
       if (document.hidden || busy) return;
       busy = true;
       try {
-        if (round++ % LIST_EVERY === 0 || !listed) listed = (await askJson("ui/api/runs", undefined, { signal: gone.signal })).runs;
+        if (round++ % LIST_EVERY === 0 || !listed) {
+          const { shown, runs } = await askJson("ui/api/runs", undefined, { signal: gone.signal });
+          listed = shown ? runs : [];
+          setState((before) => ({ ...before, shown }));
+          if (!shown) return;
+        }
         const names = chosen(listed, latest.current);
         const followed = [];
         for (const name of names) {
@@ -39,12 +45,11 @@ export function useRuns(wanted) {
           kept.set(name, run);
           followed.push(run);
         }
-        setState((before) => ({ listed, followed: same(before.followed, followed) ? before.followed : followed, trouble: null }));
+        setState((before) => ({ ...before, listed, followed: same(before.followed, followed) ? before.followed : followed, trouble: null }));
       } catch (error) {
         if (gone.signal.aborted) return;
         if (!(error instanceof ApiError)) throw error;
         setState((before) => ({ ...before, trouble: error }));
-        if (error.status === 404) round = 0;
       } finally {
         busy = false;
       }
@@ -79,7 +84,8 @@ export function useRuns(wanted) {
   return state;
 }
 
-function chosen(listed, wanted) {
+/** The names of those that are shown. */
+export function chosen(listed, wanted) {
   const names = (wanted ?? []).filter((name) => listed.some((run) => run.name === name)).slice(0, MOST);
   return names.length ? names : listed.slice(0, 1).map(({ name }) => name);
 }
