@@ -1,4 +1,4 @@
-"""The door for TRL: trainers whose reference is the service, so that no second model is ever loaded.
+"""The door for TRL: trainers whose reference, or teacher, is the service, so that no second model is ever loaded.
 
     from grpo_training.trl import RemoteReferenceGRPOTrainer
 
@@ -13,11 +13,13 @@ from grpo_training.trl.dpo import RemoteReferenceDPOTrainer
 from grpo_training.trl.grpo import RemoteReferenceGRPOTrainer
 from grpo_training.trl.private import TrlChanged
 from grpo_training.trl.served import ReferenceUnusable, ServedReference
+from grpo_training.trl.teacher import RemoteTeacherTrainer
 
 __all__ = [
     "ReferenceUnusable",
     "RemoteReferenceDPOTrainer",
     "RemoteReferenceGRPOTrainer",
+    "RemoteTeacherTrainer",
     "ServedReference",
     "TrlChanged",
 ]

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 from torch import Tensor
-from trl import DPOTrainer, GRPOTrainer  # pyright: ignore[reportAttributeAccessIssue]
+from trl import DistillationTrainer, DPOTrainer, GRPOTrainer  # pyright: ignore[reportAttributeAccessIssue]
 
 TESTED = "1.16"
 SEAMS: dict[type, dict[str, tuple[str, ...]]] = {
@@ -24,6 +24,10 @@ SEAMS: dict[type, dict[str, tuple[str, ...]]] = {
     DPOTrainer: {
         "_precompute_ref_logps": ("self", "dataset", "name", "batch_size"),
         "compute_ref_log_probs": ("self", "model", "inputs"),
+    },
+    DistillationTrainer: {
+        "_compute_loss": ("self", "unwrapped_student", "inputs", "num_items_in_batch"),
+        "_get_last_hidden_state": ("self", "unwrapped_model", "input_ids", "attention_mask", "logits_to_keep"),
     },
 }
 """Of each trainer the methods that are overridden, with the first arguments that they must take."""
@@ -97,3 +101,35 @@ class DPOSeams(DPOTrainer):
         self._precompute_model_hash = self.reference_key()
         precompute: Callable[..., Any] = super()._precompute_ref_logps
         return precompute(dataset, name, batch_size)
+
+
+class DistillationSeams(DistillationTrainer):
+    """DistillationTrainer whose loss is `loss_of`, inside the wrapper's forward as TRL's own is."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        require(DistillationTrainer)
+        super().__init__(*args, **kwargs)
+
+    @property
+    def sees_images(self) -> bool:
+        return bool(self._is_vlm)
+
+    def loss_of(
+        self, student: Any, inputs: dict[str, Any], items: Tensor | int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss, the summed entropy of the student, and how many tokens both are over. items: tokens of the whole step, over
+        which the loss is averaged; None: of this batch."""
+        raise NotImplementedError
+
+    def hidden_states(self, student: Any, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
+        """(B, width, D): row n predicts the n-th of the last `width` tokens."""
+        return self._get_last_hidden_state(student, input_ids, attention_mask, width)
+
+    def tell(self, name: str, value: Tensor) -> None:
+        """A figure for the log, the mean over this process's batches."""
+        self._metrics["train" if self.model.training else "eval"][name].append(float(value.detach()))
+
+    def _compute_loss(
+        self, unwrapped_student: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.loss_of(unwrapped_student, inputs, num_items_in_batch)

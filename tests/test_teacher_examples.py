@@ -1,0 +1,129 @@
+"""examples/verl_teacher.py and examples/swift_teacher.py: each figure in the place where the other trainer reads it.
+
+Neither verl nor ms-swift is installed here; what they hand over and read is written out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from grpo_client import ReferenceInfo, ScoreRequest, ScoreResult, Status
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+INFO = ReferenceInfo(
+    model="m", fingerprint="f" * 64, version=1, dtype="float32", mode="exact", max_length=64, vocab_size=50
+)
+
+
+def told(request: ScoreRequest, status: Status = Status.OK) -> ScoreResult:
+    """The log-prob of a token is minus its id over the temperature; the best after t is t + 1, t + 2 and so on."""
+    before = [np.r_[g.prompt[-1:], c][:-1] for g in request.groups for c in g.completions]
+    flat = np.concatenate([c for g in request.groups for c in g.completions])
+    temperature = np.float32(request.groups[0].temperature)
+    best = np.concatenate(before)[:, None] + 1 + np.arange(request.top_k)
+    extras = {"top_ids": best.astype(np.int32), "top_logprobs": (-best / temperature).astype(np.float32)}
+    return ScoreResult(
+        reference=INFO,
+        normalizer="softmax",
+        temperature=np.array([temperature] * len(request.groups), dtype=np.float32),
+        group_sizes=request.group_sizes,
+        completion_lengths=request.completion_lengths,
+        logprobs=(-flat / temperature).astype(np.float32),
+        status=np.full(len(request.completion_lengths), status, dtype=np.uint8),
+        extras=extras if request.top_k else {},
+    )
+
+
+class Client:
+    """Of both kinds."""
+
+    status = Status.OK
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self.url, self.options = url, options
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def score(self, prompts: Any, completions: Any, **what: Any) -> ScoreResult:
+        return told(ScoreRequest.of(prompts, completions, **what), self.status)
+
+
+class AsyncClient(Client):
+    async def score(self, prompts: Any, completions: Any, **what: Any) -> ScoreResult:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return told(ScoreRequest.of(prompts, completions, **what), self.status)
+
+
+def example(name: str) -> ModuleType:
+    spec = spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def verl(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module = example("verl_teacher")
+    monkeypatch.setattr(module, "AsyncReferenceClient", AsyncClient)
+    return module
+
+
+@pytest.fixture
+def swift(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module = example("swift_teacher")
+    monkeypatch.setattr(module, "ReferenceClient", Client)
+    return module
+
+
+def ask(verl: ModuleType, ids: list[int], k: int, **media: Any) -> SimpleNamespace:
+    teacher = verl.VerlTeacher("http://teacher:1", **({"temperature": media.pop("at")} if "at" in media else {}))
+    params = {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": k}
+    return asyncio.run(teacher.generate(request_id="r", prompt_ids=ids, sampling_params=params, **media))
+
+
+def test_verl_reads_the_prediction_of_the_next_token(verl: ModuleType) -> None:
+    fields = ask(verl, [3, 7, 5], 2, image_data=None, video_data=None, mm_processor_kwargs={}).extra_fields
+    assert fields["prompt_ids"] == [[4, 5], [8, 9], [0, 0]]
+    assert fields["prompt_logprobs"] == [[-4.0, -5.0], [-8.0, -9.0], [0.0, 0.0]]
+
+
+def test_verl_asks_for_sampled_tokens_with_nought(verl: ModuleType) -> None:
+    fields = ask(verl, [3, 7, 5], 0, at=0.5).extra_fields
+    assert fields["prompt_ids"] == [[7], [5], [0]]
+    assert fields["prompt_logprobs"] == [[-14.0], [-10.0], [0.0]]
+
+
+def test_verl_gets_no_number_for_images_or_without_a_score(verl: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="image_data"):
+        ask(verl, [3, 7], 0, image_data=["picture"])
+    monkeypatch.setattr(AsyncClient, "status", Status.NONFINITE)
+    with pytest.raises(ValueError, match="request r"):
+        ask(verl, [3, 7], 0)
+
+
+def test_swift_reads_rows_in_the_places_of_the_logits(swift: ModuleType) -> None:
+    logprobs, ids = swift.fetch_teacher_logprobs("http://teacher:1", [[3, 7, 5], [4, 9]], topk=2, temperature=2.0)
+    assert ids.tolist() == [[[4, 5], [8, 9]], [[5, 6], [0, 0]]]
+    assert logprobs.tolist() == [[[-2.0, -2.5], [-4.0, -4.5]], [[-2.5, -3.0], [-math.inf, -math.inf]]]
+
+
+def test_swift_gets_no_number_for_images_or_without_a_score(swift: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="text alone"):
+        swift.fetch_teacher_logprobs("http://teacher:1", [[3, 7]], mm_raw_inputs=[{}])
+    with pytest.raises(ValueError, match="fewer than two"):
+        swift.fetch_teacher_logprobs("http://teacher:1", [[3]])
+    monkeypatch.setattr(Client, "status", Status.NONFINITE)
+    with pytest.raises(ValueError, match="1 of 1"):
+        swift.fetch_teacher_logprobs("http://teacher:1", [[3, 7]])
