@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/installed
 CLIENTS := .venv-clients
 CLIENTS_STAMP := $(CLIENTS)/installed
-DOORS := .venv-trl .venv-axolotl
+DOORS := .venv-trl .venv-axolotl .venv-deepspeed
 
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
@@ -45,9 +45,10 @@ test-browser: $(STAMP) ## Try the inspector's pages in Chromium; skipped, by nam
 test-clients: $(STAMP) $(CLIENTS_STAMP) ## Run other projects' own clients against a server (an environment of their own, large)
 	$(CLIENTS)/bin/python -m pytest -c tests/clients/pytest.ini --rootdir . tests/clients $(PYTEST_FLAGS)
 
-test-doors: $(STAMP) $(DOORS:=/installed) ## Run the tests of the TRL and Axolotl doors (an environment each, large)
+test-doors: $(STAMP) $(DOORS:=/installed) ## Run the tests of the TRL, Axolotl and DeepSpeed doors (an environment each, large)
 	HF_HUB_OFFLINE=1 .venv-trl/bin/python -m pytest tests/doors $(PYTEST_FLAGS)
 	HF_HUB_OFFLINE=1 .venv-axolotl/bin/python -m pytest -p no:anyio tests/doors/test_axolotl.py $(PYTEST_FLAGS)
+	HF_HUB_OFFLINE=1 .venv-deepspeed/bin/python -m pytest tests/doors/test_deepspeed.py $(PYTEST_FLAGS)
 
 serve: $(STAMP) ## Serve the demo model on port 8000, or another: make serve MODEL=path-or-hub-id
 	$(VENV)/bin/grpo-server --model $(MODEL) $(SERVE_FLAGS)
@@ -119,4 +120,12 @@ $(CLIENTS_STAMP): tests/clients/requirements.txt pyproject.toml | $(STAMP)
 .venv-axolotl/installed: tests/doors/requirements-axolotl.txt pyproject.toml | $(STAMP)
 	$(RUN) -m venv $(@D)
 	$(@D)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --no-deps -r tests/doors/requirements-axolotl.txt -e .
+	@touch $@
+
+# DeepSpeed's set-up imports torch, so it comes second and is built without isolation; on a CPU it compiles nothing.
+.venv-deepspeed/installed: tests/doors/requirements-deepspeed.txt pyproject.toml constraints.txt | $(STAMP)
+	$(RUN) -m venv $(@D)
+	@tools/install-pycosat $(@D)/bin/python $(PIP_FLAGS)
+	$(@D)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt setuptools wheel -e '.[training]'
+	DS_BUILD_OPS=0 $(@D)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --no-build-isolation -r tests/doors/requirements-deepspeed.txt
 	@touch $@

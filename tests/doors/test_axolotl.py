@@ -78,7 +78,6 @@ def test_axolotl_validates_the_fields() -> None:
         ([OURS, LIGER], {"liger_cross_entropy": True}, "liger_cross_entropy"),
         ([OURS, LIGER], {"liger_fused_linear_cross_entropy": True}, "liger_fused_linear_cross_entropy"),
         ([OURS], {"chunked_cross_entropy": True}, "chunked_cross_entropy"),
-        ([OURS], {"orthograd": True, "deepspeed": "zero3.json"}, "deepspeed"),
     ],
 )
 def test_conflicts_are_refused_by_validation(plugins: list[str], fields: dict[str, Any], named: str) -> None:

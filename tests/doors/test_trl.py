@@ -84,6 +84,59 @@ def test_grpo_learns_the_same_from_the_service_as_from_its_own_reference(
         assert remote[name] == pytest.approx(local[name], rel=1e-4, abs=1e-4), name
 
 
+class WithTools:
+    """Every third token of a completion is a tool's. TRL would need a model that calls one."""
+
+    def _generate(self: Any, prompts: Any) -> Any:
+        tools, self.tools = self.tools, []
+        made = list(super()._generate(prompts))  # pyright: ignore[reportAttributeAccessIssue]
+        self.tools = tools
+        made[2] = [[int(i % 3 != 1) for i in range(len(ids))] for ids in made[1]]
+        return tuple(made)
+
+
+def test_tools_and_a_reference(
+    tiny_path: Path, tokenizer: Any, reference_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lookup(key: str) -> str:
+        """Look something up.
+
+        Args:
+            key: what.
+        """
+        return key
+
+    for name in ("supports_tool_calling", "is_chat_template_prefix_preserving"):
+        monkeypatch.setattr(f"trl.trainer.grpo_trainer.{name}", lambda _: True)
+    monkeypatch.setattr("trl.trainer.grpo_trainer.add_response_schema", lambda it: it)
+    names = ("loss", "kl", "grad_norm", "reward")
+    own = type("Own", (WithTools, trl.GRPOTrainer), {})
+    served = type("Served", (WithTools, RemoteReferenceGRPOTrainer), {})
+    local = history(grpo(own, tiny_path, tokenizer, tmp_path, {"tools": [lookup]}), *names)
+    asking = grpo(served, tiny_path, tokenizer, tmp_path, {"tools": [lookup], "reference": reference_url})
+    asks, nonsense = asking.reference_logprobs, []
+
+    def tools_are_nonsense(model: Any, input_ids: Any, attention_mask: Any, width: int) -> Any:
+        waiting = asks(model, input_ids, attention_mask, width)
+        scored = asking._awaited
+
+        def spoilt() -> Any:
+            scores = scored().clone()
+            nonsense.append(scores[:, -width:][:, 1::3].fill_(-50.0))
+            return scores
+
+        asking._awaited = spoilt
+        return waiting
+
+    monkeypatch.setattr(asking, "reference_logprobs", tools_are_nonsense)
+    remote = history(asking, *names)
+    asking.ref_model.close()
+    assert nonsense
+    assert max(abs(kl) for kl in local["kl"]) > 1e-3
+    for name in names:
+        assert remote[name] == pytest.approx(local[name], rel=1e-4, abs=1e-4), name
+
+
 def test_no_second_model_is_loaded(
     tiny_path: Path, tokenizer: Any, reference_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,10 +57,6 @@ def refuse_conflicts(cfg: Any) -> None:
                 f"stablemax: true does nothing with rl: {cfg.rl}: that trainer takes log-probs from a head of its own"
             )
     if getattr(cfg, "orthograd", None):
-        if getattr(cfg, "deepspeed", None):
-            raise ValueError(
-                "orthograd: true does not work with deepspeed: its optimizer sees flat partitions; use FSDP2"
-            )
         fsdp = getattr(cfg, "fsdp_config", None)
         if fsdp and getattr(cfg, "fsdp_version", None) == 1:
             raise ValueError("orthograd: true does not work with FSDP1, which flattens weights: set fsdp_version: 2")

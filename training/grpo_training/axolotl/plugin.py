@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from transformers import Trainer
 
 from grpo_training.axolotl.args import refuse_conflicts
-from grpo_training.hf.projection import project_optimizer, refuse_partitions
+from grpo_training.hf.projection import ProjectZero, project_optimizer, refuse_partitions
 from grpo_training.patching import CrossEntropyPatch, PatchConflict, bypass, enable_cross_entropy_patch
 
 
@@ -53,6 +53,10 @@ class StableMaxPlugin(BasePlugin):
         if not cfg.orthograd:
             return
         refuse_partitions(trainer)
+        if trainer.is_deepspeed_enabled:
+            granularity = cfg.orthograd_granularity or "tensor"
+            trainer.add_callback(ProjectZero(trainer, skip=cfg.orthograd_skip, granularity=granularity))
+            return
         trainer.create_optimizer = _projected(trainer, trainer.create_optimizer, cfg)
 
     def post_train_unload(self, cfg: Any) -> None:

@@ -1,7 +1,8 @@
 """Hook the orthogonal projection onto the optimizer of a Hugging Face Trainer, whoever made that Trainer.
 
-Sharding: FSDP2 is as OrthoGrad has it. FSDP1 and DeepSpeed ZeRO hand the optimizer flat partitions, along which no dot
-product is a weight's, and are refused.
+Sharding: FSDP2 is as OrthoGrad has it. DeepSpeed ZeRO hands the optimizer flat partitions; there the hook goes around the
+engine's step instead, which exists once training begins (`ProjectZero`). FSDP1 flattens the weights of a layer into one
+parameter; torch has replaced it by FSDP2, which a changed `fsdp_version` gives, and it is refused.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from grpo_training.config import Granularity
 from grpo_training.hf.architectures import architecture_of
 from grpo_training.hf.loss import base_of
 from grpo_training.orthograd import FLAG, attach, parameter_groups
+from grpo_training.orthograd.zero import attach_zero
 
 
 def project_optimizer(
@@ -28,23 +30,44 @@ def project_optimizer(
     in two where they must be, so call it before a scheduler is made. Raises ValueError for sharding that cannot work.
     """
     refuse_partitions(trainer)
-    if skip is None:
-        known = architecture_of(base_of(model))
-        found = skipped_parameters(model, known.skip_param_types, strict=False) if known else set()
-    else:
-        found = skipped_parameters(model, skip)
+    found = left_alone(model, skip)
     if found:
         optimizer.param_groups[:] = flagged(optimizer.param_groups, found)
     attach(optimizer, granularity=granularity)
 
 
+class ProjectZero(TrainerCallback):
+    """Hooks the projection onto the engine that DeepSpeed makes when training begins, whoever made its optimizer."""
+
+    def __init__(self, trainer: Trainer, *, skip: Iterable[str] | None, granularity: Granularity) -> None:
+        """Raises ValueError for an entry of `skip` that matches nothing."""
+        self._trainer = trainer
+        self._granularity: Granularity = granularity
+        assert trainer.model is not None
+        self._left_alone = left_alone(trainer.model, skip)
+        self._engine: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        wrapped = self._trainer.accelerator.deepspeed_engine_wrapped
+        if wrapped is None:
+            raise RuntimeError("DeepSpeed is on and has made no engine: the orthogonal gradient would not be applied")
+        if wrapped.engine is self._engine:
+            return
+        self._engine = wrapped.engine
+        chosen = [p for p in self._engine.module.parameters() if p not in self._left_alone]
+        attach_zero(self._engine, chosen, granularity=self._granularity)
+
+
+def left_alone(model: nn.Module, skip: Iterable[str] | None) -> set[nn.Parameter]:
+    """What keeps its gradient: see `skipped_parameters`; None is as the architecture has it."""
+    if skip is not None:
+        return skipped_parameters(model, skip)
+    known = architecture_of(base_of(model))
+    return skipped_parameters(model, known.skip_param_types, strict=False) if known else set()
+
+
 def refuse_partitions(trainer: Trainer) -> None:
-    """ValueError, with what to do instead, under DeepSpeed or FSDP1."""
-    if trainer.is_deepspeed_enabled:
-        raise ValueError(
-            "the orthogonal gradient does not work with DeepSpeed ZeRO: its optimizer sees flat partitions of all "
-            "weights, along which nothing can be projected. Use FSDP2 (fsdp_version: 2), DDP or one process"
-        )
+    """ValueError, with what to do instead, under FSDP1."""
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
         raise ValueError(
             "the orthogonal gradient does not work with FSDP1: it flattens many weights into one parameter. "

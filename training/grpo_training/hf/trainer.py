@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, Trainer
 
 from grpo_training.hf.arguments import StableMaxTrainingArguments
 from grpo_training.hf.loss import StableMaxLoss, base_of
-from grpo_training.hf.projection import project_optimizer
+from grpo_training.hf.projection import ProjectZero, project_optimizer
 
 
 class StableMaxTrainer(Trainer):
@@ -50,6 +50,9 @@ class StableMaxTrainer(Trainer):
             assert self.model is not None
             self._set_loss(self.model)
         self._projected: Optimizer | None = None
+        if args.use_orthogonal_optimizer and self.is_deepspeed_enabled:
+            # Not in create_optimizer: with an optimizer in its own configuration DeepSpeed never has it called.
+            self.add_callback(ProjectZero(self, skip=args.skip_param_types, granularity=args.granularity))
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """A new model of a hyperparameter search gets the loss too."""
@@ -63,7 +66,7 @@ class StableMaxTrainer(Trainer):
         given = self.optimizer is not None
         optimizer = super().create_optimizer(model)
         inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper calls the optimizer inside
-        if self.args.use_orthogonal_optimizer and self._projected is not inner:
+        if self.args.use_orthogonal_optimizer and self._projected is not inner and not self.is_deepspeed_enabled:
             skip = self.args.skip_param_types
             if given and skip is not None:
                 raise ValueError(
@@ -107,6 +110,8 @@ def expand_final_layer(model: nn.Module) -> int:
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     if not isinstance(model, PreTrainedModel) or head is None:
         raise ValueError(f"expand_final_layer: {type(model).__name__} has no output embedding")
+    if hasattr(head.weight, "ds_id"):
+        raise ValueError("expand_final_layer: DeepSpeed ZeRO-3 has cut the model up; expand it before, and save it")
     new = head.weight.shape[0]
     model.resize_token_embeddings(new + 1, mean_resizing=False)
     head = model.get_output_embeddings()

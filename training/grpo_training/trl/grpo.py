@@ -50,8 +50,8 @@ class RemoteReferenceGRPOTrainer(GRPOSeams):
         self._awaited: Callable[[], Tensor] | None = None
         if beta == 0.0:
             return
-        if self.sees_images or self.tools:
-            raise ValueError("the reference service scores text alone: no images, no tool calls")
+        if self.sees_images:
+            raise ValueError("the reference service scores text alone: no images")
         vocab = self.model.config.get_text_config().vocab_size
         # TRL asks `self.ref_model` for log-probs whenever it is there, with LoRA as well.
         self.ref_model = ServedReference.at(reference, temperature=self.temperature, vocab_size=vocab)
