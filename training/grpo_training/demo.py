@@ -1,12 +1,13 @@
 """The whole thing in ten minutes: `python -m grpo_training.demo`, or `make demo`.
 
 Starts a real reference server (a process of its own, spoken to over HTTP), scores a few sentences there, trains the
-demo model against it on sums with live progress, writes the report, and stops the server. The settings are those of
-examples/arithmetic.yaml; nothing in here is a mock.
+demo model against it on sums with live progress, writes the report, and stops the server; it ends with the command that shows
+the run in the inspector. The settings are those of examples/arithmetic.yaml; nothing in here is a mock.
 """
 
 from __future__ import annotations
 
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 from grpo_client import ConnectionFailed, DeadlineExceeded, ReferenceClient, ScoreResult, Unavailable
@@ -48,8 +50,8 @@ class ServerDied(RuntimeError):
 
 
 @contextmanager
-def reference_server(model: str, log: Path, console: Console) -> Iterator[str]:
-    """A `grpo-server` on a free port, ready, for as long as the block lasts; yields its URL."""
+def reference_server(model: str, log: Path, console: Console, *, runs: Path) -> Iterator[str]:
+    """A `grpo-server` on a free port, ready, for as long as the block lasts; yields its URL. Its inspector shows `runs`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -60,6 +62,8 @@ def reference_server(model: str, log: Path, console: Console) -> Iterator[str]:
         "--port",
         str(port),
         "--share-cores",
+        "--runs",
+        str(runs),
     ]
     url = f"http://127.0.0.1:{port}"
     with log.open("wb") as sink:
@@ -127,6 +131,20 @@ def _score_table(result: ScoreResult) -> Table:
     return table
 
 
+def page_of(output: Path) -> str:
+    """Path and fragment of the inspector's page of this run."""
+    return f"/ui/runs#runs={quote(output.absolute().name)}"
+
+
+def serving_command(model: str, output: Path) -> str:
+    """The command that serves the reference and shows the run, as one types it where the demo was started."""
+    return shlex.join(["grpo-server", "--model", model, "--runs", str(output.parent)])
+
+
+def tell(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Where the report, metrics and logs go.")] = Path("runs/demo"),
@@ -142,10 +160,14 @@ def demo(
         with explained(errors):
             settings = load_config(config, values=told)
             check_writable(output)
-            with reference_server(settings.model.name, output / "server.log", console) as url:
+            runs = output.absolute().parent
+            with reference_server(settings.model.name, output / "server.log", console, runs=runs) as url:
                 show_scores(url, console)
+                tell(console, f"watch it in a browser: {url}{page_of(output)}")
                 here = settings.reference.model_copy(update={"urls": (url,)})
                 run_with_display(settings.model_copy(update={"reference": here}), console, overwrite=True)
+            tell(console, f"in a browser: {serving_command(settings.model.name, output)}")
+            tell(console, f"and open http://localhost:8000{page_of(output)}")
     except ServerDied as error:
         errors.print(Text(str(error), "red"), soft_wrap=True)
         raise typer.Exit(1) from error

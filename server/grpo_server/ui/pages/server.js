@@ -49,7 +49,7 @@ function Figures({ samples, stale }) {
     <div class="server-tables">
       <section class="panel" aria-labelledby="waits"><h2 id="waits">Half of all within, and 95 of 100</h2>
         <table>
-          <thead><tr><th scope="col"></th><th scope="col" class="number">p50</th><th scope="col" class="number">p95</th><th scope="col" class="number">of</th></tr></thead>
+          <thead><tr><th scope="col">what</th><th scope="col" class="number">p50</th><th scope="col" class="number">p95</th><th scope="col" class="number">of</th></tr></thead>
           <tbody>${quantiles(samples).map(({ title, p50, p95, n }) => html`<tr key=${title}><th scope="row">${title}</th>
             <td class="number mono">${p50}</td><td class="number mono">${p95}</td><td class="number mono">${count(n)}</td></tr>`)}</tbody>
         </table>
