@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, cast, get_args
@@ -139,5 +140,5 @@ class ClientSettings:
         return TransportSettings(self.timeout, self.max_in_flight + _SPARE_CONNECTIONS, headers, self.tls)
 
     def balancer(self) -> Balancer:
-        """A fresh balancer over the servers."""
-        return Balancer(self.urls, clock=self.retry.clock)
+        """A fresh balancer over the servers, in an order of its own: first requests of many clients go to different ones."""
+        return Balancer(random.sample(self.urls, len(self.urls)), clock=self.retry.clock)
