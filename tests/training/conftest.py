@@ -145,6 +145,7 @@ class TinyReference:
         self.requests: list[ScoreRequest] = []
         self.before_answer: Callable[[int], bool] = lambda _: True
         self.refuses: int | None = None
+        self.tokenizer: PreTrainedTokenizerFast | None = None
         self._server: ThreadingHTTPServer | None = None
         self.port = 0
         self.start()
@@ -237,6 +238,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body, MEDIA_JSON)
 
     def do_POST(self) -> None:
+        if self.path == "/detokenize":
+            self._detokenize()
+            return
         request = wire_tensors.decode_request(self.rfile.read(int(self.headers["Content-Length"])))
         number = len(self.reference.requests)
         self.reference.requests.append(request)
@@ -244,6 +248,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(wire_tensors.encode_result(self.reference.score(request)), MEDIA_TENSORS)
         else:
             self.close_connection = True  # the answer is lost on the way
+
+    def _detokenize(self) -> None:
+        ids = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["tokens"]
+        if self.reference.tokenizer is None:
+            self._answer(json.dumps({"error": {"message": "no tokenizer"}}).encode(), MEDIA_JSON, 404)
+            return
+        text = self.reference.tokenizer.decode(ids, skip_special_tokens=False)
+        self._answer(json.dumps({"prompt": text}).encode(), MEDIA_JSON)
 
     def _answer(self, body: bytes, media: str, status: int = 200) -> None:
         self.send_response(status)

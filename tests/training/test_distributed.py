@@ -26,7 +26,7 @@ KINDS = ("grpo", "bnpo", "dapo")  # normalised by sequences, by a portion's toke
 
 def learned(output: Path) -> list[dict[str, float]]:
     return [
-        {k: v for k, v in record.items() if not k.startswith("time/") and k != "reference/latency_s"}
+        {k: v for k, v in record.items() if not k.startswith("time/") and not k.endswith("latency_s")}
         for record in read_records(output / "metrics.jsonl")
     ]
 
@@ -222,3 +222,36 @@ def test_shares_are_whole_groups_of_each_portion(make_config: MakeConfig) -> Non
     shares = [World("ddp", rank, 2, None).groups(config) for rank in range(2)]
     assert [share.prompts for share in shares] == [[0, 1, 4, 5], [2, 3, 6, 7]]
     assert shares[1].rows.tolist() == [4, 5, 6, 7, 12, 13, 14, 15]
+
+
+def test_two_ranks_learn_from_a_teacher_as_one_does(
+    make_config: MakeConfig, reference_server, tmp_path: Path, on_two_ranks: OnTwoRanks
+) -> None:
+    draws = torch.Generator().manual_seed(5)
+    with torch.no_grad():  # what teaches is another model than what learns
+        for weight in reference_server.model.parameters():
+            weight += 0.3 * weight.std() * torch.randn(weight.shape, generator=draws)
+
+    def config(name: str, strategy: str, way: dict[str, object]) -> TrainConfig:
+        return make_config(
+            loss={"beta": 0.0},
+            distillation={"teachers": reference_server.url, **way},
+            optimizer={"eps": 1e-3},
+            trainer={"output": str(tmp_path / name), "save_model": True, "gradient_accumulation": 2, "steps": 3},
+            distributed={"strategy": strategy},
+        )
+
+    ways: dict[str, dict[str, object]] = {
+        "forward": {"kind": "forward", "top_k": 8},
+        "reverse": {"kind": "reverse", "top_k": 8},
+    }
+    runs = [
+        config(f"{s}-{name}", s, way).model_dump(mode="json") for s in ("ddp", "fsdp2") for name, way in ways.items()
+    ]
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    on_two_ranks("train_together", tmp_path / "runs.json")
+    for name, way in ways.items():
+        train(config(f"one-{name}", "auto", way))
+        assert all(r["policy/grad_norm"] > 1e-3 for r in learned(tmp_path / f"one-{name}"))
+        for strategy in ("ddp", "fsdp2"):
+            compare(tmp_path / f"{strategy}-{name}", tmp_path / f"one-{name}")

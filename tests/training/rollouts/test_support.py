@@ -95,6 +95,13 @@ def test_the_sampled_token_alone(full: Tensor) -> None:
     torch.testing.assert_close(tokens.tail.double(), outside(full, sampled), atol=1e-5, rtol=1e-5)
 
 
+def test_no_overlap_is_told_of_ids_that_the_sampler_does_not_tell(full: Tensor, student: Tensor) -> None:
+    told = answer(full, student)
+    alone = tokens_of("teacher", told, None, V)
+    assert alone.overlap is None
+    assert torch.equal(alone.ids, tokens_of("teacher", told, student, V).ids)
+
+
 def test_an_id_without_mass_is_seen(full: Tensor, student: Tensor) -> None:
     told = answer(full, student)
     told["token_logprobs"][4, 2] = -torch.inf

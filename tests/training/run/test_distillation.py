@@ -17,7 +17,8 @@ from grpo_training.config import CheckpointError, ConfigError, TeacherError, Tra
 from grpo_training.report.metrics import read_records
 from grpo_training.run.loop import train
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from ..conftest import TinyReference
 
@@ -229,6 +230,35 @@ def test_a_smaller_vocabulary_is_refused_with_the_teachers_name(
     teacher.info = teacher.info.model_copy(update={"vocab_size": 40})
     with pytest.raises(ConfigError, match="the teacher math has a vocabulary of 40"):
         train(taught(make_config, {"math": teacher.url}))
+
+
+@pytest.mark.parametrize("swapped", [0, 1, 40])
+def test_another_tokenizer_of_the_same_size_is_refused(
+    make_config: MakeConfig, teacher: TinyReference, tokenizer: PreTrainedTokenizerFast, swapped: int
+) -> None:
+    """One pair of tokens trades places: the shapes, the ids and the losses are all as they should be."""
+    vocab = tokenizer.get_vocab()
+    names = sorted(vocab, key=vocab.__getitem__)
+    a, b = names[swapped + 6], names[swapped + 20]
+    vocab[a], vocab[b] = vocab[b], vocab[a]
+    teacher.tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocab, unk_token="<unk>")))
+    with pytest.raises(ConfigError, match=rf"teacher math .* another tokenizer .* id {swapped + 6} ") as raised:
+        train(taught(make_config, {"math": teacher.url}))
+    assert f"of {len(vocab)} and {len(vocab)}" in str(raised.value)
+
+
+def test_the_same_tokenizer_is_learnt_from(
+    make_config: MakeConfig,
+    teacher: TinyReference,
+    tokenizer: PreTrainedTokenizerFast,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    teacher.tokenizer = tokenizer
+    train(taught(make_config, teacher.url, trainer={"steps": 1}))
+    assert "tokenizer" not in caplog.text
+    teacher.tokenizer = None
+    train(taught(make_config, teacher.url, trainer={"steps": 1}), overwrite=True)
+    assert "teacher default does not tell its tokenizer" in caplog.text
 
 
 def test_each_row_has_its_teacher(

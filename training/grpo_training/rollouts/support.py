@@ -34,12 +34,17 @@ class TeacherTokens(NamedTuple):
         return ((self.ids >= 0) & (self.logprobs == -torch.inf)).any(1)
 
 
-def tokens_of(support: TeacherSupport, told: Mapping[str, Tensor], student: Tensor, vocab: int) -> TeacherTokens:
-    """told: the answer's arrays for N tokens. student: (N, k) ids it was asked about, its best or the sampled one. vocab: ids
-    of the student lie below it; what the teacher has beyond them is mass outside."""
+def tokens_of(support: TeacherSupport, told: Mapping[str, Tensor], student: Tensor | None, vocab: int) -> TeacherTokens:
+    """told: the answer's arrays for N tokens. student: (N, k) ids that it was asked about, its best or the sampled one; None
+    where its sampler does not tell them, and the teacher's are compared. vocab: ids of the student lie below it; what the
+    teacher has beyond them is mass outside."""
     if support == "sampled":
+        assert student is not None
         return TeacherTokens(student, told["token_logprobs"], _tail(told, "token_tail"), None)
     best, logprobs, tail = _known(told["top_ids"].long(), told["top_logprobs"], _tail(told, "top_tail"), vocab)
+    if student is None:
+        assert support == "teacher"
+        return TeacherTokens(best, logprobs, tail, None)
     shared = among(student, best)
     overlap = (shared & (student >= 0)).sum(1) / (best >= 0).sum(1).clamp(min=1)
     if support == "teacher":

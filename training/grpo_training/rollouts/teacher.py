@@ -19,7 +19,16 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from grpo_client import GrpoClientError, ReferenceClient, ReferenceInfo, RetryPolicy, ScoreResult, Status
+from grpo_client import (
+    GrpoClientError,
+    NotFound,
+    ReferenceClient,
+    ReferenceInfo,
+    RequestRefused,
+    RetryPolicy,
+    ScoreResult,
+    Status,
+)
 from grpo_client.protocol import Extra, Normalizer
 from torch import Tensor
 
@@ -91,7 +100,9 @@ class Lesson:
         known = torch.from_numpy(usable).to(device)
         tokens = None
         if self._options.kind != "sampled":
-            student = rollout.ids[mask][:, None] if rollout.top_ids is None else rollout.top_ids[mask].long()
+            student = None if rollout.top_ids is None else rollout.top_ids[mask].long()
+            if self._options.ids_from == "sampled":
+                student = rollout.ids[mask][:, None]
             tokens = tokens_of(self._options.ids_from, told, student, self._vocab)
             if self._options.kind == "reverse" or (self._options.kind == "jsd" and self._options.beta == 1):
                 known = known & ~_any_in_row(tokens.impossible(), mask)
@@ -153,6 +164,14 @@ class Teachers:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._clients)
+
+    def spelt(self, name: str, ids: Sequence[int]) -> str | None:
+        """The text of ids by the teacher's own tokenizer; None where it tells of none."""
+        with _named(name):
+            try:
+                return self._clients[name].detokenize(ids)
+            except (NotFound, RequestRefused):
+                return None
 
     def keep_below(self, vocab_size: int) -> None:
         """From here on the policy's ids lie below this."""
