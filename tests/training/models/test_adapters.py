@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from grpo_training.config import ConfigError, TrainConfig
+from grpo_training.config import ConfigError, ModelConfig, TrainConfig
 from grpo_training.models.adapters import adapter_at, resolved
 from grpo_training.models.loading import load_model
 from grpo_training.models.lora import add_adapter, merged_state
 from grpo_training.models.weights import save_whole_model
+from grpo_training.report.metrics import read_records
 from grpo_training.run.loop import train
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from ..completions_server import CompletionsServer
-from ..conftest import EOS
+from ..conftest import EOS, TinyReference
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings(
@@ -216,3 +217,24 @@ def test_a_rollout_server_gets_a_model_that_it_can_load(
     torch.testing.assert_close(logits(served), expected, atol=1e-5, rtol=1e-5)
     assert (expected - logits(AutoModelForCausalLM.from_pretrained(tiny_path))).abs().max() > 1e-3
     assert not list((config.trainer.output / "served").glob("*.partial"))
+
+
+@pytest.mark.parametrize("lora", [None, {}])
+def test_beside_base_and_adapter_the_kl_begins_at_0_and_beside_the_base_it_does_not(
+    adapter: Path, tiny: LlamaForCausalLM, make_config: MakeConfig, reference_server: TinyReference, lora: object
+) -> None:
+    merged = load_model(ModelConfig(name=str(adapter), device="cpu")).model
+    found: list[float] = []
+    for name, hosted in (("both", merged), ("base", tiny)):
+        reference_server.model = hosted
+        sections = {} if lora is None else {"lora": lora}
+        config = make_config(
+            reference_server.url,
+            model={"name": str(adapter)},
+            trainer={"steps": 1, "output": str(adapter.parent / name)},
+            **sections,
+        )
+        train(config)
+        found.append(read_records(config.trainer.output / "metrics.jsonl")[0]["kl"])
+    assert found[0] == pytest.approx(0, abs=1e-6)
+    assert found[1] > 1e-2

@@ -151,4 +151,6 @@ def test_display(terminal: bool) -> None:
     assert "the-reference" in shown
     assert "reward" in shown
     assert "step-000001" in shown
+    assert "that is of the step" in shown
+    assert f"{figures['time/reference_wait_s'] / figures['time/step_s']:.1%}" in shown
     assert (" 2[/b]" in shown) is terminal  # markup in a completion is text, and only a terminal shows samples

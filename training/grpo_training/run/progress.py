@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -36,6 +37,7 @@ _ROWS = (
     ("policy/entropy", "entropy", "{:.2f}"),
     ("reference/latency_s", "reference latency, s", "{:.2f}"),
     ("time/reference_wait_s", "waited for it, s", "{:.2f}"),
+    ("reference/share", "that is of the step", "{:.1%}"),
     ("time/teacher_wait_s", "waited for the teacher, s", "{:.2f}"),
     ("time/step_s", "step, s", "{:.2f}"),
 )
@@ -80,16 +82,15 @@ class Display:
         self._console.print(f"training {config.model.name} {asked}{go_on}", highlight=False, markup=False)
 
     def stepped(self, step: int, report: StepReport) -> None:
+        figures = _with_share(report.figures)
         for name, values in self._history.items():
-            if math.isfinite(report.figures.get(name, math.nan)):
-                values.append(report.figures[name])
+            if math.isfinite(figures.get(name, math.nan)):
+                values.append(figures[name])
         self._sample = report.samples[0]
         self._progress.update(self._bar, completed=step + 1)
         if not self._console.is_terminal:
             shown = "  ".join(
-                f"{heading} {form.format(report.figures[name])}"
-                for name, heading, form in _ROWS
-                if name in report.figures
+                f"{heading} {form.format(figures[name])}" for name, heading, form in _ROWS if name in figures
             )
             self._console.print(f"step {step + 1:4d}  {shown}", highlight=False, markup=False, soft_wrap=True)
 
@@ -118,6 +119,12 @@ class Display:
                 Panel(_shown(self._sample), title="a group of this step", title_align="left", border_style="dim")
             )
         return Group(*parts)
+
+
+def _with_share(figures: Mapping[str, float]) -> dict[str, float]:
+    """What the reference costs: the share of a step that only waits for it."""
+    wait, step = figures.get("time/reference_wait_s"), figures.get("time/step_s")
+    return dict(figures) if wait is None or not step else {**figures, "reference/share": wait / step}
 
 
 def sparkline(values: list[float]) -> str:
