@@ -255,7 +255,7 @@ def test_what_the_file_lacks_is_scored_and_another_temperature_compared(
         for T in (1.0, 0.7)
     }
     shown = pairs(page)
-    assert (shown["reference r"], shown["policy t"]) == tuple(str(np.float32(at[T])) for T in (1.0, 0.7))
+    assert (shown["reference r"], shown["other side t"]) == tuple(str(np.float32(at[T])) for T in (1.0, 0.7))
 
 
 def test_unknown_columns_can_be_named(server: str, open_page: Open, tmp_path: Path) -> None:

@@ -35,6 +35,9 @@ export function count(value) {
   return Math.round(value).toString().replace(/\B(?=(\d{3})+$)/g, ",");
 }
 
+/** "1 group", "1,234 groups". */
+export const many = (number, what) => `${count(number)} ${what}${number === 1 ? "" : "s"}`;
+
 /** A share as 89.6 %. */
 export function percent(share, decimals = 1) {
   return Number.isFinite(share) ? `${(100 * share).toFixed(decimals)} %` : "–";

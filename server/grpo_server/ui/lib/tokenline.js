@@ -9,6 +9,7 @@ import { flowing, quoted } from "./shown.js";
 
 /** Of a longer line only this many tokens around the selected one are in the document. */
 export const WINDOW = 8192;
+const LABELS_AT_ONCE = 500;
 
 /**
  * @typedef {Object} Line
@@ -18,30 +19,32 @@ export const WINDOW = 8192;
  */
 
 /**
- * @param {{line: Line, id: string, walkable: boolean, selected: number | null, label: string, colourKey: string,
+ * @param {{line: Line, id: string, walkable: boolean, selected: number | null, label: string,
  *          onSelect: (i: number) => void, onHover?: (i: number | null) => void}} props
- *   colourKey: changes when classOf does
+ *   line: another one when a colour changes; its pieces another list only when the text does
  */
-export function TokenLine({ line, id, walkable, selected, label, colourKey, onSelect, onHover }) {
+export function TokenLine({ line, id, walkable, selected, label, onSelect, onHover }) {
   const box = useRef(null);
   const drawn = useRef({ spans: [], from: 0 });
   const from = windowAround(selected ?? 0, line.pieces.length);
 
   useEffect(() => {
     drawn.current = { spans: draw(box.current, line, id, walkable, from), from };
-  }, [line, id, walkable, from]);
+  }, [line.pieces, id, walkable, from]);
 
   useEffect(() => {
     drawn.current.spans.forEach((span, k) => {
-      span.className = `tok ${line.classOf(from + k)}`;
+      const name = `tok ${line.classOf(from + k)}`;
+      if (span.className !== name) span.className = name;
     });
-    if (walkable) drawn.current.spans.forEach((span, k) => span.setAttribute("aria-label", labelled(line, from + k)));
-  }, [line, walkable, from, colourKey]);
+    return walkable ? labelling(drawn.current.spans, line, from) : undefined;
+  }, [line, walkable, from]);
 
   useEffect(() => {
     const span = walkable && selected !== null ? drawn.current.spans[selected - from] : undefined;
     if (!span) return undefined;
     span.setAttribute("aria-selected", "true");
+    span.setAttribute("aria-label", labelled(line, selected));
     box.current.setAttribute("aria-activedescendant", span.id);
     scrollIntoBox(box.current, span);
     return () => span.removeAttribute("aria-selected");
@@ -59,6 +62,20 @@ export function TokenLine({ line, id, walkable, selected, label, colourKey, onSe
   const role = walkable && line.pieces.length ? { role: "listbox", tabindex: 0, "aria-label": label } : {};
   return html`<div class="tokens" ref=${box} ...${role} onClick=${picked}
     onMouseOver=${(event) => onHover?.(tokenAt(event))} onMouseLeave=${() => onHover?.(null)}></div>`;
+}
+
+/** Label the first tokens now and the rest while nothing else is to be done. Returns what stops it. */
+function labelling(spans, line, from) {
+  const some = (start) => spans.slice(start, start + LABELS_AT_ONCE).forEach((span, k) => span.setAttribute("aria-label", labelled(line, from + start + k)));
+  let [next, timer] = [LABELS_AT_ONCE, 0];
+  const go = () => {
+    some(next);
+    next += LABELS_AT_ONCE;
+    timer = next < spans.length ? setTimeout(go) : 0;
+  };
+  some(0);
+  if (next < spans.length) timer = setTimeout(go);
+  return () => clearTimeout(timer);
 }
 
 function windowAround(selected, length) {

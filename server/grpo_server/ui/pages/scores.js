@@ -1,5 +1,5 @@
 /** Scores: which tokens the reference and the policy see differently, and why. */
-import { count, seconds, short } from "../lib/format.js";
+import { count, many, seconds, short } from "../lib/format.js";
 import { html, useEffect, useMemo, useState } from "../lib/html.js";
 import { useKeys } from "../lib/keyboard.js";
 import { reference } from "../lib/reference.js";
@@ -10,7 +10,7 @@ import { saveBundle, savePicture, saveSequences, saveTokens } from "./scores/exp
 import { contexts, rowsOf } from "./scores/figures.js";
 import { Findings } from "./scores/findings.js";
 import { Group, coloursFor } from "./scores/group.js";
-import { details, found, held, lookAt, openRun, scoreRest, texts, toScore, trouble, unscored, work } from "./scores/model.js";
+import { details, found, held, lookAt, openRun, other, scoreRest, texts, toScore, trouble, unscored, work } from "./scores/model.js";
 import { nextOutlier } from "./scores/outliers.js";
 import { useNames } from "./scores/names.js";
 import { Sequences, readFilter, readSort, sorted } from "./scores/sequences.js";
@@ -74,6 +74,7 @@ function Opened({ open }) {
   const report = useStore(found);
   const who = useStore(reference);
   const swapped = state.swap === "1";
+  const side = useStore(other).kind === "file" ? "policy" : "other side";
   const [hovered, setHovered] = useState(null);
 
   const compared = useMemo(() => samples.t.some((value) => !Number.isNaN(value)), [samples]);
@@ -109,21 +110,21 @@ function Opened({ open }) {
   const left = unscored();
   return html`
     <div class="bar opened">
-      <span><b>${source.name}</b> <span class="muted">${count(samples.groups.length)} groups, ${count(samples.group.length)} completions, ${count(samples.ids.length)} tokens${samples.cutLines ? "; its last line is cut off and left out" : ""}</span></span>
+      <span><b>${source.name}</b> <span class="muted">${many(samples.groups.length, "group")}, ${many(samples.group.length, "completion")}, ${many(samples.ids.length, "token")}${samples.cutLines ? "; its last line is cut off and left out" : ""}</span></span>
       <button type="button" onClick=${() => change({ sources: "1" }, { push: true })}>Open other</button>
       <${Compare} swapped=${swapped} />
       <${Export} what=${what} />
     </div>
-    ${left.length ? html`<div class="notice"><p>${count(left.length)} groups have no log-probs of the reference, about ${count(toScore())} tokens. <button type="button" class="main" onClick=${() => scoreRest()}>Score them</button></p></div>` : null}
+    ${left.length ? html`<div class="notice"><p>${many(left.length, "group")} without log-probs of the reference, about ${count(toScore())} tokens. <button type="button" class="main" onClick=${() => scoreRest()}>Score them</button></p></div>` : null}
     ${source.kind === "typed" && !compared ? null : html`<${Findings} />`}
     <div class="columns">
       <${Sequences} rows=${rows} all=${all} selected=${selected} textOf=${textOf} compared=${compared} sort=${sort} filter=${state.filter ?? ""} wrong=${wrong} />
       <div class="middle">
-        <${Group} samples=${samples} details=${detail} texts=${spelled} members=${members} selected=${selected} token=${token} by=${by} swapped=${swapped} compared=${compared} onHover=${setHovered} rows=${all} />
+        <${Group} samples=${samples} details=${detail} texts=${spelled} members=${members} selected=${selected} token=${token} by=${by} swapped=${swapped} compared=${compared} side=${side} onHover=${setHovered} rows=${all} />
         <${Strip} samples=${samples} s=${selected} token=${token} swapped=${swapped} compared=${compared} pieces=${spelled.get(samples.group[selected])?.completions[selected - samples.groups[samples.group[selected]].first]} />
         <${Where} rows=${where.rows} names=${names} />
       </div>
-      <${Token} samples=${samples} details=${detail} texts=${spelled} names=${names} s=${at.s} i=${at.i} swapped=${swapped} compared=${compared} kl=${where.total} />
+      <${Token} samples=${samples} details=${detail} texts=${spelled} names=${names} s=${at.s} i=${at.i} swapped=${swapped} compared=${compared} side=${side} kl=${where.total} />
     </div>`;
 }
 

@@ -42,7 +42,7 @@ export function completionOf(samples, i) {
   return low;
 }
 
-export function Group({ samples, details, texts, members, selected, token, by, swapped, compared, onHover, rows }) {
+export function Group({ samples, details, texts, members, selected, token, by, swapped, compared, side, onHover, rows }) {
   const total = members.reduce((sum, s) => sum + samples.starts[s + 1] - samples.starts[s], 0);
   const k = samples.group[selected];
   const { step } = samples.groups[k];
@@ -50,9 +50,9 @@ export function Group({ samples, details, texts, members, selected, token, by, s
     <div class="bar">
       <h2 id="group-title">Group${step >= 0 ? ` of step ${step}` : ""}</h2>
       <label>Colour <select value=${by} onChange=${(event) => change({ by: event.target.value })}>
-        ${coloursFor(compared).map((name) => html`<option key=${name} value=${name}>${SCALES[name].label}</option>`)}
+        ${coloursFor(compared).map((name) => html`<option key=${name} value=${name}>${labelOf(name, side)}</option>`)}
       </select></label>
-      <${Legend} by=${by} swapped=${swapped} />
+      <${Legend} by=${by} swapped=${swapped} side=${side} />
     </div>
     <${Prompt} group=${samples.groups[k]} pieces=${texts.get(k)?.prompt} />
     <div class="group">
@@ -62,10 +62,13 @@ export function Group({ samples, details, texts, members, selected, token, by, s
   </section>`;
 }
 
-function Legend({ by, swapped }) {
+const labelOf = (name, side) => SCALES[name].label.replace("policy", side);
+
+function Legend({ by, swapped, side }) {
   useStore(dark);
   const { ends, diverging } = SCALES[by];
-  const sides = swapped ? ["reference likes it more", "policy likes it more"] : ["policy likes it more", "reference likes it more"];
+  const likes = [`${side} likes it more`, "reference likes it more"];
+  const sides = swapped ? likes.reverse() : likes;
   return html`<span class="ramp muted">
     ${diverging ? html`<span>${sides[0]}</span>` : null}<span class="mono">${ends[0]}</span>
     <span aria-hidden="true">${ramp(by).map((hex) => html`<i style=${{ background: hex }}></i>`)}</span>
@@ -86,14 +89,14 @@ function Completion({ s, samples, details, texts, by, swapped, compared, selecte
   const length = samples.starts[s + 1] - from;
   const spelled = texts.get(k)?.completions[s - samples.groups[k].first];
   const answer = details.get(k);
+  const pieces = useMemo(() => {
+    const known = spelled ?? Array.from({ length }, (_, i) => (samples.ids[from + i] < 0 ? ` [${i}]` : ` ${samples.ids[from + i]}`));
+    return cut ? known.slice(0, CUT) : known;
+  }, [samples.ids, from, spelled, length, cut]);
   const line = useMemo(() => {
-    const pieces = spelled ?? Array.from({ length }, (_, i) => (samples.ids[from + i] < 0 ? ` [${i}]` : ` ${samples.ids[from + i]}`));
-    return {
-      pieces: cut ? pieces.slice(0, CUT) : pieces,
-      classOf: (i) => tokenClass(by, figure(samples, details, by, k, from + i, swapped)) || "unasked",
-      labelOf: (i) => spoken(by, figure(samples, details, by, k, from + i, swapped)),
-    };
-  }, [samples, spelled, length, cut, by, swapped, answer]);
+    const value = (i) => figure(samples, details, by, k, from + i, swapped);
+    return { pieces, classOf: (i) => tokenClass(by, value(i)) || "unasked", labelOf: (i) => spoken(by, value(i)) };
+  }, [samples, pieces, by, swapped, answer]);
   const reward = Number.isNaN(row.reward) ? "" : brief(row.reward);
   const figureOf = compared ? brief(row.kl) : brief(row.surprise);
   const choose = (i) => change({ seq: s, tok: i }, { push: !selected });
@@ -103,7 +106,7 @@ function Completion({ s, samples, details, texts, by, swapped, compared, selecte
       <span><span class="unseen">, ${compared ? "k3" : "surprise"} </span>${figureOf}</span>
     </button>
     <div class="text">
-      ${length ? html`<${TokenLine} line=${line} id="tok" walkable=${selected} selected=${selected ? token : null} colourKey=${line}
+      ${length ? html`<${TokenLine} line=${line} id="tok" walkable=${selected} selected=${selected ? token : null}
         label="Tokens of the selected completion; left and right move, n and p go to the next and previous outlier" onSelect=${choose} onHover=${(i) => onHover(i === null ? null : { s, i })} />`
         : html`<span class="muted small">${samples.texts[s] === null ? "no tokens" : flowing(samples.texts[s]) || "empty"}</span>`}
       ${cut && length > CUT ? html`<span class="gap"> … ${length - CUT} tokens behind; select it to see them</span>` : null}

@@ -31,7 +31,7 @@ export const NAMES = {
   completions: ["completions", "completion", "response", "responses", "output", "text"],
   policy_logprobs: ["policy_logprobs", "completion_logprobs", "inference_logprobs", "old_logprobs", "sampler_logprobs"],
   ref_logprobs: ["ref_logprobs", "reference_logprobs", "ref_log_probs", "logprobs"],
-  entropy: ["ref_entropy", "entropy"],
+  entropy: ["ref_entropy"],
   rewards: ["rewards", "reward", "score"],
   step: ["step", "global_step"],
 };
@@ -110,10 +110,15 @@ function readRecord(record, where, mapping) {
     texts: texts?.length === lengths.length ? texts : lengths.map(() => null),
     t: fitting(t, lengths, `${where}: policy log-probs`),
     r: fitting(r, lengths, `${where}: reference log-probs`),
-    entropy: fitting(perCompletion(field("entropy", holdsNumbers)), lengths, `${where}: entropy`),
+    entropy: fitting(perCompletion(field("entropy", holdsNumbers) ?? entropyOfScores(record)), lengths, `${where}: entropy`),
     rewards: listOf(field("rewards", (value) => typeof value === "number" || Array.isArray(value))),
     whole: Boolean(record.completion_ids && record.prompt_ids),
   };
+}
+
+/** In a scores file `entropy` is the reference's; beside log-probs of a policy it is the policy's. */
+function entropyOfScores({ line, logprobs, entropy }) {
+  return line !== undefined && logprobs !== undefined && holdsNumbers(entropy) ? entropy : undefined;
 }
 
 function holdsNumbers(value) {

@@ -6,7 +6,7 @@ import { quoted } from "../../lib/shown.js";
 import { gap, k3 } from "./figures.js";
 import { TOP_K } from "./scoring.js";
 
-export function Token({ samples, details, texts, names, s, i, swapped, compared, kl }) {
+export function Token({ samples, details, texts, names, s, i, swapped, compared, side, kl }) {
   const k = samples.group[s];
   const at = samples.starts[s] + i;
   const length = samples.starts[s + 1] - samples.starts[s];
@@ -22,7 +22,7 @@ export function Token({ samples, details, texts, names, s, i, swapped, compared,
     ["token", piece === undefined ? "–" : piece === "" ? "part of a character" : quoted(piece)],
     ["id", samples.ids[at] < 0 ? "not known" : samples.ids[at]],
     ["reference r", value(samples.r[at])],
-    ...(compared ? [["policy t", value(samples.t[at])], [swapped ? "d = t − r" : "d = r − t", Number.isNaN(d) ? value(d) : exact(Number(d.toPrecision(8)))], ["k3", Number.isNaN(d) ? "–" : brief(k3(d))], ["share of the KL", kl > 0 ? percent(k3(d) / kl) : "–"]] : []),
+    ...(compared ? [[`${side} t`, value(samples.t[at])], [swapped ? "d = t − r" : "d = r − t", Number.isNaN(d) ? value(d) : exact(Number(d.toPrecision(8)))], ["k3", Number.isNaN(d) ? "–" : brief(k3(d))], ["share of the KL", kl > 0 ? percent(k3(d) / kl) : "–"]] : []),
     ["rank", answer?.rank ? answer.rank[inGroup] : "not known"],
     ["entropy", value(samples.entropy[at])],
     ...(answer?.logsumexp ? [["log-sum-exp", value(answer.logsumexp[inGroup])]] : []),
