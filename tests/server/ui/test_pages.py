@@ -140,7 +140,26 @@ def test_vendored_files_are_the_pinned_ones_and_bring_their_licences() -> None:
         assert all(any(name.endswith("LICENSE") for name in entry["files"]) for entry in manifest)
 
 
-def test_all_that_a_browser_loads_stays_under_100_kilobytes() -> None:
-    packed = {name: len(asset.packed) for name, asset in assets().items() if name.endswith((".js", ".mjs", ".css"))}
+def loaded_by(name: str, seen: set[str]) -> set[str]:
+    """The module and all that it imports."""
+    if name not in seen:
+        seen.add(name)
+        folder = (FOLDER / name).parent
+        for path in re.findall(r'(?:from|import)\s*"(\.[^"]+)"', (FOLDER / name).read_text(encoding="utf-8")):
+            loaded_by((folder / path).resolve().relative_to(FOLDER).as_posix(), seen)
+    return seen
+
+
+@pytest.mark.parametrize("page", ["scores", "numbers", "runs", "server"])
+def test_what_a_page_loads_stays_under_100_kilobytes(page: str) -> None:
+    sheets = {name for name in assets() if name.endswith(".css")}
+    names = sheets | loaded_by(f"pages/{page}.js", loaded_by("app.js", set()))
+    assert len(names) > 20
+    packed = {name: len(assets()[name].packed) for name in names}
     assert sum(packed.values()) < 100_000, packed
+
+
+def test_all_pages_together_stay_under_100_kilobytes_in_one_archive() -> None:
+    scripts = [asset.content for name, asset in assets().items() if name.endswith((".js", ".mjs", ".css"))]
+    assert len(gzip.compress(b"".join(scripts), 9)) < 100_000
     assert all(gzip.decompress(asset.packed) == asset.content for asset in assets().values())

@@ -18,17 +18,17 @@ export const coloursFor = (compared) => (compared ? ["d", "r", "t", "entropy", "
 
 /** The figure of a token that a colour shows; null where it is not known, NaN where it is not finite. */
 export function figure(samples, details, by, k, i, swapped) {
-  const inGroup = i - samples.starts[samples.groups[k].first];
   const answer = details.get(k);
-  const value = {
-    d: () => gap(samples, i, swapped),
-    r: () => samples.r[i],
-    t: () => samples.t[i],
-    entropy: () => samples.entropy[i],
-    rank: () => answer?.rank?.[inGroup] ?? null,
-  }[by]();
+  const value = measured(samples, answer, by, k, i, swapped);
   if (value === null || !Number.isNaN(value)) return value;
   return answer?.status?.[completionOf(samples, i) - samples.groups[k].first] === 1 ? NaN : null;
+}
+
+/** Asked for every token at every change of colour. */
+function measured(samples, answer, by, k, i, swapped) {
+  if (by === "d") return gap(samples, i, swapped);
+  if (by === "rank") return answer?.rank?.[i - samples.starts[samples.groups[k].first]] ?? null;
+  return samples[by][i];
 }
 
 /** The completion that token i is in. */
