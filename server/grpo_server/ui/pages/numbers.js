@@ -28,5 +28,5 @@ export function Page() {
           <${WrittenOut} row=${row} setRow=${setRow} answer=${answer} />
           <${Computed} row=${row} answer=${answer} />
         </div>`
-      : error ? null : html`<div class="skeleton" aria-label="asking the server"></div>`}`;
+      : error ? null : html`<div class="skeleton" role="status" aria-label="asking the server"></div>`}`;
 }

@@ -21,7 +21,7 @@ export function Page() {
   return html`<h1 class="unseen">Runs</h1>
     ${trouble ? html`<p class="notice bad" role="alert">${trouble.message}${listed ? " The curves below are the last ones." : ""}</p>` : null}
     ${shown === false ? html`<${NoneGiven} />`
-      : listed === null ? (trouble ? null : html`<div class="skeleton" aria-label="asking the server"></div>`)
+      : listed === null ? (trouble ? null : html`<div class="skeleton" role="status" aria-label="asking the server"></div>`)
       : listed.length ? html`<${Shown} listed=${listed} names=${chosen(listed, wanted)} all=${followed} state=${state} />`
       : html`<p class="notice">The directory holds no runs yet. <code>grpo-train</code> writes one: a directory with <code>metrics.jsonl</code>.</p>`}`;
 }

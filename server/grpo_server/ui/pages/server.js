@@ -15,7 +15,7 @@ export function Page() {
   const { samples, trouble } = useHistory();
   return html`<h1 class="unseen">Server</h1>
     ${trouble ? html`<p class="notice bad" role="alert">${trouble}${samples.length ? " The figures below are the last ones." : ""}</p>` : null}
-    ${samples.length ? html`<${Figures} samples=${samples} stale=${Boolean(trouble)} />` : trouble ? null : html`<div class="skeleton" aria-label="asking the server"></div>`}`;
+    ${samples.length ? html`<${Figures} samples=${samples} stale=${Boolean(trouble)} />` : trouble ? null : html`<div class="skeleton" role="status" aria-label="asking the server"></div>`}`;
 }
 
 function Figures({ samples, stale }) {
