@@ -16,7 +16,7 @@ from grpo_client.arguments.types import CompletionMask, Completions, Ids, Prompt
 from grpo_client.core import ClientCore
 from grpo_client.errors import APIError, ConnectionFailed
 from grpo_client.forks import PerProcess
-from grpo_client.http.exchange import Call, Encoding, Reply, info_call, raise_for_status, ready_call
+from grpo_client.http.exchange import Call, Encoding, Reply, info_call, move_call, raise_for_status, ready_call
 from grpo_client.http.retry import RetryPolicy
 from grpo_client.http.tls import TLS
 from grpo_client.http.tokenizer import detokenize_call, read_ids, read_text, tokenize_call
@@ -183,6 +183,18 @@ class AsyncReferenceClient:
         """See `ReferenceClient.info`."""
         core = self._core()
         return await self._retried(core.settings.retry, core.info, info_call())
+
+    async def move(self, model: str, *, decay: float | None = None, admin_key: str | None = None) -> ReferenceInfo:
+        """See `ReferenceClient.move`."""
+        core, transport = self._core(), self._here().transport
+        core.settings.check_key()
+        call = move_call(model, decay, admin_key)
+        return core.moved(await asyncio.gather(*(transport.send(call, url) for url in core.settings.urls)))
+
+    async def accept(self) -> ReferenceInfo:
+        """See `ReferenceClient.accept`."""
+        core = self._core()
+        return await self._retried(core.settings.retry, core.accepted, info_call())
 
     async def health(self) -> bool:
         """See `ReferenceClient.health`."""

@@ -18,7 +18,7 @@ from grpo_client.arguments.types import CompletionMask, Completions, Ids, Prompt
 from grpo_client.core import ClientCore
 from grpo_client.errors import APIError, ConnectionFailed
 from grpo_client.forks import PerProcess
-from grpo_client.http.exchange import Encoding, info_call, raise_for_status, ready_call
+from grpo_client.http.exchange import Encoding, info_call, move_call, raise_for_status, ready_call
 from grpo_client.http.retry import RetryPolicy
 from grpo_client.http.tls import TLS
 from grpo_client.http.tokenizer import detokenize_call, read_ids, read_text, tokenize_call
@@ -210,6 +210,23 @@ class ReferenceClient:
         """Who answers: model, fingerprint, version, dtype, mode, limits. With several servers, one of them."""
         here = self._here()
         return here.retried(here.core.settings.retry, here.core.info, info_call())
+
+    def move(self, model: str, *, decay: float | None = None, admin_key: str | None = None) -> ReferenceInfo:
+        """Have every server host another model, or with decay the average decay * hosted + (1 - decay) * model, and wait for
+        it; says who answers from now on, which is pinned where the one before was.
+
+        model: as the servers find it: a directory that they can read, or an id of the hub. admin_key: else the client's own
+        key, if that is one. Nothing is tried again, for an average that was taken once more would be another. Raises
+        RequestRefused for a model that cannot be hosted, NotAuthorized, Unavailable while another move is under way,
+        ConnectionFailed.
+        """
+        here = self._here()
+        return here.core.moved(here.at_each(move_call(model, decay, admin_key)))
+
+    def accept(self) -> ReferenceInfo:
+        """Take the reference that answers now for the pinned one, after another process of the same run has had it moved."""
+        here = self._here()
+        return here.retried(here.core.settings.retry, here.core.accepted, info_call())
 
     def health(self) -> bool:
         """Whether a server takes requests now; one try, no waiting."""

@@ -61,6 +61,12 @@ class FingerprintPin:
         """What a request must ask for, as far as it is known."""
         return self._fingerprint
 
+    def move(self, reference: ReferenceInfo) -> None:
+        """This one is pinned from now on, where one is."""
+        with self._lock:
+            if self._fingerprint is not None or self._take_first:
+                self._fingerprint = reference.fingerprint
+
     def check(self, reference: ReferenceInfo) -> None:
         """Raises FingerprintMismatch when another reference answered than the pinned one."""
         with self._lock:
@@ -117,6 +123,21 @@ class ClientCore:
         info = read_info(reply)
         self._pin.check(info)
         return info
+
+    def accepted(self, reply: Reply) -> ReferenceInfo:
+        """Who answers, pinned from now on."""
+        info = read_info(reply)
+        self._pin.move(info)
+        return info
+
+    def moved(self, replies: Sequence[Reply]) -> ReferenceInfo:
+        """Who answers from now on, by every server. Raises FingerprintMismatch when they are not the same."""
+        infos = [read_info(reply) for reply in replies]
+        if len({info.fingerprint for info in infos}) > 1:
+            told = ", ".join(f"{url}: {i.fingerprint[:16]}" for url, i in zip(self.settings.urls, infos, strict=True))
+            raise FingerprintMismatch(f"the servers host different references after they were moved ({told})")
+        self._pin.move(infos[0])
+        return infos[0]
 
     def join(self, request: AnyRequest, results: Sequence[ScoreResult]) -> ScoreResult:
         """The answers to all parts as one."""

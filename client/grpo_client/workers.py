@@ -61,6 +61,14 @@ class Workers:
 
         return policy.retrying(self._sleep, balancer.ready, self._closed.is_set, log)(once)
 
+    def at_each(self, call: Call) -> list[Reply]:
+        """What every server says, asked once each and all at once: for what must not be done twice."""
+        self.core.settings.check_key()
+        if self._closed.is_set():
+            raise closed()
+        asked = [self._parts.submit(self._transport.send, call, url) for url in self.core.settings.urls]
+        return [future.result() for future in asked]
+
     def close(self) -> None:
         """Give up what is waiting, let what is under way finish, and close the connections."""
         self._closed.set()

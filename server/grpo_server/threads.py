@@ -17,8 +17,8 @@ T = TypeVar("T")
 CODEC_THREADS = 2
 
 
-# Of a processor that two threads want, one that is this much "nicer" gets a third.
-GIVES_WAY_BY = 5
+# Of a processor that two threads want, one that is this much "nicer" gets two fifths.
+GIVES_WAY_BY = 2
 
 
 def _give_way() -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -60,11 +61,25 @@ def tiny_path(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="session")
 def reference_url(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with _served(tiny_path, tmp_path_factory.mktemp("server") / "log") as url:
+        yield url
+
+
+@pytest.fixture
+def moving_url(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server of the test's own, whose reference it may move."""
+    monkeypatch.setenv("GRPO_SERVER_ADMIN_KEY", "root")
+    monkeypatch.setenv("GRPO_ADMIN_KEY", "root")
+    with _served(tiny_path, tmp_path / "log") as url:
+        yield url
+
+
+@contextmanager
+def _served(model: Path, log: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("grpo-server")), "--model", str(tiny_path)]
-    log = tmp_path_factory.mktemp("server") / "log"
+    command = [str(Path(sys.executable).with_name("grpo-server")), "--model", str(model)]
     with log.open("wb") as sink:
         process = subprocess.Popen(
             [*command, "--port", str(port), "--threads", "1"], stdout=sink, stderr=subprocess.STDOUT

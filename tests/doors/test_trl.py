@@ -164,16 +164,26 @@ def test_beta_0_asks_nothing(tiny_path: Path, tokenizer: Any, tmp_path: Path) ->
     trainer.train()
 
 
+@pytest.mark.parametrize("alpha", [0.25, 1.0])
+def test_the_reference_moves_as_trl_moves_its_own(
+    alpha: float, tiny_path: Path, tokenizer: Any, moving_url: str, tmp_path: Path
+) -> None:
+    moves = {"sync_ref_model": True, "ref_model_mixup_alpha": alpha, "ref_model_sync_steps": 2, "max_steps": 5}
+    names = ("loss", "kl", "reward")
+    local = history(grpo(trl.GRPOTrainer, tiny_path, tokenizer, tmp_path, **moves), *names)
+    served = grpo(RemoteReferenceGRPOTrainer, tiny_path, tokenizer, tmp_path, {"reference": moving_url}, **moves)
+    remote = history(served, *names, "reference/version")
+    assert isinstance(served.ref_model, ServedReference)
+    served.ref_model.close()
+    for name in names:
+        assert remote[name] == pytest.approx(local[name], abs=1e-4), name
+    assert max(local["kl"]) > 1e-3
+    versions = remote["reference/version"]
+    assert (versions[0], versions[-1], sorted(versions)) == (1, 3, versions)
+    assert not (tmp_path / "reference").exists()
+
+
 def test_what_cannot_be_served_is_refused(tiny_path: Path, tokenizer: Any, reference_url: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="sync_ref_model"):
-        grpo(
-            RemoteReferenceGRPOTrainer,
-            tiny_path,
-            tokenizer,
-            tmp_path,
-            {"reference": reference_url},
-            sync_ref_model=True,
-        )
     with ReferenceClient(reference_url) as client, pytest.raises(ReferenceUnusable, match="vocabulary"):
         ServedReference(client, vocab_size=5)
     with pytest.raises(ValueError, match="precompute_ref_log_probs"):

@@ -106,7 +106,7 @@ class FakeEngine:
 
     def __init__(self, name: str = "fake") -> None:
         self._name = name
-        self._version = 1
+        self.version = 1
         self.tokenizer: FakeTokenizer | None = FakeTokenizer()
         self.batches: list[list[Piece]] = []
         self.prepared: list[list[Piece]] = []
@@ -129,7 +129,7 @@ class FakeEngine:
         return ReferenceInfo(
             model=self._name,
             fingerprint=fingerprint(self._name),
-            version=self._version,
+            version=self.version,
             dtype="float32",
             mode="exact",
             max_length=MAX_LENGTH,
@@ -190,7 +190,7 @@ class FakeEngine:
         """Be another reference from now on."""
         if "missing" in name:
             raise OSError(f"{name} is not there")
-        self._name, self._version, self.closed = name, self._version + 1, False
+        self._name, self.version, self.closed = name, self.version + 1, False
         return self.info
 
     def save(self, directory: Path) -> None:

@@ -143,6 +143,7 @@ class TinyReference:
             vocab_size=model.config.vocab_size,
         )
         self.requests: list[ScoreRequest] = []
+        self.moves: list[tuple[str, float]] = []
         self.before_answer: Callable[[int], bool] = lambda _: True
         self.refuses: int | None = None
         self.tokenizer: PreTrainedTokenizerFast | None = None
@@ -165,6 +166,16 @@ class TinyReference:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+
+    @torch.no_grad()
+    def move(self, path: str, decay: float) -> None:
+        """What a server does at /admin/reference: decay 0 is a swap."""
+        other = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval().state_dict()
+        own = self.model.state_dict()
+        self.model.load_state_dict({name: torch.lerp(other[name], own[name], decay) for name in own})
+        self.moves.append((path, decay))
+        name = f"{self.info.fingerprint.partition('@')[0]}@{len(self.moves)}"
+        self.info = self.info.model_copy(update={"version": self.info.version + 1, "fingerprint": name})
 
     @torch.no_grad()
     def score(self, request: ScoreRequest) -> ScoreResult:
@@ -240,6 +251,14 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         if self.path == "/detokenize":
             self._detokenize()
+            return
+        if self.path.startswith("/admin/reference"):
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.headers["Authorization"] != "Bearer root":
+                self._answer(b"{}", MEDIA_JSON, 401)
+                return
+            self.reference.move(asked["model"], asked.get("decay", 0.0))
+            self._answer(self.reference.info.model_dump_json().encode(), MEDIA_JSON)
             return
         request = wire_tensors.decode_request(self.rfile.read(int(self.headers["Content-Length"])))
         number = len(self.reference.requests)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import ValidationError
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from grpo_client import errors, wire_json, wire_tensors
 from grpo_client.http.retry_after import asked_wait_of
@@ -27,6 +27,7 @@ from grpo_client.validation.words import as_object
 
 Encoding = Literal["tensors", "json"]
 ROUTE_READY = "/readyz"
+ROUTE_ADMIN = "/admin/reference"
 _LONGEST_MESSAGE = 2000  # characters of what a server says that go into an error
 
 
@@ -91,6 +92,14 @@ def ready_call() -> Call:
     return Call("GET", ROUTE_READY)
 
 
+def move_call(model: str, decay: float | None, admin_key: str | None) -> Call:
+    """The call that hosts a model that the server can read, or mixes it into the hosted one. admin_key: None: the client's
+    own."""
+    headers = {"Content-Type": MEDIA_JSON} | ({"Authorization": f"Bearer {admin_key}"} if admin_key else {})
+    asked = {"model": model} if decay is None else {"model": model, "decay": decay}
+    return Call("POST", ROUTE_ADMIN if decay is None else f"{ROUTE_ADMIN}/ema", headers, to_json(asked))
+
+
 def read_scores(reply: Reply, request: AnyRequest) -> ScoreResult:
     """The answer, checked to be one to this request. Raises APIError's kin, FingerprintMismatch, InvalidResponse."""
     raise_for_status(reply)
@@ -122,7 +131,7 @@ def raise_for_status(reply: Reply) -> None:
     said = str(detail.get("message") or _first_line(reply.body) or "no message")
     message = f"{said[:_LONGEST_MESSAGE]} ({reply.url})"
     code, param = (value if isinstance(value := detail.get(name), str) else None for name in ("code", "param"))
-    if reply.status == 409:
+    if reply.status == 409 and code != "swap_under_way":
         raise errors.FingerprintMismatch(
             message, status=reply.status, code=code, param=param, request_id=reply.named_id
         )
@@ -145,7 +154,7 @@ def _kind_of(status: int) -> type[errors.APIError]:
             return errors.NotAuthorized
         case 404:
             return errors.NotFound
-        case 429 | 502 | 503 | 504:
+        case 409 | 429 | 502 | 503 | 504:
             return errors.Unavailable
         case _:
             return errors.ServerFailed

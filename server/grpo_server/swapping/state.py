@@ -117,7 +117,7 @@ class StateDir:
         """What a process that was killed had begun: files that had not arrived, and those of a version that never served."""
         for path in [*self.path.glob(f"{_NEW}*"), *(self.path / _KEPT).glob(f"{_NEW}*")]:
             logger.info("removing %s, which a swap left that did not end", path)
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
         newest = 0 if self.recorded is None else self.recorded.version
         for path in (self.path / _KEPT).iterdir():
             if path.name.isdecimal() and int(path.name) > newest:

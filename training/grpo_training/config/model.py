@@ -59,7 +59,16 @@ class ReferenceConfig(Section):
     """Seconds over which a step waits and tries again while the server is away. Afterwards the run ends with an error,
     and `--resume` goes on from its last checkpoint."""
     pin: bool = True
-    """Accept only the reference that answered first (its fingerprint): a swapped model ends the run, loudly."""
+    """Accept only the reference that answered first (its fingerprint), or that this run itself has moved: a model that somebody
+    else has swapped ends the run, loudly."""
+    sync_every: int = Field(default=0, ge=0)
+    """Steps between moving the reference towards the policy (TRL's `ref_model_sync_steps`). 0 never does: it is frozen. The
+    policy is saved in the output directory, which the server must be able to read under the same path."""
+    mixup_alpha: float = Field(default=1.0, gt=0, le=1)
+    """Share of the policy in the moved reference (TRL's `ref_model_mixup_alpha`): alpha * policy + (1 - alpha) * reference.
+    With 1 the policy replaces it."""
+    admin_key: SecretStr | None = None
+    """What the server lets replace its reference; None: the environment's GRPO_ADMIN_KEY, else api_key. Written nowhere."""
 
     @field_validator("urls", mode="before")
     @classmethod
@@ -73,12 +82,12 @@ class ReferenceConfig(Section):
             raise ValueError("is empty: give at least one URL, such as http://localhost:8000")
         return tuple(base_url(url, key="give it as api_key, or in GRPO_API_KEY") for url in value)
 
-    @field_validator("api_key")
+    @field_validator("api_key", "admin_key")
     @classmethod
     def _checked_key(cls, value: SecretStr | None) -> SecretStr | None:
         key = read_key(value)
         return SecretStr(key) if key else None
 
-    @field_serializer("api_key", when_used="json")
+    @field_serializer("api_key", "admin_key", when_used="json")
     def _no_key(self, value: SecretStr | None) -> None:
         """None, and not asterisks: a config.json can be trained from again, with the key in the environment."""

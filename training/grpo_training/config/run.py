@@ -85,6 +85,17 @@ class TrainConfig(Section):
         return self.distillation is None or self.distillation.task_reward
 
     @model_validator(mode="after")
+    def _moves_are_at_checkpoints(self) -> Self:
+        moves, saves = self.reference.sync_every, self.trainer.checkpoint_every
+        if moves and saves and moves % saves:
+            raise ValueError(
+                f"trainer.checkpoint_every={saves} must divide reference.sync_every={moves}: a run that is killed behind a "
+                f"move goes "
+                "on from the checkpoint at that very step"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _portions_are_whole(self) -> Self:
         prompts = self.rollout.prompts_per_step
         if prompts % self.trainer.portions:

@@ -4,26 +4,31 @@
     ... rewards, the policy's own forward ...
     logprobs = pending[0].collect()          waits for what is still missing
 
-Which reference answered is part of the result of a run: its fingerprint is pinned at the start, so that a server that
-comes back from a restart with another model ends the run instead of bending it.
+Which reference answered is part of the result of a run: its fingerprint is pinned at the start, and again when the run itself
+moves it, so that a server that comes back from a restart with another model ends the run instead of bending it.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
 from grpo_client import ReferenceClient, ReferenceInfo, RetryPolicy, ScoreResult, Status
+from grpo_client.addresses import read_key
 from grpo_client.protocol import Normalizer
 from torch import Tensor
 
 from grpo_training.config import ReferenceConfig
 from grpo_training.rollouts.rollout import Rollout
+
+ADMIN_KEY_VARIABLE = "GRPO_ADMIN_KEY"
 
 
 @dataclass(slots=True)
@@ -72,6 +77,9 @@ class Reference:
         """
         self._temperature = temperature
         self._normalizer: Normalizer = normalizer
+        self._admin_key = read_key(
+            config.admin_key.get_secret_value() if config.admin_key else os.environ.get(ADMIN_KEY_VARIABLE)
+        )
         self._client = ReferenceClient(
             config.urls,
             api_key=config.api_key.get_secret_value() if config.api_key else None,
@@ -90,6 +98,14 @@ class Reference:
 
     def __exit__(self, *_: object) -> None:
         self._client.close()
+
+    def move(self, model: Path, alpha: float) -> None:
+        """Have the server host alpha * model + (1 - alpha) * reference from now on: `info` is another then, and pinned.
+
+        model: a directory that the server can read. Raises the client's errors: RequestRefused, NotAuthorized.
+        """
+        decay = None if alpha == 1.0 else 1.0 - alpha
+        self.info = self._client.move(str(model), decay=decay, admin_key=self._admin_key)
 
     def submit(self, portions: Sequence[Rollout]) -> list[Pending]:
         """Send every portion off as a request of its own, all in flight at once."""

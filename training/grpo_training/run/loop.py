@@ -27,6 +27,7 @@ from grpo_training.run.checkpoint import Checkpoints, TrainerState
 from grpo_training.run.endings import Endings
 from grpo_training.run.evaluation import EvaluationLog, Evaluator
 from grpo_training.run.first_lesson import check_first_lesson
+from grpo_training.run.moving import MovingReference
 from grpo_training.run.outputs import open_outputs
 from grpo_training.run.setup import Built, build, check, load
 from grpo_training.run.step import Parts, StepReport, grpo_step
@@ -110,7 +111,7 @@ def _parts(config: TrainConfig, built: Built, state: TrainerState, world: World)
         closing(built.evaluator),
         closing(built.environments) if built.environments else nullcontext(),
         open_sampler(config, built.loaded, built.policy, world, first, built.environments) as sampler,
-        _reference(config, state.fingerprint) as reference,
+        _reference(config, state) as reference,
         open_teachers(config, built.loaded, state.teachers) as teachers,
     ):
         world.agree(
@@ -160,7 +161,9 @@ def _steps(
             evaluations.done, "the processes see different eval.jsonl: put trainer.output on a shared disk"
         )
         evaluations.after(state.step, evaluator, observer)
+        move_reference = MovingReference(parts, state.step, state.fingerprint)
         for step in range(state.step, config.trainer.steps):
+            move_reference(step)
             report = grpo_step(parts, step)
             updates += not report.figures["policy/skipped"]
             outputs.write(step, report)
@@ -197,12 +200,14 @@ def _shared_vocabulary(loaded: LoadedModel, reference: Reference | None, teacher
     return min((size for size in shared if size is not None), default=None)
 
 
-def _reference(config: TrainConfig, fingerprint: str | None) -> AbstractContextManager[Reference | None]:
+def _reference(config: TrainConfig, state: TrainerState) -> AbstractContextManager[Reference | None]:
     if config.loss.beta == 0:
         return nullcontext(None)
+    every = config.reference.sync_every
+    moves_now = bool(every and state.step and state.step % every == 0)  # which may have been done before a kill
     return Reference(
         config.reference,
         temperature=config.rollout.temperature,
         normalizer=config.loss.normalizer,
-        fingerprint=fingerprint,
+        fingerprint=None if moves_now else state.fingerprint,
     )

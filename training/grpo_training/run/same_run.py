@@ -9,7 +9,8 @@ from grpo_training.config import CheckpointError, TrainConfig
 
 # What a resumed run may change: where and how long it runs, and whom it asks; not what is learned.
 _MAY_CHANGE = (
-    "reference", "distributed", "collapse", "eval.every", "lora.save_merged",
+    "reference.urls", "reference.api_key", "reference.admin_key", "reference.timeout", "reference.max_wait", "reference.pin",
+    "distributed", "collapse", "eval.every", "lora.save_merged",
     "trainer.steps", "trainer.output", "trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.tensorboard",
     "trainer.tracker",
     "trainer.save_model", "model.threads", "model.device", "model.gradient_checkpointing",

@@ -76,6 +76,7 @@ def grpo_step(parts: Parts, step: int) -> StepReport:
     slowest = {f"time/{name}_s": seconds for name, seconds in clock.seconds.items()}
     slowest["time/step_s"] = time.perf_counter() - started
     if parts.reference:
+        figures["reference/version"] = float(parts.reference.info.version)
         slowest["reference/latency_s"] = max(portion.latency_s for portion in portions)
     if parts.teachers:
         slowest["teacher/latency_s"] = max(portion.lesson_latency_s for portion in portions)

@@ -15,6 +15,7 @@ from grpo_client import ReferenceClient
 from torch import Tensor
 from trl import GRPOConfig  # pyright: ignore[reportAttributeAccessIssue]
 
+from grpo_training.trl.moving import MoveReference
 from grpo_training.trl.private import GRPOSeams
 from grpo_training.trl.served import IGNORED, ServedReference
 
@@ -23,9 +24,10 @@ class RemoteReferenceGRPOTrainer(GRPOSeams):
     """GRPOTrainer(model, reward_funcs, args, ..., reference=url).
 
     reference: URL, URLs of servers that host the same model, or a ReferenceClient of your own (then you close it). With
-    a URL the first fingerprint that answers is pinned: a swapped reference ends the run. args.beta 0 asks nothing.
-    Raises ValueError for `sync_ref_model` (the reference is not this process's to move) and without args, and TrlChanged
-    under a TRL whose private members have moved.
+    a URL the first fingerprint that answers is pinned: a reference that somebody else swaps ends the run. args.beta 0 asks
+    nothing. `sync_ref_model`, `ref_model_mixup_alpha` and `ref_model_sync_steps` move the reference as in TRL: see `moving`,
+    which also says what `reference/version` in the logs counts. Raises ValueError without args, and TrlChanged under a TRL
+    whose private members have moved.
     """
 
     def __init__(
@@ -39,13 +41,12 @@ class RemoteReferenceGRPOTrainer(GRPOSeams):
     ) -> None:
         if args is None:
             raise ValueError("args: give a GRPOConfig; its default beta is 0, which needs no reference at all")
-        if args.sync_ref_model:
-            raise ValueError("sync_ref_model moves a reference that this process does not hold: set it to False")
         beta, args.beta = args.beta, 0.0
+        moves, args.sync_ref_model = args.sync_ref_model, False
         try:
             super().__init__(model, reward_funcs, args, *rest, **kwargs)
         finally:
-            args.beta = beta
+            args.beta, args.sync_ref_model = beta, moves
         self.beta = beta
         self._awaited: Callable[[], Tensor] | None = None
         if beta == 0.0:
@@ -55,6 +56,16 @@ class RemoteReferenceGRPOTrainer(GRPOSeams):
         vocab = self.model.config.get_text_config().vocab_size
         # TRL asks `self.ref_model` for log-probs whenever it is there, with LoRA as well.
         self.ref_model = ServedReference.at(reference, temperature=self.temperature, vocab_size=vocab)
+        if moves and getattr(self.model, "peft_config", None):
+            raise ValueError("sync_ref_model mixes whole models, and this one has an adapter: set it to False")
+        if moves:
+            self.add_callback(MoveReference(self, self.ref_model))
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """With the version of the reference that the KL is measured against."""
+        if isinstance(self.ref_model, ServedReference):
+            logs["reference/version"] = float(self.ref_model.info.version)
+        super().log(logs, *args, **kwargs)
 
     def is_served(self, model: Any) -> bool:
         return isinstance(model, ServedReference)

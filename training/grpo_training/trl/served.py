@@ -111,6 +111,14 @@ class ServedReference:
             weakref.finalize(served, undo.pop_all().close)
         return served
 
+    def move(self, model: str, decay: float | None, admin_key: str | None) -> None:
+        """See `ReferenceClient.move`; `info` says who answers from now on."""
+        self.info = self.client.move(model, decay=decay, admin_key=admin_key)
+
+    def follow(self) -> None:
+        """Another process has had the reference moved: take the one that answers now."""
+        self.info = self.client.accept()
+
     def submit(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Callable[[], Tensor]:
         """Send the batch off; the function that comes back waits for its (B, T-1) log-probs."""
         rows = Rows.of(input_ids, attention_mask, labels)

@@ -1,0 +1,8 @@
+"""The engine that reads files stands in a module of its own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
