@@ -150,8 +150,10 @@ def _wrong(models: list[Path], requests: list[ScoreRequest], seen: Seen) -> int:
             scores = engine.compute(engine.prepare(pieces))
             truth[which, engine.info.fingerprint] = np.concatenate([p.logprobs for p in scores.pieces])
         engine.close()
-    return sum(not np.array_equal(truth.get((which, print_), np.empty(0)), logprobs) for which, print_, logprobs in
-    seen.answers)
+    return sum(
+        not np.array_equal(truth.get((which, print_), np.empty(0)), logprobs)
+        for which, print_, logprobs in seen.answers
+    )
 
 
 # --- a hub that never answers -------------------------------------------------------------------------------------
