@@ -40,7 +40,7 @@ TOPICS = (
 )
 QUESTIONS = ("Write two sentences about {}.", "What is {} good for?", "Tell a child what {} is.")
 OF = 2  # completions a prompt
-LENGTH = 24  # tokens of a completion
+LENGTH = 16  # tokens of a completion
 HOT, COLD = 1.0, 0.7
 
 Ids = list[int]
@@ -156,7 +156,7 @@ def plant(policy: Policy, reference: ReferenceClient, out: Path, prompts: Sequen
     sampled = {t: policy.groups(prompts, t) for t in (HOT, COLD)}
     with torch.no_grad():
         recorded = {t: [policy.logprobs(group, t) for group in groups] for t, groups in sampled.items()}
-    policy.learn(sampled[HOT], steps=12, rate=0.02)
+    policy.learn(sampled[HOT], steps=6, rate=0.05)
     with torch.no_grad():
         of_new = [policy.logprobs(group) for group in sampled[HOT]]
     for name, bug in BUGS.items():
@@ -185,10 +185,10 @@ def write(run: Path, records: Sequence[dict[str, Any]]) -> None:
     (run / "samples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
-def checked(run: Path, url: str) -> str:
+def checked(run: Path) -> str:
     """What `grpo-client check` prints of a run."""
     command = [shutil.which("grpo-client", path=str(Path(sys.executable).parent)) or "grpo-client", "check"]
-    command += [str(run / "samples.jsonl"), "--url", url]
+    command += [str(run / "samples.jsonl")]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
@@ -214,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--url", default="http://localhost:8000", help="a grpo-server with the same model")
     parser.add_argument("--model", default="demo", help="the policy: what the server hosts as well")
     parser.add_argument("--out", type=Path, default=Path("runs/bugs"), help="where the runs go: the server's --runs")
-    parser.add_argument("--prompts", type=int, default=16, help="so many, up to 30; each has two completions")
+    parser.add_argument("--prompts", type=int, default=12, help="so many, up to 30; each has two completions")
     parser.add_argument("--shots", type=Path, help="where pictures of the inspector go")
     told = parser.parse_args(argv)
     torch.manual_seed(0)
@@ -223,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ReferenceClient(told.url) as reference:
         plant(Policy(load_model(ModelConfig(name=told.model, dtype="float32"))), reference, told.out, prompts)
     for name, bug in BUGS.items():
-        print(f"\n{name}: {bug.title}\n{checked(told.out / name, told.url)}", flush=True)
+        print(f"\n{name}: {bug.title}\n{checked(told.out / name)}", flush=True)
     if told.shots:
         photograph(told.url, told.shots)
 
