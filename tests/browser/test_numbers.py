@@ -175,7 +175,7 @@ def test_tokens_come_and_go(server: str, open_page: Open) -> None:
 
 def test_a_link_fills_the_page_and_a_second_one_fills_it_anew(server: str, open_page: Open) -> None:
     names = json.dumps([" the", "<b>x</b>", "‮evil"])
-    page = open_page(f"{server}/ui/softmax#logits=-0.1,-3.5,-inf&T=0.7&by=sparsemax&y=1&names={names}")
+    page = open_page(f"{server}/ui/softmax#logits=-0.1,-3.5,-inf&T=0.7&normalizer=sparsemax&y=1&names={names}")
     answer = told(server, [-0.1, -3.5, "-inf"], temperature=0.7, target=1)
     expect_bars(page, answer)
     assert page.locator(".token .name").all_inner_texts() == ["·the", "<b>x</b>", "\\u202eevil"]

@@ -1,5 +1,5 @@
 /**
- * The row that is looked at, and how it stands in the fragment: `logits=1.2,4.7,-inf&T=0.7&by=stablemax&y=2`, with `names` as a JSON
+ * The row that is looked at, and how it stands in the fragment: `logits=1.2,4.7,-inf&T=0.7&normalizer=stablemax&y=2`, with `names` as a JSON
  * list where the tokens have names. A logit of -inf is a masked token.
  */
 import { useCallback, useEffect, useRef, useState } from "../../lib/html.js";
@@ -50,7 +50,7 @@ export function rowFrom(state) {
   return rowOf(logits, {
     names: namesFrom(state.names, logits.length),
     temperature: temperature > 0 && temperature < Infinity ? temperature : 1,
-    normalizer: state.by in NORMALIZERS ? state.by : "softmax",
+    normalizer: state.normalizer in NORMALIZERS ? state.normalizer : "softmax",
     target: Number.isInteger(target) && target >= 0 && target < logits.length ? target : null,
   });
 }
@@ -69,7 +69,7 @@ export function stateOf(row) {
   return {
     logits: row.logits.map((x, i) => (row.masked[i] ? "-inf" : String(x))).join(","),
     T: row.temperature === 1 ? null : row.temperature,
-    by: row.normalizer === "softmax" ? null : row.normalizer,
+    normalizer: row.normalizer === "softmax" ? null : row.normalizer,
     y: row.target,
     names: row.names && JSON.stringify(row.names),
   };
