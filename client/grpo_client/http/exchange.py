@@ -52,7 +52,7 @@ class Reply:
 
     status: int
     headers: Mapping[str, str]
-    body: bytes = field(repr=False)
+    body: bytes | bytearray = field(repr=False)
     url: str
     request_id: str | None = None
 
@@ -160,7 +160,7 @@ def _kind_of(status: int) -> type[errors.APIError]:
             return errors.ServerFailed
 
 
-def _error_object(body: bytes) -> dict[str, Any]:
+def _error_object(body: bytes | bytearray) -> dict[str, Any]:
     """The {"error": {...}} of an OpenAI-shaped error; empty for what a proxy or another program says."""
     try:
         message = as_object(from_json(body)) or {}
@@ -169,5 +169,5 @@ def _error_object(body: bytes) -> dict[str, Any]:
     return as_object(message.get("error")) or {}
 
 
-def _first_line(body: bytes) -> str:
+def _first_line(body: bytes | bytearray) -> str:
     return body[:200].decode("utf-8", "replace").strip().partition("\n")[0]

@@ -92,9 +92,15 @@ class SyncTransport:
     def send(self, call: Call, base_url: str) -> Reply:
         """One try. Raises ConnectionFailed when no whole response came."""
         with _failures(self._http, call, base_url), _traced(call, base_url) as (span, headers):
-            response = self._http.send(_request(self._http, call, base_url, headers))
+            response = self._http.send(_request(self._http, call, base_url, headers), stream=True)
+            body = bytearray()
+            try:
+                for chunk in response.iter_bytes():
+                    body += chunk
+            finally:
+                response.close()
             span.answered(response.status_code, error_from=400)
-            return _reply(call, response)
+            return _reply(call, response, body)
 
     def close(self) -> None:
         self._http.close()
@@ -109,9 +115,15 @@ class AsyncTransport:
     async def send(self, call: Call, base_url: str) -> Reply:
         """One try. Raises ConnectionFailed when no whole response came."""
         with _failures(self._http, call, base_url), _traced(call, base_url) as (span, headers):
-            response = await self._http.send(_request(self._http, call, base_url, headers))
+            response = await self._http.send(_request(self._http, call, base_url, headers), stream=True)
+            body = bytearray()
+            try:
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+            finally:
+                await response.aclose()
             span.answered(response.status_code, error_from=400)
-            return _reply(call, response)
+            return _reply(call, response, body)
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -128,8 +140,9 @@ def _request(
     return http.build_request(call.method, base_url + call.path, content=call.body, headers=headers)
 
 
-def _reply(call: Call, response: httpx.Response) -> Reply:
-    return Reply(response.status_code, response.headers, response.content, str(response.url), call.request_id)
+def _reply(call: Call, response: httpx.Response, body: bytearray) -> Reply:
+    """body: of this reply alone, so that arrays which are views into it may be written to."""
+    return Reply(response.status_code, response.headers, body, str(response.url), call.request_id)
 
 
 @contextmanager

@@ -38,7 +38,12 @@ def rounded(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Figures in this dtype. To float16 a log-prob is rounded by up to one part in 2048, and stays finite where it is."""
     if dtype != np.float16 or values.dtype == np.float16:
         return values.astype(dtype, copy=False)
-    return np.where(values == -np.inf, values, np.maximum(values, _LOWEST)).astype(np.float16)
+    with np.errstate(over="ignore"):
+        halved = values.astype(np.float16)
+    lost = np.isneginf(halved)
+    if lost.any():
+        halved[lost & (values != -np.inf)] = _LOWEST
+    return halved
 
 
 def figure_shapes(extras: Collection[Extra], top_k: int, asked_ids: int | None) -> dict[str, tuple[int, ...]]:

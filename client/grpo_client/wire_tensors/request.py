@@ -73,7 +73,7 @@ def _joined(arrays: Sequence[IntArray]) -> IntArray:
 
 
 def decode_request(body: bytes, limits: Limits | None = None) -> ScoreRequest:
-    """Read and check a request. Its arrays are views into one buffer.
+    """Read and check a request. Its arrays are views into the body.
 
     Raises ProtocolError with the tensor's or the metadata field's name. What only the model knows (vocabulary, context)
     is `check_request`'s.

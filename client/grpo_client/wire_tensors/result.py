@@ -41,8 +41,8 @@ def encode_result(result: ScoreResult) -> bytes:
     return b"".join(result_chunks(result))
 
 
-def result_chunks(result: ScoreResult) -> Iterator[bytes]:
-    """The same in chunks, made one after the other."""
+def result_chunks(result: ScoreResult) -> Iterator[bytes | memoryview]:
+    """The same in chunks, which are views into the result."""
     arrays: Arrays = {
         "logprobs": result.logprobs,
         "status": result.status,
@@ -64,16 +64,20 @@ def result_chunks(result: ScoreResult) -> Iterator[bytes]:
 
 def narrow(extras: Mapping[str, npt.NDArray[Any]], vocab_size: int) -> Arrays:
     """The same with best ids in two bytes, where whoever asked wants log-probs in two and the vocabulary allows it."""
-    arrays = dict(extras)
-    if "top_ids" in arrays and arrays["top_logprobs"].dtype == np.float16 and vocab_size <= 2**16:
-        arrays["top_ids"] = arrays["top_ids"].astype(np.uint16)
-    return arrays
+    ids, logprobs = extras.get("top_ids"), extras.get("top_logprobs")
+    if ids is None or logprobs is None or logprobs.dtype != np.float16 or vocab_size > 2**16:
+        return dict(extras)
+    return {**extras, "top_ids": ids.astype(np.uint16)}
 
 
-def decode_result(body: bytes) -> ScoreResult:
-    """Read an answer. Raises InvalidResponse when it is none."""
+def decode_result(body: bytes | bytearray) -> ScoreResult:
+    """Read an answer. Its arrays are views into the body if that may be written to, else into one copy of it.
+
+    Raises InvalidResponse when it is none.
+    """
     try:
-        metadata, arrays = read_container(body, _KNOWN, _MAX_HEADER_BYTES)
+        own = body if isinstance(body, bytearray) else bytearray(body)
+        metadata, arrays = read_container(own, _KNOWN, _MAX_HEADER_BYTES)
         return _result(metadata, arrays)
     except InvalidResponse:
         raise

@@ -15,7 +15,7 @@ from grpo_client.wire_tensors.result import narrow
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 from grpo_server.errors import ErrorCode, ServiceError
-from grpo_server.routes._answers import CHUNK, gathered
+from grpo_server.routes._answers import CHUNK, Chunk, gathered
 from grpo_server.routes.dialects._bodies import parse
 from grpo_server.routes.dialects._sampling import null_means
 
@@ -137,7 +137,7 @@ def _array(tensor: InputTensor, raw: memoryview | None, param: str) -> npt.NDArr
     return narrow
 
 
-def encode(asked: InferRequest, result: ScoreResult) -> tuple[list[bytes], int | None]:
+def encode(asked: InferRequest, result: ScoreResult) -> tuple[list[Chunk], int | None]:
     """The body in chunks, and the length of its JSON part when tensors follow it."""
     arrays: dict[str, npt.NDArray[Any]] = {"logprobs": result.logprobs, "status": result.status}
     arrays |= narrow(asked_rows(result.extras, result.completion_mask), result.reference.vocab_size)
@@ -174,7 +174,7 @@ def encode(asked: InferRequest, result: ScoreResult) -> tuple[list[bytes], int |
         "outputs": iter(outputs),
     }
     header = gathered(json_chunks({k: v for k, v in answer.items() if v is not None}))
-    buffers = [bytes(data[start : start + CHUNK]) for data in binary for start in range(0, len(data), CHUNK)]
+    buffers = [memoryview(data)[start : start + CHUNK] for data in binary for start in range(0, len(data), CHUNK)]
     return gathered([*header, *buffers]), sum(map(len, header)) if binary else None
 
 
