@@ -95,6 +95,8 @@ class Hosted:
     info: ReferenceInfo
     tokenizer: Any
     media: Mapping[int, str] = field(default_factory=lambda: {})
+    # text of ids by themselves, as far as somebody has asked: a tokenizer need not say the same twice
+    strings: dict[int, str] = field(default_factory=lambda: {}, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ class Names:
     sequences: str = "prompt[{}]"
     top: str = "logprobs"
     token_ids: str = "token_ids"
+    instead: str = ""  # of too many token_ids
 
 
 def check_sequences(
@@ -61,11 +62,11 @@ def check_size(service: Service, info: ReferenceInfo, length: int, width: int, n
         )
     most = min(service.config.max_top_k, info.vocab_size)
     if width > most:
-        raise _too_wide(width, most, names.token_ids)
+        raise _too_wide(width, most, names.token_ids, names.instead)
 
 
-def _too_wide(asked: int, most: int, name: str) -> ServiceError:
-    return _impossible(f"{name} asks for {asked} ids a position; this server gives at most {most}", name)
+def _too_wide(asked: int, most: int, name: str, instead: str = "") -> ServiceError:
+    return _impossible(f"{name} asks for {asked} ids a position; this server gives at most {most}{instead}", name)
 
 
 def _check_ids(ids: IntArray, vocab_size: int, name: str, lowest: int = 0) -> None:

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.routes.dialects._asked_positions import FIELD, AskedPositions
 from grpo_server.routes.dialects._bodies import IdLists, Numbers, form_of
 from grpo_server.routes.dialects._refusals import generation
 from grpo_server.routes.dialects._sampling import Flag, Sampling, changes_nothing, null_means
@@ -51,6 +53,10 @@ class SglangRequest(BaseModel):
     token_ids_logprob: IdLists | None = Field(
         None, description="Ids to score at every reported position; a list, or one per prompt."
     )
+    token_ids_logprob_positions: AskedPositions | None = Field(
+        None,
+        description="For every position of the input ids of its own to score, [] for none; a list of such per prompt.",
+    )
     return_text_in_logprobs: Flag = False
     stream: Any = Field(None, description="false")
 
@@ -81,6 +87,10 @@ class SglangRequest(BaseModel):
         for name in UNABLE:
             if not changes_nothing(name, value := getattr(self, name)):
                 raise generation(f"{name} is {value!r:.60}", name, f"leave {name} out")
+        if self.token_ids_logprob is not None and self.token_ids_logprob_positions is not None:
+            raise ServiceError(
+                ErrorCode.INVALID_VALUE, f"send either token_ids_logprob or {FIELD}, not both", param=FIELD
+            )
         if self.return_logprob is not True and not (isinstance(self.return_logprob, list) and all(self.return_logprob)):
             raise generation("return_logprob is not set", "return_logprob", "send return_logprob=true")
 

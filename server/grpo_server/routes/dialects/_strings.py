@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from grpo_client.protocol import IntArray
 
@@ -16,6 +16,9 @@ from grpo_server.routes.dialects._sequences import are_many
 from grpo_server.text.requests import Tokenizer, no_tokenizer
 from grpo_server.text.spelling import Speller
 from grpo_server.text.tokenizing import Text, encode_all
+
+# Best tokens a position whose text is given unasked: what OpenAI and vLLM allow at most by default.
+MOST_DECODED = 20
 
 
 async def encode_texts(
@@ -36,14 +39,22 @@ async def encode_texts(
     return await encode_all(service, hosted.tokenizer, named, hosted.info.max_length)
 
 
-async def token_strings(
-    service: Service, tokenizer: Tokenizer | None, scores: Sequence[SequenceScores]
-) -> dict[int, str | None]:
-    """The text by itself of each id that an answer about these scores may name; None for all where there is no tokenizer."""
+async def token_strings(service: Service, hosted: Hosted, scores: Sequence[SequenceScores]) -> Mapping[int, str | None]:
+    """The text by itself of each id that an answer about these scores may name; of none where there is no tokenizer."""
+    tokenizer, known = hosted.tokenizer, hosted.strings
+    if tokenizer is None or not scores:
+        return {}
     distinct = await aside(service, are_many(scores), lambda: ids_shown(scores))
-    if tokenizer is None:
-        return dict.fromkeys(distinct)
-    return await service.in_tokenizer(lambda: {i: tokenizer.decode([i], skip_special_tokens=False) for i in distinct})
+    if unknown := distinct - known.keys():
+        await service.in_tokenizer(
+            lambda: known.update((i, tokenizer.decode([i], skip_special_tokens=False)) for i in unknown)
+        )
+    return known
+
+
+def wants_text(detokenize: bool | None, best: int) -> bool:
+    """Whether an answer has the text of ids: as it was asked, else while their best are few."""
+    return best <= MOST_DECODED if detokenize is None else detokenize
 
 
 async def texts_behind(service: Service, tokenizer: Tokenizer | None, ids: Sequence[Sequence[int]]) -> list[str]:

@@ -27,7 +27,7 @@ from grpo_server.routes.dialects._sampling import Best, Flag, Sampling, best_cou
 from grpo_server.routes.dialects._sequence_checks import Names
 from grpo_server.routes.dialects._sequence_values import ScoredSequence, SequenceScores
 from grpo_server.routes.dialects._sequences import are_many, id_array, score_sequences
-from grpo_server.routes.dialects._strings import encode_texts, token_strings
+from grpo_server.routes.dialects._strings import encode_texts, token_strings, wants_text
 from grpo_server.text.requests import Tokenizer
 
 router = APIRouter(tags=["OpenAI and vLLM"])
@@ -35,14 +35,23 @@ router = APIRouter(tags=["OpenAI and vLLM"])
 DEFAULT_MAX_TOKENS = 16  # what OpenAI and vLLM generate when max_tokens is left out
 
 
+class NewTokens(Sampling):
+    """Sampling parameters as SGLang's and vLLM's own routes nest them."""
+
+    max_tokens: int | None = None
+    max_new_tokens: int | None = None
+
+
 class CompletionRequest(Sampling):
     """What only shapes generated text (stop, seed, ignore_eos ...) is ignored: nothing is generated."""
 
-    unable = ("suffix", "top_logprobs", "truncate_prompt_tokens")
+    unable = ("suffix", "truncate_prompt_tokens")
 
     model: str | None = None
     prompt: Prompt
     max_tokens: int | None = Field(None, description="0, or 1 for the likeliest next token as well.")
+    max_new_tokens: int | None = Field(None, description="The same, as SGLang calls it.")
+    sampling_params: NewTokens | None = Field(None, description="max_tokens, for those who nest it.")
     echo: Flag = Field(False, description="Report the tokens of the prompt.")
     logprobs: Best = Field(
         None, description="So many best tokens a position, beside the one that is there; -1: the whole vocabulary."
@@ -51,18 +60,23 @@ class CompletionRequest(Sampling):
     logprob_token_ids: Ids | None = Field(
         None, description="Ids to score after the prompt, in place of the best; needs logprobs and max_tokens=1."
     )
+    detokenize: bool | None = Field(
+        None, description="Give the text of each id in prompt_logprobs; unasked for up to 20 best tokens."
+    )
     return_token_ids: Flag = False
     return_tokens_as_token_ids: Flag = False
     add_special_tokens: Annotated[bool, null_means(True)] = Field(True, description="For text prompts.")
 
     suffix: str | None = Field(None, description="null")
-    top_logprobs: int | None = Field(None, description="null: that is chat's; here it is logprobs=k.")
+    top_logprobs: int | None = Field(None, description="null, or the same as logprobs or prompt_logprobs.")
     truncate_prompt_tokens: int | None = Field(None, description="null: prompts are scored whole.")
 
     def check(self) -> bool:
         """True if the next token is wanted. Raises ServiceError (422) for what asks for generation, or for nothing."""
         self.refuse_shaping()
-        wants_next = check_new_tokens(self.max_tokens, "max_tokens", DEFAULT_MAX_TOKENS)
+        if self.top_logprobs is not None and self.top_logprobs not in (self.logprobs, self.prompt_logprobs):
+            raise generation("top_logprobs is set", "top_logprobs", "send logprobs=k or prompt_logprobs=k")
+        wants_next = check_new_tokens(self._new_tokens(), "max_tokens", DEFAULT_MAX_TOKENS)
         if not (wants_next or self.echo or self.prompt_logprobs is not None):
             raise _wrong("echo", "nothing is asked: send echo=true with logprobs=k, or prompt_logprobs=k")
         if self.logprob_token_ids is not None and (self.logprobs is None or not wants_next):
@@ -70,6 +84,23 @@ class CompletionRequest(Sampling):
                 "logprob_token_ids", "logprob_token_ids are scored after the prompt: send logprobs, max_tokens=1"
             )
         return wants_next
+
+    def _new_tokens(self) -> int | None:
+        """How many, by whichever name. Raises ServiceError (422) where names differ, and for nested parameters that shape."""
+        given = {"max_tokens": self.max_tokens, "max_new_tokens": self.max_new_tokens}
+        if (nested := self.sampling_params) is not None:
+            nested.refuse_shaping("sampling_params.")
+            if nested.temperature is not None and nested.temperature != self.temperature:
+                raise _wrong(
+                    "sampling_params.temperature", "sampling_params.temperature: send temperature beside prompt"
+                )
+            given["sampling_params.max_tokens"] = nested.max_tokens
+            given["sampling_params.max_new_tokens"] = nested.max_new_tokens
+        said = {name: value for name, value in given.items() if value is not None}
+        if len(set(said.values())) > 1:
+            name = list(said)[-1]
+            raise _wrong(name, f"{' and '.join(said)} differ; send one of them")
+        return next(iter(said.values()), None)
 
 
 def _wrong(param: str, message: str) -> ServiceError:
@@ -109,7 +140,7 @@ async def completions(request: Request, scoring: ScoringDep, service: ServiceDep
         by_id: list[SequenceScores] = []
         if asked.prompt_logprobs is not None:
             by_id = await aside(service, much, lambda: [best_of(s, prompt_best) for s in scores])
-        strings = await token_strings(service, tokenizer, by_id)
+        strings = await token_strings(service, hosted, by_id if wants_text(asked.detokenize, prompt_best) else ())
         shown = await service.in_tokenizer(_shown, tokenizer, asked, best, scores)
         name = f"cmpl-{request_id.get()}"
 

@@ -20,6 +20,7 @@ from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.lifecycle import Service
 from grpo_server.logs import request_id
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, aside
+from grpo_server.routes.dialects._asked_positions import FIELD, Rows, rows_of_prompts, table
 from grpo_server.routes.dialects._bodies import described, form_of, json_response, read_json
 from grpo_server.routes.dialects._refusals import check_new_tokens, scoring_temperature
 from grpo_server.routes.dialects._sequence_checks import Names, check_size
@@ -31,7 +32,13 @@ from grpo_server.routes.dialects._strings import encode_texts, texts_behind, tok
 router = APIRouter(tags=["SGLang"])
 
 DEFAULT_MAX_NEW_TOKENS = 128
-NAMES = Names("input_ids[{}]", "top_logprobs_num", "token_ids_logprob")
+NAMES = Names(
+    "input_ids[{}]",
+    "top_logprobs_num",
+    "token_ids_logprob",
+    f"; {FIELD} takes for each position the ids that you need there",
+)
+POSITION_NAMES = Names("input_ids[{}]", "top_logprobs_num", FIELD)
 # [log-prob or null, id, text or null]
 Entry = tuple[float | None, int, str | None]
 
@@ -46,19 +53,20 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
         info, tokenizer = hosted.info, hosted.tokenizer
         ids = await _ids(service, hosted, asked)
         much = are_many(ids)
+        names = NAMES if asked.token_ids_logprob_positions is None else POSITION_NAMES
         plans = await aside(
-            service, much, lambda: _plans(asked, ids, lambda i, n, width: check_size(service, info, n, width, NAMES, i))
+            service, much, lambda: _plans(asked, ids, lambda i, n, width: check_size(service, info, n, width, names, i))
         )
         scores = await score_sequences(
             service,
             scoring,
             hosted,
             [plan.sequence for plan in plans],
-            NAMES,
+            names,
             top_k=max((plan.top for plan in plans), default=0),
             next_token=any(plan.wants_next for plan in plans),
         )
-        strings = await token_strings(service, tokenizer, scores if asked.return_text_in_logprobs else ())
+        strings = await token_strings(service, hosted, scores if asked.return_text_in_logprobs else ())
         new = [_new(plan, s) for plan, s in zip(plans, scores, strict=True)]
         texts = await texts_behind(service, tokenizer, new)
         name = request_id.get()
@@ -84,9 +92,20 @@ async def _ids(service: Service, hosted: Hosted, asked: SglangRequest) -> list[I
 
 
 class _Plan:
-    """What is asked of one prompt. start: first reported position, or n when none is."""
+    """What is asked of one prompt. start: first reported position, or n when none is. wanted: ids at all of them, or
+    positions: the ids of each position of the input, of which the longest list has `width`."""
 
-    def __init__(self, i: int, ids: IntArray, params: SglangSampling, start: int, top: int, wanted: list[int]) -> None:
+    def __init__(
+        self,
+        i: int,
+        ids: IntArray,
+        params: SglangSampling,
+        start: int,
+        top: int,
+        wanted: list[int],
+        positions: Rows | None,
+        width: int,
+    ) -> None:
         n = len(ids)
         if not -1 <= start < max(n, 1):
             raise ServiceError(
@@ -106,6 +125,9 @@ class _Plan:
         first = min(self.start + 1, n)
         asked = id_array(wanted) if self.wanted else None
         rows = None if asked is None else np.tile(asked, (n - first, 1))
+        self.positions = None if positions is None else positions[first:]
+        if positions is not None and width:
+            rows = table(positions, first, width)
         temperature = scoring_temperature(params.temperature, "sampling_params.temperature")
         self.sequence = ScoredSequence(ids, first, temperature, rows, asked)
 
@@ -119,7 +141,11 @@ def _plans(asked: SglangRequest, ids: Sequence[IntArray], check: Callable[[int, 
     tops = _each(asked.top_logprobs_num, len(ids), "top_logprobs_num")
     rows: list[Any] = _each(list(per_prompt), len(ids), "token_ids_logprob")
     width = max(map(len, rows), default=0)
-    if any(len(row) != width for row in rows):
+    positions = None
+    if asked.token_ids_logprob_positions is not None:
+        positions = rows_of_prompts(asked.token_ids_logprob_positions, list(map(len, ids)), single=asked.single)
+        width = max((len(row) for prompt in positions for row in prompt), default=0)
+    elif any(len(row) != width for row in rows):
         raise ServiceError(
             ErrorCode.INVALID_VALUE,
             "token_ids_logprob: give equally many ids for every prompt (repeat one to fill up)",
@@ -127,7 +153,11 @@ def _plans(asked: SglangRequest, ids: Sequence[IntArray], check: Callable[[int, 
         )
     for i, sequence in enumerate(ids):
         check(i, len(sequence), width)
-    return [_Plan(i, *each) for i, each in enumerate(zip(ids, params, starts, tops, rows, strict=True))]
+    each_positions = [None] * len(ids) if positions is None else positions
+    return [
+        _Plan(i, *each, width)
+        for i, each in enumerate(zip(ids, params, starts, tops, rows, each_positions, strict=True))
+    ]
 
 
 def _each(value: Any, count: int, name: str) -> list[Any]:
@@ -173,4 +203,9 @@ def _meta(
         meta["input_token_ids_logprobs"] = in_steps(chain(lead, wanted), figures=3 * len(plan.wanted))
         asked = [] if new is None else [entries(plan.wanted, new.token_logprobs.tolist())]
         meta["output_token_ids_logprobs"] = asked
+    if plan.positions is not None:
+        scored = rows_of(scores.token_logprobs) if scores.token_logprobs.size else ([[]] for _ in plan.positions)
+        asked_at = (entries(ids.tolist(), row[: len(ids)]) for ids, (row,) in zip(plan.positions, scored, strict=True))
+        meta["input_token_ids_logprobs"] = in_steps(chain(lead, asked_at), figures=30)
+        meta["output_token_ids_logprobs"] = []
     return meta

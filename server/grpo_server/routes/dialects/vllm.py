@@ -25,11 +25,11 @@ from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
 from grpo_server.routes.dialects._bodies import Ids, PaddedIds, described, form_of, json_response, read_json
 from grpo_server.routes.dialects._prompt_logprobs import best_of, prompt_logprobs
 from grpo_server.routes.dialects._refusals import check_model, check_new_tokens, generation, scoring_temperature
-from grpo_server.routes.dialects._sampling import Best, Sampling, best_count, changes_nothing, null_means
+from grpo_server.routes.dialects._sampling import Best, Sampling, best_count, changes_nothing
 from grpo_server.routes.dialects._sequence_checks import Names, check_size
 from grpo_server.routes.dialects._sequence_values import ScoredSequence, SequenceScores
 from grpo_server.routes.dialects._sequences import id_array, score_sequences
-from grpo_server.routes.dialects._strings import token_strings
+from grpo_server.routes.dialects._strings import token_strings, wants_text
 
 router = APIRouter(tags=["OpenAI and vLLM"])
 
@@ -59,7 +59,7 @@ class SamplingParams(Sampling):
         description="A row of ids for every position from prompt_logprob_start + 1 on, -1 pads; or one row for all of them.",
     )
     prompt_logprob_start: int | None = Field(None, ge=0, description="Row i predicts token start + i + 1; 0.")
-    detokenize: Annotated[bool, null_means(True)] = Field(True, description="Give the text of each id.")
+    detokenize: bool | None = Field(None, description="Give the text of each id; unasked for up to 20 best tokens.")
     flat_logprobs: Any = Field(None, description="false")
     truncate_prompt_tokens: int | None = Field(None, description="null: sequences are scored whole.")
 
@@ -105,7 +105,7 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
     next_ids = None if params.logprob_token_ids is None else id_array(params.logprob_token_ids)
 
     async def answer(hosted: Hosted) -> Response:
-        info, tokenizer = hosted.info, hosted.tokenizer if params.detokenize else None
+        info = hosted.info
         check_model(asked.model, info)
         best = best_count(params.logprobs, "sampling_params.logprobs", info, service.config)
         prompt_best = best_count(params.prompt_logprobs, "sampling_params.prompt_logprobs", info, service.config)
@@ -125,7 +125,8 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
         if params.logprobs is not None and scores.next_token is None:
             raise _wrong("logprobs", f"is of a next token; {len(ids)} tokens fill the context, so there is none")
         by_id = best_of(scores, prompt_best)
-        strings = await token_strings(service, tokenizer, [by_id] if params.prompt_logprobs is not None else ())
+        decoded = params.prompt_logprobs is not None and wants_text(params.detokenize, prompt_best)
+        strings = await token_strings(service, hosted, [by_id] if decoded else ())
         name = asked.request_id or request_id.get()
 
         def body() -> dict[str, Any]:
