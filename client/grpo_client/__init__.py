@@ -50,6 +50,7 @@ from grpo_client.protocol import (
     Usage,
 )
 from grpo_client.settings import ClientOptions
+from grpo_client.teachers import TeacherResult, Teachers
 from grpo_client.text import ChatMessage, Prompt, TextGroup, TextScoreRequest
 from grpo_client.validation.limits import Limits
 from grpo_client.validation.request import check_request
@@ -92,6 +93,8 @@ __all__ = [
     "ScoreResult",
     "ServerFailed",
     "Status",
+    "TeacherResult",
+    "Teachers",
     "TextGroup",
     "TextScoreOptions",
     "TextScoreRequest",

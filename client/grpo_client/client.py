@@ -6,7 +6,7 @@ Only waiting is done here. Requests are built and read, cut and joined, retried 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -31,6 +31,7 @@ from grpo_client.settings import (
     ClientOptions,
     ClientSettings,
 )
+from grpo_client.teachers import Teachers
 from grpo_client.text import AnyRequest, Prompt, TextScoreRequest
 from grpo_client.workers import Workers, closed
 
@@ -205,6 +206,20 @@ class ReferenceClient:
         """The text of (n,) ids, special tokens included."""
         here = self._here()
         return here.retried(here.core.settings.retry, read_text, detokenize_call(ids))
+
+    def teachers(
+        self, urls: Mapping[str, str | Sequence[str]], *, default: str | None = None, tokenizer: str | None = None
+    ) -> Teachers:
+        """Several teachers by name, each asked as this client asks: see `Teachers`. Each is pinned to who first answers."""
+        settings = self._workers.get().core.told()
+        return Teachers(
+            {
+                name: _made_from(type(self), settings.at(url), self._plugged, self._own_sleep)
+                for name, url in urls.items()
+            },
+            default=default,
+            tokenizer=tokenizer,
+        )
 
     def info(self) -> ReferenceInfo:
         """Who answers: model, fingerprint, version, dtype, mode, limits. With several servers, one of them."""

@@ -69,9 +69,6 @@ class ClientSettings:
     @classmethod
     def of(cls, base_url: str | Sequence[str], options: ClientOptions) -> ClientSettings:
         """Fill in what the options leave out. Raises InvalidSetting that names the argument at fault."""
-        urls: Any = base_url
-        if not isinstance(urls, str | list | tuple):
-            raise InvalidSetting(f"base_url must be a URL or a list of URLs, got {kind_of(urls)}")
         given: dict[str, Any] = dict(options)
         max_wait = given.pop("max_wait", None)
         if given.get("retry") is None:
@@ -81,8 +78,11 @@ class ClientSettings:
         if given.get("tls") is None:
             given["tls"] = TLS.from_environment()
         given["api_key"] = read_key(given.get("api_key") or os.environ.get(API_KEY_VARIABLE))
-        listed: list[Any] = [urls] if isinstance(urls, str) else [*cast(Any, urls)]
-        return cls(urls=tuple(base_of(url) for url in listed), **given)
+        return cls(urls=_listed(base_url), **given)
+
+    def at(self, base_url: str | Sequence[str]) -> ClientSettings:
+        """The same for other servers, whose reference is whichever answers first."""
+        return replace(self, urls=_listed(base_url), fingerprint="first")
 
     def __post_init__(self) -> None:
         if not self.urls:
@@ -142,3 +142,10 @@ class ClientSettings:
     def balancer(self) -> Balancer:
         """A fresh balancer over the servers, in an order of its own: first requests of many clients go to different ones."""
         return Balancer(random.sample(self.urls, len(self.urls)), clock=self.retry.clock)
+
+
+def _listed(base_url: Any) -> tuple[str, ...]:
+    if not isinstance(base_url, str | list | tuple):
+        raise InvalidSetting(f"base_url must be a URL or a list of URLs, got {kind_of(base_url)}")
+    listed: list[Any] = [base_url] if isinstance(base_url, str) else [*cast(Any, base_url)]
+    return tuple(base_of(url) for url in listed)

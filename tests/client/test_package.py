@@ -53,6 +53,8 @@ EXPORTS = [
     "ScoreResult",
     "ServerFailed",
     "Status",
+    "TeacherResult",
+    "Teachers",
     "TextGroup",
     "TextScoreOptions",
     "TextScoreRequest",

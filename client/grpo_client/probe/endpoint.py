@@ -58,7 +58,7 @@ class Endpoint:
         headers = {"Content-Type": dialect.media, "Accept": dialect.media}
         reply = self._send(Call("POST", dialect.path, headers, dialect.build(self._model or "", cases, temperature)))
         try:
-            scores = dialect.read(reply.body, cases)
+            scores = dialect.read(bytes(reply.body), cases)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise EndpointFailed(f"the answer has another shape: {type(error).__name__}: {error}") from error
         if [len(s) for s in scores] != [len(c) for c in cases]:

@@ -33,6 +33,10 @@ class ReferenceInfo(BaseModel):
     tier: str | None = None
     # True only where the start-up probe showed that scores are bitwise independent of the batch.
     bitwise: bool | None = None
+    # SHA-256 over its tokens and their ids, and how many there are, beyond which a vocabulary may be padded: in
+    # GET /v1/reference alone.
+    tokenizer_fingerprint: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    tokens: int | None = Field(default=None, exclude_if=lambda value: value is None)
     # The release of the program that answered, in GET /v1/reference alone: absent from the answers to scoring.
     server_version: str | None = Field(default=None, exclude_if=lambda value: value is None)
 

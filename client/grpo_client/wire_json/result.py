@@ -30,7 +30,7 @@ from grpo_client.validation.words import as_list
 _STATUS_NAMES: Final = {status.name.lower(): status for status in Status}
 
 
-def decode_result(body: bytes) -> ScoreResult:
+def decode_result(body: bytes | bytearray) -> ScoreResult:
     """Read an answer. Raises InvalidResponse when it is none."""
     try:
         return _result(from_json(body))

@@ -52,7 +52,7 @@ def container_chunks(arrays: Arrays, metadata: dict[str, str]) -> Iterator[bytes
     header += b" " * (-len(header) % _LENGTH_BYTES)
     yield len(header).to_bytes(_LENGTH_BYTES, "little") + header
     for values in flat:
-        data = memoryview(values.reshape(-1).view(np.uint8))
+        data = values.reshape(-1).view(np.uint8).data
         for start in range(0, len(data), CHUNK):
             yield data[start : start + CHUNK]
 

@@ -25,7 +25,7 @@ from .bits import prepare_ground
 from .config import BatchLimits, EngineConfig, mode_on
 from .contract import BatchScores, Change, Hosted, OnStage, OutOfMemory, Piece, PieceScores, Tally
 from .device import Device, device_of
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, words_of
 from .forwards import Prepared
 from .head_pass import Head, score_pieces
 from .loading import Loaded, load
@@ -100,7 +100,7 @@ class TorchEngine:
         self._config, self._model, self._parts, self._device = config, model, parts, device
         self._forward, self._head, self._limits = chosen.forward, chosen.head, limits
         self._price = price
-        self._hosted = Hosted(info, loaded.tokenizer, media_tokens(model.config))
+        self._hosted = Hosted(info, loaded.tokenizer, media_tokens(model.config), words_of(loaded.tokenizer))
 
     @property
     def hosted(self) -> Hosted:

@@ -25,8 +25,15 @@ class HostedReference(ReferenceInfo):
 async def reference(scoring: ScoringDep, service: ServiceDep) -> HostedReference:
     """Model, fingerprint (to pin), version, dtype, mode, limits, what the start-up probe found, the server's release, and
     the swap that is under way or the last one."""
-    info = scoring.hosted.info
-    return HostedReference(**info.model_dump(), server_version=package_version(), swap=service.swaps.status)
+    hosted = scoring.hosted
+    words = hosted.words
+    return HostedReference(
+        **hosted.info.model_dump(),
+        tokenizer_fingerprint=None if words is None else words.fingerprint,
+        tokens=None if words is None else words.tokens,
+        server_version=package_version(),
+        swap=service.swaps.status,
+    )
 
 
 @router.get("/v1/models")

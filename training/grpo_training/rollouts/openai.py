@@ -167,7 +167,7 @@ class OpenAISampler:
             reply = self._line.send(call, self._base)
             raise_for_status(reply)
             self._log.answered(reply.url)
-            return reply.body
+            return bytes(reply.body)
 
         retrying = self._retry.retrying(self._sleep, lambda: False, self._closed.is_set, self._log)
         try:

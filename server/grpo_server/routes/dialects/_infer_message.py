@@ -174,7 +174,7 @@ def encode(asked: InferRequest, result: ScoreResult) -> tuple[list[Chunk], int |
         "outputs": iter(outputs),
     }
     header = gathered(json_chunks({k: v for k, v in answer.items() if v is not None}))
-    buffers = [memoryview(data)[start : start + CHUNK] for data in binary for start in range(0, len(data), CHUNK)]
+    buffers = [data.data[start : start + CHUNK] for data in binary for start in range(0, len(data), CHUNK)]
     return gathered([*header, *buffers]), sum(map(len, header)) if binary else None
 
 

@@ -153,10 +153,9 @@ def _plans(asked: SglangRequest, ids: Sequence[IntArray], check: Callable[[int, 
         )
     for i, sequence in enumerate(ids):
         check(i, len(sequence), width)
-    each_positions = [None] * len(ids) if positions is None else positions
     return [
-        _Plan(i, *each, width)
-        for i, each in enumerate(zip(ids, params, starts, tops, rows, each_positions, strict=True))
+        _Plan(i, one, params[i], starts[i], tops[i], rows[i], None if positions is None else positions[i], width)
+        for i, one in enumerate(ids)
     ]
 
 
