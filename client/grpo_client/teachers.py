@@ -224,4 +224,5 @@ def _result(first: ScoreResult, results: Mapping[str, ScoreResult], names: tuple
     usages = [result.usage for result in results.values()]
     usage = Usage.model_validate({name: sum(getattr(u, name) for u in usages) for name in Usage.model_fields})
     references = {name: result.reference for name, result in results.items()}
-    return TeacherResult(**{**vars(first), "usage": usage, **of}, references=references, teacher=names)
+    fields: dict[str, Any] = {**vars(first), "usage": usage, **of}
+    return TeacherResult(**fields, references=references, teacher=names)
