@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -20,9 +20,11 @@ from grpo_client.core import FIRST
 from grpo_client.files.json_lines import is_regular
 from grpo_client.files.rollouts import ScoreDefaults
 from grpo_client.files.score_file import ScoreFile
+from grpo_client.files.tables import is_table
+from grpo_client.files.target_files import TargetFiles, TargetFormat
 from grpo_client.http.exchange import Encoding
 from grpo_client.http.retry import RetryPolicy
-from grpo_client.protocol import EXTRAS, Normalizer
+from grpo_client.protocol import EXTRAS, Normalizer, TopDtype
 from grpo_client.validation.fields import read_extras, read_temperature, read_top_k
 from grpo_client.version import package_version
 
@@ -64,8 +66,12 @@ Urls = Annotated[
 @app.command(help=SCORE_HELP)
 def score(
     url: Urls,
-    input: Annotated[Path, typer.Option("--input", "-i", help="Rollouts, as JSON Lines; - is standard input.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Scores, as JSON Lines; - is standard output.")],
+    input: Annotated[
+        Path, typer.Option("--input", "-i", help="Rollouts: JSON Lines, parquet or arrow; - is standard input.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Scores, as JSON Lines; - is standard output. See --format.")
+    ],
     temperature: Annotated[
         float, typer.Option(help="The temperature you sampled with; logits are divided by it.")
     ] = 1.0,
@@ -75,6 +81,13 @@ def score(
         typer.Option("--return", help=f"More figures per token: {', '.join(EXTRAS)}; comma-separated."),
     ] = None,
     top_k: Annotated[int, typer.Option(help="Also return ids and log-probs of the k best tokens per position.")] = 0,
+    tail: Annotated[bool, typer.Option("--tail", help="Also return the mass outside the k best.")] = False,
+    top_dtype: Annotated[TopDtype, typer.Option(help="Of the log-probs of the k best.")] = "float32",
+    format: Annotated[
+        Literal["jsonl", "parquet", "arrow", "axolotl"],
+        typer.Option(help="What is written; all but jsonl are files in a directory, with the k best of each position."),
+    ] = "jsonl",
+    rows: Annotated[int, typer.Option(min=1, help="Completions in each file of a directory, about.")] = 4096,
     encoding: Annotated[
         Encoding, typer.Option(help="Encoding on the wire; tensors is smaller and faster.")
     ] = "tensors",
@@ -85,22 +98,27 @@ def score(
     ] = None,
 ) -> None:
     console = Console(stderr=True)
-    check_paths(input, output)
+    check_paths(input, output, files=format != "jsonl")
     with told(console):
         defaults = ScoreDefaults(
             temperature=read_temperature(temperature, "temperature"),
             normalizer=normalizer,
-            extras=sorted(read_extras([name for names in extras or [] for name in names.split(",")])),
+            extras=sorted(read_extras([*(n for names in extras or [] for n in names.split(",")), *["tail"] * tail])),
             top_k=read_top_k(top_k),
+            top_dtype=top_dtype,
         )
+        if (tail or format != "jsonl") and not top_k:
+            raise ValueError("--tail and targets are of the best tokens; say how many with --top-k")
         if is_regular(output):
             if is_regular(input) and output.samefile(input):
                 raise ValueError("--output is the input file itself; give another one")
             if resume is None and output.stat().st_size:
                 raise ValueError(f"{output} is there already; say --resume to go on with it, or --overwrite")
-        with ScoreFile(output, resume=bool(resume)) as scores:
+        if format != "jsonl" and resume is None and output.is_dir() and any(output.glob("part-*")):
+            raise ValueError(f"{output} has targets already; say --resume to go on with them, or --overwrite")
+        with _opened(output, format, resume=bool(resume), rows=rows) as scores:
             # Before anything is asked, for a file that turns out to be of another run must not have grown.
-            lines_left = count_lines_left(input, scores, defaults) if is_regular(input) else None
+            lines_left = count_lines_left(input, scores, defaults) if is_regular(input) or is_table(input) else None
             client = ReferenceClient(
                 url,
                 encoding=encoding,
@@ -113,6 +131,14 @@ def score(
     if failed:
         console.print(f"[red]lines that could not be scored: {failed}[/]; mend them and run again with --resume")
         raise typer.Exit(1)
+
+
+def _opened(
+    output: Path, format: Literal["jsonl"] | TargetFormat, *, resume: bool, rows: int
+) -> ScoreFile | TargetFiles:
+    if format == "jsonl":
+        return ScoreFile(output, resume=resume)
+    return TargetFiles(output, format, resume=resume, rows=rows)
 
 
 @app.command()

@@ -194,15 +194,15 @@ def _in_order(
 ) -> TeacherResult:
     """order: the groups as the results have them one after another."""
     sizes, lengths = request.group_sizes, request.completion_lengths
-    first_completion = np.concatenate([[0], np.cumsum(sizes)])
-    first_token = np.concatenate([[0], np.cumsum(lengths)])
-    rows = np.concatenate([np.arange(first_completion[k], first_completion[k + 1]) for k in order])
-    tokens = np.concatenate([np.arange(first_token[i], first_token[i + 1]) for i in rows])
+    completion: list[int] = [0, *np.cumsum(sizes, dtype=np.int64).tolist()]
+    token: list[int] = [0, *np.cumsum(lengths, dtype=np.int64).tolist()]
+    rows: list[int] = [i for k in order for i in range(completion[k], completion[k + 1])]
+    tokens: list[int] = [t for i in rows for t in range(token[i], token[i + 1])]
 
-    def placed(values: Sequence[npt.NDArray[Any]], at: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def placed(values: Sequence[npt.NDArray[Any]], at: Sequence[int]) -> npt.NDArray[Any]:
         given = np.concatenate([v for v in values if len(v)] or values[:1])
         out = np.empty_like(given)
-        out[at] = given
+        out[np.array(at, dtype=np.int64)] = given
         return out
 
     parts = list(results.values())
@@ -210,7 +210,7 @@ def _in_order(
         parts[0],
         results,
         names,
-        temperature=placed([p.temperature for p in parts], np.array(order)),
+        temperature=placed([p.temperature for p in parts], order),
         group_sizes=sizes,
         completion_lengths=lengths,
         logprobs=placed([p.logprobs for p in parts], tokens),

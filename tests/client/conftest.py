@@ -23,7 +23,7 @@ from grpo_client import (
     wire_tensors,
 )
 from grpo_client.masking import filled
-from grpo_client.protocol import MEDIA_TENSORS, ROUTE_LOGPROBS, ROUTE_REFERENCE, Group
+from grpo_client.protocol import MEDIA_TENSORS, ROUTE_LOGPROBS, ROUTE_REFERENCE, Group, figure_dtype, rounded
 
 
 def reference_info(fingerprint: str = "f00d") -> ReferenceInfo:
@@ -52,6 +52,7 @@ def fake_scores(request: ScoreRequest, fingerprint: str = "f00d") -> ScoreResult
     for name, beside in (("top_tail", "top_ids"), ("token_tail", "token_logprobs")):
         if "tail" in request.extras and beside in extras:
             extras[name] = logprobs.astype(np.float32) - 1
+    extras = {name: rounded(values, figure_dtype(name, request.top_dtype)) for name, values in extras.items()}
     mask = request.completion_mask
     if mask is not None:
         logprobs = filled(logprobs[mask], mask)

@@ -13,9 +13,11 @@ from grpo_client.client import ReferenceClient
 from grpo_client.commands.progress import ScoreProgress
 from grpo_client.errors import ProtocolError
 from grpo_client.files.bulk import LineFailed, score_lines
-from grpo_client.files.json_lines import PIPE, numbered_lines
+from grpo_client.files.json_lines import PIPE, NotReadable
 from grpo_client.files.rollouts import ScoreDefaults, read_rollout
 from grpo_client.files.score_file import ScoreFile
+from grpo_client.files.tables import numbered_records, table_files
+from grpo_client.files.target_files import TargetFiles
 
 SCORE_HELP = """
 Score a file of rollouts.
@@ -32,6 +34,10 @@ The output holds one JSON object for each line, in order: "line" (from 1), "logp
 "status", the extras asked for, the reference's "fingerprint", and a digest of the "request". For text it holds the scored
 ids as well. A name that ends in .gz is written as gzip.
 
+The input may also be a parquet or arrow file, a directory of them, or a directory that `datasets` saved, with the same fields
+as columns. With --format parquet, arrow or axolotl the output is a directory of such files, one row a completion: targets for
+distillation. They need pyarrow.
+
 Interrupted? The same command with --resume continues where it stopped; with another input, other settings or another
 reference it is refused. A line that cannot be scored is reported with its number, the rest goes on, and the exit status
 is 1. Status 2: the command line is wrong.
@@ -39,22 +45,33 @@ is 1. Status 2: the command line is wrong.
     grpo-client score -u http://localhost:8000 -i rollouts.jsonl -o scores.jsonl
     grpo-client score -u http://localhost:8000 -i rollouts.jsonl -o scores.jsonl --temperature 0.7 --return entropy,rank
     grpo-client score -u http://a:8000 -u http://b:8000 -i rollouts.jsonl.gz -o scores.jsonl.gz --in-flight 16 --resume
+    grpo-client score -u http://localhost:8000 -i rollouts.parquet -o targets --top-k 64 --tail --format parquet
     head -100 rollouts.jsonl | grpo-client score -u http://localhost:8000 -i - -o - | jq .logprobs
 """
 
 
-def check_paths(source: Path, output: Path) -> None:
-    """Raises typer.BadParameter, which ends the command with status 2, for a file that is not there or a directory."""
+Output = ScoreFile | TargetFiles
+
+
+def check_paths(source: Path, output: Path, *, files: bool) -> None:
+    """Raises typer.BadParameter, which ends the command with status 2, for what is not there or of the wrong kind. files: the
+    output is a directory of files."""
     if source != PIPE and not source.exists():
         raise typer.BadParameter(f"there is no file {source}", param_hint="--input")
-    for path, option in ((source, "--input"), (output, "--output")):
-        if path.is_dir():
-            raise typer.BadParameter(f"{path} is a directory; name a file", param_hint=option)
+    if source.is_dir():
+        try:
+            table_files(source)
+        except NotReadable as error:
+            raise typer.BadParameter(str(error), param_hint="--input") from error
+    if output.is_dir() and not files:
+        raise typer.BadParameter(f"{output} is a directory; name a file", param_hint="--output")
+    if files and (output == PIPE or (output.exists() and not output.is_dir())):
+        raise typer.BadParameter(f"{output} is no directory; targets are files in one", param_hint="--output")
     if not output.parent.is_dir():
         raise typer.BadParameter(f"there is no directory {output.parent}", param_hint="--output")
 
 
-def count_lines_left(source: Path, scores: ScoreFile, defaults: ScoreDefaults) -> int:
+def count_lines_left(source: Path, scores: Output, defaults: ScoreDefaults) -> int:
     """How many lines the output lacks. Raises ValueError when what it has is not of this input and these settings."""
     return sum(1 for _ in _left(source, scores, defaults))
 
@@ -62,7 +79,7 @@ def count_lines_left(source: Path, scores: ScoreFile, defaults: ScoreDefaults) -
 def score_rest(
     client: ReferenceClient,
     source: Path,
-    scores: ScoreFile,
+    scores: Output,
     defaults: ScoreDefaults,
     window: int,
     progress: ScoreProgress,
@@ -81,11 +98,11 @@ def score_rest(
     return failed
 
 
-def _left(source: Path, scores: ScoreFile, defaults: ScoreDefaults) -> Iterator[tuple[int, bytes]]:
+def _left(source: Path, scores: Output, defaults: ScoreDefaults) -> Iterator[tuple[int, bytes]]:
     """The input's lines less those that are scored, which are compared with what would be asked for them now."""
     before = frozenset(scores.done)
     seen = 0
-    for number, line in numbered_lines(source):
+    for number, line in numbered_records(source):
         if number not in before:
             yield number, line
             continue

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from grpo_client.errors import ProtocolError
-from grpo_client.protocol import Extra, Normalizer
+from grpo_client.protocol import Extra, Normalizer, TopDtype
 from grpo_client.text import AnyRequest
 from grpo_client.validation.limits import Limits
 from grpo_client.validation.words import as_object, describe
@@ -26,6 +26,7 @@ class ScoreDefaults:
     normalizer: Normalizer = "softmax"
     extras: Sequence[Extra] = ()
     top_k: int = 0
+    top_dtype: TopDtype = "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ def read_rollout(number: int, line: bytes, defaults: ScoreDefaults) -> Rollout:
         "normalizer": defaults.normalizer,
         "return": list(defaults.extras),
         "top_k": defaults.top_k,
+        "top_dtype": defaults.top_dtype,
     }
     if fields.get("completion_mask") is not None:
         message["completion_mask"] = [fields["completion_mask"]]
