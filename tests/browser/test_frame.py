@@ -57,6 +57,7 @@ def test_a_key_is_asked_for_kept_between_pages_and_forgotten_on_reload(
         assert "horse" not in kept
         page.reload()
         expect(page.get_by_label("API key")).to_be_focused()
+        page.close()  # before the server goes, which it would complain of
 
 
 def test_a_refusal_that_passes_is_counted_down_and_asked_again(server: str, open_page: Open) -> None:

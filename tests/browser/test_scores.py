@@ -370,6 +370,7 @@ def test_scoring_says_how_far_it_is_and_can_be_cancelled(engine: FakeEngine, ope
         under.get_by_role("button", name="Cancel").click()
         expect(under).to_have_count(0)
         expect(page.locator(".columns")).to_be_visible()
+        page.close()  # before the server goes, which it would complain of
 
 
 def test_a_server_that_is_gone_is_said(server: str, open_page: Open) -> None:
