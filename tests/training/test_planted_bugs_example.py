@@ -77,6 +77,13 @@ def test_each_bug_is_found_by_its_rule_and_the_healthy_run_by_none(story: Module
         assert (bug.finds in checked) if bug.finds else not checked, (name, checked)
 
 
+def test_the_page_names_each_bug_and_the_rule_that_finds_it(story: ModuleType) -> None:
+    rows = [line.split(" | ") for line in (ROOT / "docs" / "debugging.md").read_text().splitlines()]
+    table = {row[0].strip("| `"): row[1:3] for row in rows if len(row) == 4}
+    for name, bug in story.BUGS.items():
+        assert table[name] == [bug.title, f"`{bug.finds}`" if bug.finds else "nothing fires"]
+
+
 def test_a_log_prob_is_written_as_the_shortest_number_that_is_the_same(story: ModuleType) -> None:
     row = torch.tensor([-0.1, -1e-9, 0.0])
     assert story.short(row) == [-0.1, -1e-9, 0.0]
