@@ -48,7 +48,7 @@ def forward_blocks(dtype: torch.dtype, dim: int, dim_v: int, capability: tuple[i
     """For scores and output, heads of `dim` (queries, keys) and `dim_v` (values)."""
     wide = _is_wide(dim, dim_v)
     if dtype == torch.float32:
-        return Blocks(32, 16, warps=4, stages=1) if wide else Blocks(64, 16, warps=8, stages=1)
+        return Blocks(64, 16, warps=8, stages=1)
     if capability[0] in _LARGE_SHARED_MEMORY:
         return Blocks(128, 32 if block_of(dim_v) > 128 else 64, warps=8, stages=2 if wide else 3)
     return Blocks(64 if wide else 128, 32, warps=8, stages=2)
