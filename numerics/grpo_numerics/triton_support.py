@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import shutil
 
 import torch
 from torch import Tensor
@@ -17,8 +18,14 @@ OLDEST = (8, 0)  # compute capability from which bf16 matrix units and asynchron
 
 
 @functools.cache
-def has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def lacking() -> str:
+    """What is missing for kernels to run, and how to get it; "" if nothing is."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    # which compiles its launchers on the machine that launches
+    if not (is_interpreting() or "CC" in os.environ or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton finds no C compiler (apt install gcc libc6-dev, or name one in CC)"
+    return ""
 
 
 def is_interpreting() -> bool:

@@ -12,7 +12,7 @@ import logging
 import torch
 from torch import Tensor
 
-from ..triton_support import OLDEST, has_triton, interpreted
+from ..triton_support import OLDEST, interpreted, lacking
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,8 @@ def on_triton(hidden: Tensor, weight: Tensor) -> bool:
 
 def _hindrance(hidden: Tensor, weight: Tensor) -> str:
     """Why the kernels cannot take this head, "" if they can."""
-    if not has_triton():
-        return "Triton is not installed (pip install triton)"
+    if lack := lacking():
+        return lack
     if hidden.dtype != weight.dtype or hidden.device != weight.device:
         return (
             f"hidden states ({hidden.dtype} on {hidden.device}) and weight ({weight.dtype} on {weight.device}) are not of "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..triton_support import OLDEST, has_triton, interpreted
+from ..triton_support import OLDEST, interpreted, lacking
 from .slabs import CPU_SLAB, GPU_SLAB, linear_in_slabs
 
 _DTYPES = frozenset({torch.bfloat16, torch.float16, torch.float32})
@@ -21,8 +21,8 @@ def fixed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def runs_kernel(weight: Tensor) -> bool:
-    """Whether the kernel takes this weight: Ampere or newer, Triton installed, at most 32 bits, contiguous."""
-    if weight.dtype not in _DTYPES or not weight.is_contiguous() or not has_triton():
+    """Whether the kernel takes this weight: Ampere or newer, Triton ready, at most 32 bits, contiguous."""
+    if weight.dtype not in _DTYPES or not weight.is_contiguous() or lacking():
         return False
     if not weight.is_cuda:
         return interpreted(weight)

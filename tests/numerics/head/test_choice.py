@@ -19,7 +19,7 @@ def on_gpu(dtype: torch.dtype = torch.bfloat16, *, contiguous: bool = True) -> A
 @pytest.fixture(autouse=True)
 def a_gpu_of_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(choice, "has_triton", lambda: True)
+    monkeypatch.setattr(choice, "lacking", lambda: "")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     choice._tell.cache_clear()
@@ -49,7 +49,7 @@ def test_old_gpus_and_missing_triton(monkeypatch: pytest.MonkeyPatch, caplog: py
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     assert not choice.on_triton(on_gpu(), on_gpu())
     assert "compute capability 7.5" in caplog.text
-    monkeypatch.setattr(choice, "has_triton", lambda: False)
+    monkeypatch.setattr(choice, "lacking", lambda: "Triton is not installed (pip install triton)")
     assert not choice.on_triton(on_gpu(), on_gpu())
     assert "pip install triton" in caplog.text
 

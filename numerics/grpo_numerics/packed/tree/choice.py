@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...torch_ops import flash_on_gpu
-from ...triton_support import OLDEST, has_triton, interpreted
+from ...triton_support import OLDEST, interpreted, lacking
 from . import blocks
 from .gathered import Gathered, gathered_attention
 from .op import capability, tree_attention
@@ -28,7 +28,7 @@ def on_triton(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether the tree kernels take these: an NVIDIA GPU from Ampere on, Triton installed, one dtype of at most 32 bits, heads
     of at most 256 numbers."""
     alike = q.dtype == k.dtype == v.dtype and q.dtype in (*_HALVES, torch.float32)
-    if not alike or max(q.shape[-1], v.shape[-1]) > _LARGEST_HEAD or not has_triton():
+    if not alike or max(q.shape[-1], v.shape[-1]) > _LARGEST_HEAD or lacking():
         return False
     if not q.is_cuda:
         return interpreted(q)
@@ -74,10 +74,8 @@ def by_flash(
 def tell_of_plain(q: Tensor) -> None:
     """A line in the log, once: that attention on this GPU is slow, what that costs, and what would help."""
     if q.is_cuda:
-        help_ = (
-            "a head or dtype that the kernels do not take" if has_triton() else "Triton is missing: pip install triton"
-        )
-        _tell(f"{help_} ({str(q.dtype).removeprefix('torch.')}, head of {q.shape[-1]})")
+        why = lacking() or "a head or dtype that the kernels do not take"
+        _tell(f"{why} ({str(q.dtype).removeprefix('torch.')}, head of {q.shape[-1]})")
 
 
 @functools.cache
