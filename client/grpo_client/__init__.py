@@ -52,6 +52,7 @@ from grpo_client.protocol import (
 from grpo_client.settings import ClientOptions
 from grpo_client.teachers import TeacherResult, Teachers
 from grpo_client.text import ChatMessage, Prompt, TextGroup, TextScoreRequest
+from grpo_client.tokenizers import TokenizerIdentity, check_tokenizers
 from grpo_client.validation.limits import Limits
 from grpo_client.validation.request import check_request
 
@@ -98,12 +99,14 @@ __all__ = [
     "TextGroup",
     "TextScoreOptions",
     "TextScoreRequest",
+    "TokenizerIdentity",
     "TopDtype",
     "Unavailable",
     "Usage",
     "WantedIds",
     "__version__",
     "check_request",
+    "check_tokenizers",
     "wire_json",
     "wire_tensors",
 ]

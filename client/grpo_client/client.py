@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from grpo_client.settings import (
 )
 from grpo_client.teachers import Teachers
 from grpo_client.text import AnyRequest, Prompt, TextScoreRequest
+from grpo_client.tokenizers import Vocabulary
 from grpo_client.workers import Workers, closed
 
 
@@ -208,7 +209,11 @@ class ReferenceClient:
         return here.retried(here.core.settings.retry, read_text, detokenize_call(ids))
 
     def teachers(
-        self, urls: Mapping[str, str | Sequence[str]], *, default: str | None = None, tokenizer: str | None = None
+        self,
+        urls: Mapping[str, str | Sequence[str]],
+        *,
+        default: str | None = None,
+        tokenizer: Literal["same"] | Vocabulary | None = None,
     ) -> Teachers:
         """Several teachers by name, each asked as this client asks: see `Teachers`. Each is pinned to who first answers."""
         settings = self._workers.get().core.told()

@@ -15,15 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, Unpack
+from typing import Any, Final, Literal, Protocol, Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from grpo_client.arguments.types import Completions, Prompts
 from grpo_client.core import ScoreOptions
-from grpo_client.errors import InvalidResponse, ProtocolError
+from grpo_client.errors import ProtocolError
 from grpo_client.protocol import ReferenceInfo, ScoreRequest, ScoreResult, Usage, rounded
+from grpo_client.tokenizers import Vocabulary, check_tokenizers, local_identity
 
 _MIXED: Final = ("token_logprobs", "token_tail")
 
@@ -52,19 +53,22 @@ class Teacher(Protocol):
 class Teachers:
     """clients: a client for each teacher. default: who scores groups of no teacher; None: each must have one.
 
-    tokenizer: "same" compares tokenizers before the first score. Closes its clients. Raises ProtocolError for no teachers and
-    for a default that is none of them.
+    tokenizer: "same" compares the teachers' tokenizers before the first score; a tokenizer of transformers (the student's)
+    compares them with that one. Closes its clients. Raises ProtocolError for no teachers and for a default that is none of
+    them.
     """
 
     def __init__(
-        self, clients: Mapping[str, Teacher], *, default: str | None = None, tokenizer: str | None = None
+        self,
+        clients: Mapping[str, Teacher],
+        *,
+        default: str | None = None,
+        tokenizer: Literal["same"] | Vocabulary | None = None,
     ) -> None:
         if not clients:
             raise ProtocolError("teachers is empty; name at least one", "teachers", "no_teachers")
-        if tokenizer not in (None, "same"):
-            raise ProtocolError(f'tokenizer must be None or "same", got {tokenizer!r:.40}', "tokenizer", "wrong_value")
         self._clients, self._default = dict(clients), default
-        self._compare = tokenizer == "same"
+        self._compare, self._local = tokenizer is not None, local_identity(tokenizer)
         if default is not None:
             self._known(default, "default")
 
@@ -92,18 +96,10 @@ class Teachers:
         return self._mixed(request, mixture)
 
     def check_tokenizers(self) -> None:
-        """Raises InvalidResponse, with both sizes, unless all teachers have the same tokens under the same ids."""
-        infos = [(name, client.info()) for name, client in self._clients.items()]
-        first, one = infos[0]
-        for name, other in infos:
-            if other.tokenizer_fingerprint is None:
-                raise InvalidResponse(f"{name} does not say which tokenizer it has", "tokenizer_fingerprint")
-            if other.tokenizer_fingerprint != one.tokenizer_fingerprint:
-                raise InvalidResponse(
-                    f"{name} has another tokenizer ({other.tokens} tokens, {other.vocab_size} ids) than {first} "
-                    f"({one.tokens} tokens, {one.vocab_size} ids): the same ids are other words to it",
-                    "tokenizer_fingerprint",
-                )
+        """Raises InvalidResponse, with both sizes, unless all teachers have the same tokens under the same ids, which are
+        the local tokenizer's where one was given."""
+        infos = {name: client.info() for name, client in self._clients.items()}
+        check_tokenizers(infos, self._local)
         self._compare = False
 
     def close(self) -> None:

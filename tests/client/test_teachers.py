@@ -8,7 +8,14 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from grpo_client import FingerprintMismatch, InvalidResponse, ProtocolError, ReferenceClient, Teachers
+from grpo_client import (
+    FingerprintMismatch,
+    InvalidResponse,
+    ProtocolError,
+    ReferenceClient,
+    Teachers,
+    TokenizerIdentity,
+)
 
 PROMPTS = [[1, 2, 3], [7], [9, 9], [4]]
 COMPLETIONS = [[[4, 5], [6]], [[8, 9, 10], []], [[1], [2, 3]], [[5], [7, 7]]]
@@ -129,3 +136,29 @@ def test_another_tokenizer_is_told_with_both_sizes(make_reference: Any, tokens: 
             return
         with pytest.raises(InvalidResponse, match=rf"two .*{tokens[0]} tokens.* one \(100 tokens"):
             several.score([[1]], [[2]], teacher="two")
+
+
+def test_teachers_are_compared_with_the_tokenizer_at_hand(make_reference: Any) -> None:
+    class Student:
+        def __init__(self, *tokens: str) -> None:
+            self.tokens = tokens
+
+        def get_vocab(self) -> dict[str, int]:
+            return {token: i for i, token in enumerate(self.tokens)}
+
+    served = TokenizerIdentity.of(Student("a", "b"))
+    host = make_reference()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        response = host(request)
+        told = {"tokenizer_fingerprint": served.fingerprint, "tokens": served.tokens}
+        return response if request.method == "POST" else httpx.Response(200, json=response.json() | told)
+
+    with ReferenceClient("http://x", transport=httpx.MockTransport(answer)) as client:
+        with client.teachers({"one": "http://a", "two": "http://b"}, tokenizer=Student("a", "b")) as same:
+            assert len(same.score([[1]], [[2]], teacher="two")) == 1
+        with (
+            client.teachers({"one": "http://a", "two": "http://b"}, tokenizer=Student("a", "c", "b")) as other,
+            pytest.raises(InvalidResponse, match=r"one .*\(2 tokens, .*local tokenizer \(3 tokens"),
+        ):
+            other.score([[1]], [[2]], teacher="two")

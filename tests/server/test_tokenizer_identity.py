@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from grpo_server.engine.contract import Hosted, Words
-from grpo_server.engine.fingerprint import words_of
+from grpo_client import TokenizerIdentity
+from grpo_server.engine.contract import Hosted
 from server_fakes import FakeEngine, serving
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
@@ -16,15 +16,12 @@ def tokenizer(*tokens: str, **options: str) -> PreTrainedTokenizerFast:
 
 
 def test_equal_sizes_with_other_tokens_are_told_apart() -> None:
-    mine = words_of(tokenizer("a", "b", "c"))
-    assert mine == words_of(tokenizer("a", "b", "c", chat_template="whatever"))
-    assert mine is not None
+    mine = TokenizerIdentity.of(tokenizer("a", "b", "c"))
+    assert mine == TokenizerIdentity.of(tokenizer("a", "b", "c", chat_template="whatever"))
     for other in (tokenizer("a", "b", "d"), tokenizer("a", "c", "b"), tokenizer("a", "b", "c", "d")):
-        found = words_of(other)
-        assert found is not None
+        found = TokenizerIdentity.of(other)
         assert found.fingerprint != mine.fingerprint
     assert mine.tokens == 3
-    assert words_of(None) is None
 
 
 @pytest.mark.anyio
@@ -32,7 +29,7 @@ async def test_the_reference_says_so_and_answers_to_scoring_do_not() -> None:
     class Knowing(FakeEngine):
         @property
         def hosted(self) -> Hosted:
-            return Hosted(self.info, self.tokenizer, words=Words("abc", 99))
+            return Hosted(self.info, self.tokenizer, tokenizer_identity=TokenizerIdentity("abc", 99))
 
     async with serving(Knowing()) as client:
         said = (await client.get("/v1/reference")).json()

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from grpo_client.masking import Mask
 from grpo_client.protocol import Extra, FloatArray, IntArray, Normalizer, ReferenceInfo
+from grpo_client.tokenizers import TokenizerIdentity
 
 from .config import BatchLimits
 
@@ -87,14 +88,6 @@ class PieceScores:
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """A tokenizer's tokens. fingerprint: SHA-256 over them and their ids; tokens: how many have a text."""
-
-    fingerprint: str
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class Hosted:
     """A reference as one value, which changes as a whole: its identity, and the tokenizer that its fingerprint covers (a
     transformers tokenizer, used as `grpo_server.text.requests.Tokenizer` says; None where the model came without one).
@@ -103,7 +96,7 @@ class Hosted:
     info: ReferenceInfo
     tokenizer: Any
     media: Mapping[int, str] = field(default_factory=lambda: {})
-    words: Words | None = None
+    tokenizer_identity: TokenizerIdentity | None = None
     # text of ids by themselves, as far as somebody has asked: a tokenizer need not say the same twice
     strings: dict[int, str] = field(default_factory=lambda: {}, compare=False, repr=False)
 

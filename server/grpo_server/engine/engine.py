@@ -17,6 +17,7 @@ import torch
 from grpo_client.models.demo import locate
 from grpo_client.models.reading import Reading
 from grpo_client.protocol import ReferenceInfo
+from grpo_client.tokenizers import TokenizerIdentity
 from grpo_numerics import score_rows
 from transformers import PreTrainedTokenizerBase
 
@@ -25,7 +26,7 @@ from .bits import prepare_ground
 from .config import BatchLimits, EngineConfig, mode_on
 from .contract import BatchScores, Change, Hosted, OnStage, OutOfMemory, Piece, PieceScores, Tally
 from .device import Device, device_of
-from .fingerprint import fingerprint, words_of
+from .fingerprint import fingerprint
 from .forwards import Prepared
 from .head_pass import Head, score_pieces
 from .loading import Loaded, load
@@ -100,7 +101,8 @@ class TorchEngine:
         self._config, self._model, self._parts, self._device = config, model, parts, device
         self._forward, self._head, self._limits = chosen.forward, chosen.head, limits
         self._price = price
-        self._hosted = Hosted(info, loaded.tokenizer, media_tokens(model.config), words_of(loaded.tokenizer))
+        tokens = None if loaded.tokenizer is None else TokenizerIdentity.of(loaded.tokenizer)
+        self._hosted = Hosted(info, loaded.tokenizer, media_tokens(model.config), tokens)
 
     @property
     def hosted(self) -> Hosted:

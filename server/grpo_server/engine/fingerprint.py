@@ -11,8 +11,6 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .contract import Words
-
 # Where a model came from and how it is run says nothing of what it computes.
 _NOT_IDENTITY = frozenset(
     {
@@ -44,14 +42,6 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
     if tokenizer is not None:
         digest.update(_tokenizer_bytes(tokenizer))
     return digest.hexdigest()
-
-
-def words_of(tokenizer: PreTrainedTokenizerBase | None) -> Words | None:
-    """Which tokens a tokenizer has under which ids, whatever else it does with text."""
-    if tokenizer is None:
-        return None
-    by_id = sorted((i, token) for token, i in tokenizer.get_vocab().items())
-    return Words(hashlib.sha256(json.dumps(by_id).encode()).hexdigest(), len({i for i, _ in by_id}))
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

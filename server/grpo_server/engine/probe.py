@@ -80,7 +80,8 @@ def every_variant(pieces: Sequence[Piece], vocab_size: int) -> list[list[Piece]]
         replace(p, token_ids=tuple(np.full((len(c), 2), vocab_size - 1, np.int32) for c in p.completions))
         for p in pieces
     ]
-    everything = frozenset(EXTRAS)
+    best, everything = min(8, vocab_size), frozenset(EXTRAS)
+    tail = everything & {"tail"}  # comes beside the best and asked ids alone
     return [
         list(variant)
         for normalizer in NORMALIZERS
@@ -89,15 +90,13 @@ def every_variant(pieces: Sequence[Piece], vocab_size: int) -> list[list[Piece]]
             [replace(p, normalizer=normalizer, temperature=0.7) for p in pieces],
             *(
                 [replace(p, normalizer=normalizer, extras=frozenset({extra})) for p in pieces]
-                for extra in EXTRAS
-                if extra != "tail"  # comes beside the best and asked ids alone
+                for extra in sorted(everything - tail)
             ),
-            [replace(p, normalizer=normalizer, top_k=min(8, vocab_size)) for p in pieces],
+            [replace(p, normalizer=normalizer, extras=tail, top_k=best) for p in pieces],
+            [replace(p, normalizer=normalizer, extras=tail) for p in asked],
+            [replace(p, normalizer=normalizer, top_k=best) for p in pieces],
             [replace(p, normalizer=normalizer) for p in asked],
-            [
-                replace(p, normalizer=normalizer, temperature=0.7, extras=everything, top_k=min(8, vocab_size))
-                for p in asked
-            ],
+            [replace(p, normalizer=normalizer, temperature=0.7, extras=everything, top_k=best) for p in asked],
         )
     ]
 

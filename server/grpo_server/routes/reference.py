@@ -26,11 +26,11 @@ async def reference(scoring: ScoringDep, service: ServiceDep) -> HostedReference
     """Model, fingerprint (to pin), version, dtype, mode, limits, what the start-up probe found, the server's release, and
     the swap that is under way or the last one."""
     hosted = scoring.hosted
-    words = hosted.words
+    identity = hosted.tokenizer_identity
     return HostedReference(
         **hosted.info.model_dump(),
-        tokenizer_fingerprint=None if words is None else words.fingerprint,
-        tokens=None if words is None else words.tokens,
+        tokenizer_fingerprint=None if identity is None else identity.fingerprint,
+        tokens=None if identity is None else identity.tokens,
         server_version=package_version(),
         swap=service.swaps.status,
     )
