@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,28 @@ def test_a_rollout_server_is_told_whole(overrides: list[str], says: str) -> None
     assert load_config(EXAMPLE, SERVER).rollout.base_url == "http://host:1"
     with pytest.raises(ConfigError, match=says):
         load_config(EXAMPLE, overrides)
+
+
+SEVERAL = {"exact": "exact", "own": {"function": "rewards:own", "weight": 0.5}}
+
+
+def test_one_reward_or_several() -> None:
+    with pytest.raises(ConfigError, match="either reward"):
+        load_config(EXAMPLE, values={"task.reward": "graded", "task.rewards": SEVERAL})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"task.reward": "exact", "task.rewards": SEVERAL},
+        {"task.reward": "exact", "eval.tasks": {"other": {"name": "chain_sum", "rewards": SEVERAL}}},
+        {"lora": {"r": 4}, "rollout.environment": "module:Class"},
+        {"distillation": {"teachers": "http://teacher:1", "kind": "jsd"}},
+    ],
+    ids=["rewards", "eval", "lora", "distillation"],
+)
+def test_a_runs_config_json_is_read_again(tmp_path: Path, values: dict[str, object]) -> None:
+    written = load_config(EXAMPLE, values=values).model_dump(mode="json")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(written))
+    assert load_config(path).model_dump(mode="json") == written

@@ -66,9 +66,20 @@ def test_the_default_rule_ends_the_run_and_says_why(
     with pytest.raises(RewardError, match=r":fails failed for entry \d+ of basic_arithmetic: ValueError: every fourth"):
         train(config)
     path = tmp_path / "run.yaml"
-    path.write_text(config.model_dump_json(exclude={"task": {"reward"}}))
+    path.write_text(config.model_dump_json())
     ended = CliRunner().invoke(app, ["--config", str(path), "--overwrite"])
     assert ended.exit_code == 1
     assert "cannot reward" in ended.output
     assert "every fourth" in ended.output
     assert "Traceback" not in ended.output
+
+
+def test_a_run_with_several_rewards_goes_on_from_its_config_json(
+    make_config: MakeConfig, reference_server: Any, rewards: Any
+) -> None:
+    config = several(make_config, reference_server.url, rewards=rewards, on_error="abstain")
+    train(config.model_copy(update={"trainer": config.trainer.model_copy(update={"checkpoint_every": 1})}))
+    again = ["--config", str(config.trainer.output / "config.json"), "--resume", "--set", "trainer.steps=3"]
+    ended = CliRunner().invoke(app, again)
+    assert ended.exit_code == 0, ended.output
+    assert [record["step"] for record in read_records(config.trainer.output / "metrics.jsonl")] == [0, 1, 2]

@@ -82,7 +82,8 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _one_or_several_rewards(self) -> Self:
-        if self.rewards and "reward" in self.model_fields_set:
+        # By value, since a config.json that is trained from again gives every field.
+        if self.rewards and self.reward != type(self).model_fields["reward"].default:
             raise ValueError("give either reward (one) or rewards (several, by name)")
         if bad := [name for name in self.rewards if not re.fullmatch(r"[\w.-]+", name)]:
             raise ValueError(f"rewards: {bad[0]!r} becomes part of a metric's name: use letters, digits, _, - and .")
