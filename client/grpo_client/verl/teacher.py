@@ -1,11 +1,13 @@
 """A served teacher for verl's on-policy distillation, in place of a rollout engine that holds the teacher's weights.
 
 It stands in the dict that a trainer's `get_teacher_client` returns, `{"default": ServedTeacher(url)}`, and is pickled into the
-agent loops: the connection is opened where it is first used. Temperature 1, as verl asks of a teacher.
+agent loops: the connection is opened where it is first used. verl asks a teacher at temperature 1, since vLLM knows no other
+there; give `temperature` for the rollouts' own.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,22 +26,26 @@ class TeacherOutput:
 
 
 class ServedTeacher:
-    """Takes the place of verl's LLMServerClient. url: of the server that hosts the teacher."""
+    """Takes the place of verl's LLMServerClient. url: of the server that hosts the teacher, or of several that host it alike.
+    temperature: in place of what verl sends. Raises ValueError for one that is not above 0."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str | Sequence[str], *, temperature: float | None = None) -> None:
+        if temperature is not None and not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be above 0 and finite, got {temperature!r}")
+        self.url, self.temperature = url, temperature
         self._client: AsyncReferenceClient | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url}
+        return {"url": self.url, "temperature": self.temperature}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.url, self._client = state["url"], None
+        self.url, self.temperature, self._client = state["url"], state["temperature"], None
 
     async def generate(
         self, request_id: str, *, prompt_ids: Sequence[int], sampling_params: dict[str, Any], **media: Any
     ) -> TeacherOutput:
         """prompt_ids: prompt and response in one. sampling_params: `prompt_logprobs` is k; 0 asks of the tokens themselves.
+        `temperature`, where it is there, is that of the scores.
 
         Raises ValueError for images, video and audio, fewer than two ids, and a score that is not finite.
         """
@@ -52,10 +58,11 @@ class ServedTeacher:
         k = int(sampling_params.get("prompt_logprobs") or 0)
         ids = [int(i) for i in prompt_ids]
         # Where the prompt ends is lost in this call: every token after the first is asked of.
-        result = await self._client.score([ids[:1]], [[ids[1:]]], top_k=k)
+        temperature = self.temperature or float(sampling_params.get("temperature", 1.0))
+        result = await self._client.score([ids[:1]], [[ids[1:]]], temperature=temperature, top_k=k)
         [completion] = list(result)
         if completion.status is not Status.OK:
-            raise ValueError("the teacher has no finite score for every token")
+            raise ValueError(f"the teacher has no finite score for every token of request {request_id}")
         if k:
             about, scores = completion.extras["top_ids"].tolist(), completion.extras["top_logprobs"].tolist()
         else:

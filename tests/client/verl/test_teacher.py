@@ -19,8 +19,8 @@ class Client:
     def __init__(self) -> None:
         self.asked: list[Any] = []
 
-    async def score(self, prompts: Any, completions: Any, *, top_k: int) -> list[Any]:
-        self.asked.append((prompts, completions, top_k))
+    async def score(self, prompts: Any, completions: Any, *, temperature: float, top_k: int) -> list[Any]:
+        self.asked.append((prompts, completions, temperature, top_k))
         n = len(completions[0][0])
         extras = {
             "top_ids": np.arange(n * top_k, dtype=np.int32).reshape(n, top_k),
@@ -44,7 +44,17 @@ def test_rows_are_about_the_next_token() -> None:
         "prompt_ids": [[0, 1], [2, 3], [0, 0]],
         "prompt_logprobs": [[0.0, -1.0], [-2.0, -3.0], [0.0, 0.0]],
     }
-    assert client.asked == [([[5]], [[[6, 7]]], 0), ([[5]], [[[6, 7]]], 2)]
+    assert client.asked == [([[5]], [[[6, 7]]], 1.0, 0), ([[5]], [[[6, 7]]], 1.0, 2)]
+
+
+def test_the_temperature_is_the_one_that_it_is_given() -> None:
+    teacher = copy.copy(ServedTeacher(["http://one", "http://two"], temperature=0.5))
+    teacher._client = client = Client()  # pyright: ignore[reportAttributeAccessIssue]
+    told(teacher, 0)
+    assert teacher.url == ["http://one", "http://two"]
+    assert [temperature for _, _, temperature, _ in client.asked] == [0.5]
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        ServedTeacher("http://teacher", temperature=0.0)
 
 
 def test_what_it_cannot_score_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,5 +65,5 @@ def test_what_it_cannot_score_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ValueError, match="fewer than two tokens"):
         told(teacher, 0, ids=[5])
     monkeypatch.setattr(Client, "status", Status.NONFINITE)
-    with pytest.raises(ValueError, match="no finite score"):
+    with pytest.raises(ValueError, match="no finite score for every token of request r"):
         told(teacher, 0)

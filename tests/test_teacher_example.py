@@ -1,15 +1,14 @@
-"""examples/verl_teacher.py and examples/swift_teacher.py: each figure in the place where the other trainer reads it.
+"""examples/swift_teacher.py: each figure in the place where the other trainer reads it.
 
-Neither verl nor ms-swift is installed here; what they hand over and read is written out.
+ms-swift is not installed here; what it hands over and reads is written out.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -42,8 +41,6 @@ def told(request: ScoreRequest, status: Status = Status.OK) -> ScoreResult:
 
 
 class Client:
-    """Of both kinds."""
-
     status = Status.OK
 
     def __init__(self, url: str, **options: Any) -> None:
@@ -59,11 +56,6 @@ class Client:
         return told(ScoreRequest.of(prompts, completions, **what), self.status)
 
 
-class AsyncClient(Client):
-    async def score(self, prompts: Any, completions: Any, **what: Any) -> ScoreResult:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return told(ScoreRequest.of(prompts, completions, **what), self.status)
-
-
 def example(name: str) -> ModuleType:
     spec = spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
@@ -74,43 +66,10 @@ def example(name: str) -> ModuleType:
 
 
 @pytest.fixture
-def verl(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    module = example("verl_teacher")
-    monkeypatch.setattr(module, "AsyncReferenceClient", AsyncClient)
-    return module
-
-
-@pytest.fixture
 def swift(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = example("swift_teacher")
     monkeypatch.setattr(module, "ReferenceClient", Client)
     return module
-
-
-def ask(verl: ModuleType, ids: list[int], k: int, **media: Any) -> SimpleNamespace:
-    teacher = verl.VerlTeacher("http://teacher:1", **({"temperature": media.pop("at")} if "at" in media else {}))
-    params = {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": k}
-    return asyncio.run(teacher.generate(request_id="r", prompt_ids=ids, sampling_params=params, **media))
-
-
-def test_verl_reads_the_prediction_of_the_next_token(verl: ModuleType) -> None:
-    fields = ask(verl, [3, 7, 5], 2, image_data=None, video_data=None, mm_processor_kwargs={}).extra_fields
-    assert fields["prompt_ids"] == [[4, 5], [8, 9], [0, 0]]
-    assert fields["prompt_logprobs"] == [[-4.0, -5.0], [-8.0, -9.0], [0.0, 0.0]]
-
-
-def test_verl_asks_for_sampled_tokens_with_nought(verl: ModuleType) -> None:
-    fields = ask(verl, [3, 7, 5], 0, at=0.5).extra_fields
-    assert fields["prompt_ids"] == [[7], [5], [0]]
-    assert fields["prompt_logprobs"] == [[-14.0], [-10.0], [0.0]]
-
-
-def test_verl_gets_no_number_for_images_or_without_a_score(verl: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="image_data"):
-        ask(verl, [3, 7], 0, image_data=["picture"])
-    monkeypatch.setattr(AsyncClient, "status", Status.NONFINITE)
-    with pytest.raises(ValueError, match="request r"):
-        ask(verl, [3, 7], 0)
 
 
 def test_swift_reads_rows_in_the_places_of_the_logits(swift: ModuleType) -> None:
