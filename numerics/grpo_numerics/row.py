@@ -1,4 +1,4 @@
-"""One row of logits under any of the four normalisers: probabilities, log-probs, entropy and loss, as the rest computes them.
+"""One row of logits under any of the four normalizers: probabilities, log-probs, entropy and loss, as the rest computes them.
 
 The same question put to `stable`, `stablemax` and `sparse`, for who wants to see them side by side. Softmax and StableMax have
 the cross-entropy for their loss, the sparse two their Fenchel-Young loss; the gradient by what is normalised is p - y.
@@ -16,7 +16,7 @@ from .transforms import normalized_logits
 
 
 class Row:
-    """(V,) logits, over the temperature, under one normaliser; fp32, or fp64 for fp64 logits, with gradient.
+    """(V,) logits, over the temperature, under one normalizer; fp32, or fp64 for fp64 logits, with gradient.
 
     normalized: (V,) whose distribution it is: logits over temperature, their symlog under StableMax. p, logprobs: (V,); a
     log-prob has its full relative precision however near p is to 1. A row of nothing but -inf is NaN throughout.

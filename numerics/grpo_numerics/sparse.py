@@ -1,4 +1,4 @@
-"""Sparsemax and 1.5-entmax: normalisers that give exact zeros, by the `entmax` package with its traps guarded.
+"""Sparsemax and 1.5-entmax: normalizers that give exact zeros, by the `entmax` package with its traps guarded.
 
 The projections are the package's. Around them: half precision is computed in fp32 (its sort and cumulative sums give
 NaN in fp16), a -inf is a masked entry (there NaN), a slice of nothing but -inf is NaN (there an index error), `dim` may

@@ -29,7 +29,7 @@ class Steps:
     """What a form comes by on its way from (n,) logits; every tensor in their dtype.
 
     terms: (n,) what is divided by its sum, None for the sparse two. total: that sum, (). p, logprobs: (n,). logsumexp: (), the
-    log of the normaliser, None for the sparse two.
+    log of the normalizer, None for the sparse two.
     """
 
     p: Tensor

@@ -104,9 +104,9 @@ def test_what_happens_is_said(server: str, open_page: Open) -> None:
 
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
-def test_another_normaliser_is_written_out(server: str, open_page: Open, normalizer: str) -> None:
+def test_another_normalizer_is_written_out(server: str, open_page: Open, normalizer: str) -> None:
     page = open_page(f"{server}/ui/softmax")
-    page.get_by_label("normaliser").select_option(normalizer)
+    page.get_by_label("normalizer").select_option(normalizer)
     answer = told(server, CASES["plain"], target=2, normalizer=normalizer)
     page.locator("#written-out-table[data-by=" + normalizer + "]").wait_for()
     for i, row in enumerate(cells(page.locator("#written-out-table"))[:5]):
@@ -179,7 +179,7 @@ def test_a_link_fills_the_page_and_a_second_one_fills_it_anew(server: str, open_
     answer = told(server, [-0.1, -3.5, "-inf"], temperature=0.7, target=1)
     expect_bars(page, answer)
     assert page.locator(".token .name").all_inner_texts() == ["·the", "<b>x</b>", "\\u202eevil"]
-    assert page.get_by_label("normaliser").input_value() == "sparsemax"
+    assert page.get_by_label("normalizer").input_value() == "sparsemax"
     page.evaluate("location.hash = 'logits=3,1'")
     expect_bars(page, told(server, [3, 1]))
     page.get_by_role("link", name="Runs").click()

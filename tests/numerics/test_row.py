@@ -1,4 +1,4 @@
-"""One row under each normaliser: against float64, with the gradient p - y, and void where there is no distribution."""
+"""One row under each normalizer: against float64, with the gradient p - y, and void where there is no distribution."""
 
 from __future__ import annotations
 

@@ -101,23 +101,7 @@ def as_json(path: Path, samples: Samples, findings: Sequence[Finding]) -> dict[s
         "tokens": len(samples.ids),
         "cut_lines": samples.cut_lines,
         "passed": not any(f.verdict is Verdict.CHECK for f in findings),
-        "findings": [finding_as_json(f) for f in findings],
-    }
-
-
-def finding_as_json(f: Finding) -> dict[str, Any]:
-    """One finding as an object."""
-    return {
-        "name": f.name,
-        "verdict": f.verdict.value,
-        "says": f.says,
-        "why": f.why,
-        "remedy": f.remedy,
-        "n": f.n,
-        "unit": f.unit,
-        "figures": {name: value if abs(value) < float("inf") else None for name, value in f.figures.items()},
-        "tokens": [list(place) for place in f.tokens],
-        "steps": list(f.steps),
+        "findings": [f.as_json() for f in findings],
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 ENOUGH: Final = 200  # of whatever a rule counts: fewer are worth a look and prove nothing
 SHOWN: Final = 50  # tokens that a finding points at
@@ -39,6 +39,21 @@ class Finding:
     figures: Mapping[str, float] = field(default_factory=dict[str, float])
     tokens: tuple[tuple[int, int], ...] = ()
     steps: tuple[int, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs: the fields as they are, a figure that is not finite as None, which JSON calls null."""
+        return {
+            "name": self.name,
+            "verdict": self.verdict.value,
+            "says": self.says,
+            "why": self.why,
+            "remedy": self.remedy,
+            "n": self.n,
+            "unit": self.unit,
+            "figures": {name: value if abs(value) < float("inf") else None for name, value in self.figures.items()},
+            "tokens": [list(place) for place in self.tokens],
+            "steps": list(self.steps),
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The LM head and the normaliser in one pass: log-probs straight from hidden states, with gradient or without.
+"""The LM head and the normalizer in one pass: log-probs straight from hidden states, with gradient or without.
 
 score      figures of rows without gradient        autograd, gradient   the same with gradient
 spec       what a head is, how large its tiles     online               log-sum-exp, block by block

@@ -1,4 +1,4 @@
-"""Log-probs straight from hidden states: the LM head and the normaliser in one pass over vocabulary tiles.
+"""Log-probs straight from hidden states: the LM head and the normalizer in one pass over vocabulary tiles.
 
 Never more than a tile of the (rows, vocabulary) logits exists, so that memory does not grow with either. How a tile
 comes about is `tiles`' business, the running sums are `online`'s, what is told of them `figures`', the gradient is

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.lifecycle import Service
+from grpo_server.routes._bodies import described, read_json
 from grpo_server.routes._common import ServiceDep
-from grpo_server.routes.dialects._bodies import described, read_json
 from grpo_server.swapping.progress import SwapStatus
 from grpo_server.swapping.swaps import Wish
 

@@ -11,11 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.lifecycle import Service
+from grpo_server.routes._bodies import Ids, described, id_array, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, identity_headers
-from grpo_server.routes.dialects._bodies import Ids, described, json_response, read_json
 from grpo_server.routes.dialects._refusals import check_model
 from grpo_server.routes.dialects._sampling import Flag, changes_nothing, null_means
-from grpo_server.routes.dialects._sequences import id_array
 from grpo_server.schemas import ChatMessageIn
 from grpo_server.scoring import Scoring
 from grpo_server.text.requests import Tokenizer, encode, no_tokenizer, render_chat

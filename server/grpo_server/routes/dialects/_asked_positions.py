@@ -15,7 +15,7 @@ from grpo_client.protocol import IntArray
 from pydantic import Discriminator, Field, Tag
 
 from grpo_server.errors import ErrorCode, ServiceError
-from grpo_server.routes.dialects._bodies import Ids
+from grpo_server.routes._bodies import Ids
 
 FIELD = "token_ids_logprob_positions"
 Rows = list[IntArray]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.routes._answers import CHUNK, Chunk, gathered
-from grpo_server.routes.dialects._bodies import parse
+from grpo_server.routes._bodies import parse
 from grpo_server.routes.dialects._sampling import null_means
 
 HEADER_LENGTH = "Inference-Header-Content-Length"

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from grpo_client.protocol import Extra, Group, IntArray, ScoreRequest, ScoreResult
+from grpo_client.protocol import Extra, Group, ScoreRequest, ScoreResult
 
 from grpo_server.engine.contract import Hosted
 from grpo_server.lifecycle import Service
@@ -25,11 +25,6 @@ from grpo_server.scoring import Scoring
 # Sequences, and ids of them, that are gone through in a few milliseconds.
 FEW = 128
 FEW_IDS = 2**17
-
-
-def id_array(ids: Sequence[int]) -> IntArray:
-    """Checked ids (see `_bodies.TokenId`) as a vector."""
-    return np.asarray(ids, dtype=np.int32)
 
 
 async def score_sequences(

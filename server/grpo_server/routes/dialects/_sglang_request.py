@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.routes._bodies import IdLists, Numbers, form_of
 from grpo_server.routes.dialects._asked_positions import FIELD, AskedPositions
-from grpo_server.routes.dialects._bodies import IdLists, Numbers, form_of
 from grpo_server.routes.dialects._refusals import generation
 from grpo_server.routes.dialects._sampling import Flag, Sampling, changes_nothing, null_means
 

@@ -18,15 +18,15 @@ from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.lifecycle import Service
 from grpo_server.logs import request_id
+from grpo_server.routes._bodies import Ids, Prompt, described, form_of, id_array, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, aside
-from grpo_server.routes.dialects._bodies import Ids, Prompt, described, form_of, json_response, read_json
 from grpo_server.routes.dialects._echo import Show, Shown, new_ids
 from grpo_server.routes.dialects._prompt_logprobs import best_of, prompt_logprobs
 from grpo_server.routes.dialects._refusals import check_model, check_new_tokens, generation, scoring_temperature
 from grpo_server.routes.dialects._sampling import Best, Flag, Sampling, best_count, null_means
 from grpo_server.routes.dialects._sequence_checks import Names
 from grpo_server.routes.dialects._sequence_values import ScoredSequence, SequenceScores
-from grpo_server.routes.dialects._sequences import are_many, id_array, score_sequences
+from grpo_server.routes.dialects._sequences import are_many, score_sequences
 from grpo_server.routes.dialects._strings import encode_texts, token_strings, wants_text
 from grpo_server.text.requests import Tokenizer
 

@@ -19,13 +19,13 @@ from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.lifecycle import Service
 from grpo_server.logs import request_id
+from grpo_server.routes._bodies import described, form_of, id_array, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, aside
 from grpo_server.routes.dialects._asked_positions import FIELD, Rows, rows_of_prompts, table
-from grpo_server.routes.dialects._bodies import described, form_of, json_response, read_json
 from grpo_server.routes.dialects._refusals import check_new_tokens, scoring_temperature
 from grpo_server.routes.dialects._sequence_checks import Names, check_size
 from grpo_server.routes.dialects._sequence_values import ScoredSequence, SequenceScores
-from grpo_server.routes.dialects._sequences import are_many, id_array, score_sequences
+from grpo_server.routes.dialects._sequences import are_many, score_sequences
 from grpo_server.routes.dialects._sglang_request import SglangRequest, SglangSampling
 from grpo_server.routes.dialects._strings import encode_texts, texts_behind, token_strings
 

@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.routes._bodies import Ids, Numbers, described, id_array, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
-from grpo_server.routes.dialects._bodies import Ids, Numbers, described, json_response, read_json
 from grpo_server.routes.dialects._sampling import null_means
 from grpo_server.routes.dialects._sequence_checks import Names
 from grpo_server.routes.dialects._sequence_values import ScoredSequence, SequenceScores
-from grpo_server.routes.dialects._sequences import id_array, score_sequences
+from grpo_server.routes.dialects._sequences import score_sequences
 
 router = APIRouter(tags=["TRL"])
 

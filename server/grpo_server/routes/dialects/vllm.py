@@ -21,14 +21,14 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.logs import request_id
+from grpo_server.routes._bodies import Ids, PaddedIds, described, form_of, id_array, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
-from grpo_server.routes.dialects._bodies import Ids, PaddedIds, described, form_of, json_response, read_json
 from grpo_server.routes.dialects._prompt_logprobs import best_of, prompt_logprobs
 from grpo_server.routes.dialects._refusals import check_model, check_new_tokens, generation, scoring_temperature
 from grpo_server.routes.dialects._sampling import Best, Sampling, best_count, changes_nothing
 from grpo_server.routes.dialects._sequence_checks import Names, check_size
 from grpo_server.routes.dialects._sequence_values import ScoredSequence, SequenceScores
-from grpo_server.routes.dialects._sequences import id_array, score_sequences
+from grpo_server.routes.dialects._sequences import score_sequences
 from grpo_server.routes.dialects._strings import token_strings, wants_text
 
 router = APIRouter(tags=["OpenAI and vLLM"])

@@ -86,15 +86,4 @@ def _parsed(lines: bytes, name: str) -> list[dict[str, Any]]:
 
 
 def _as_json(finding: Finding, places: list[tuple[int, int, int]]) -> dict[str, Any]:
-    return {
-        "name": finding.name,
-        "verdict": finding.verdict.value,
-        "says": finding.says,
-        "why": finding.why,
-        "remedy": finding.remedy,
-        "n": finding.n,
-        "unit": finding.unit,
-        "figures": {name: value if abs(value) < float("inf") else None for name, value in finding.figures.items()},
-        "tokens": [[*places[s], position] for s, position in finding.tokens],
-        "steps": list(finding.steps),
-    }
+    return finding.as_json() | {"tokens": [[*places[s], position] for s, position in finding.tokens]}

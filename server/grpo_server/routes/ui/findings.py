@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import Query, Request
 from fastapi.responses import JSONResponse
 from grpo_client.errors import RequestRefused
-from grpo_client.findings import Finding, Samples, SamplesError, check, samples_of
+from grpo_client.findings import Samples, SamplesError, check, samples_of
 from grpo_client.findings.rescoring import Served
 from pydantic_core import from_json
 
@@ -65,7 +65,7 @@ def _answer(body: bytes, served: Served | None) -> dict[str, Any]:
         "completions": len(samples),
         "tokens": len(samples.ids),
         "cut_lines": samples.cut_lines,
-        "findings": [_as_object(finding) for finding in check(samples, served=served)],
+        "findings": [finding.as_json() for finding in check(samples, served=served)],
     }
 
 
@@ -86,19 +86,3 @@ def _read(body: bytes) -> Samples:
     if not records:
         raise SamplesError("there are no records; send one group a line")
     return samples_of(records)
-
-
-def _as_object(finding: Finding) -> dict[str, Any]:
-    """A figure that is not finite is null."""
-    return {
-        "name": finding.name,
-        "verdict": finding.verdict.value,
-        "says": finding.says,
-        "why": finding.why,
-        "remedy": finding.remedy,
-        "n": finding.n,
-        "unit": finding.unit,
-        "figures": {name: value if abs(value) < float("inf") else None for name, value in finding.figures.items()},
-        "tokens": [list(place) for place in finding.tokens],
-        "steps": list(finding.steps),
-    }

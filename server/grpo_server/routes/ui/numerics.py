@@ -1,4 +1,4 @@
-"""POST /ui/api/numerics: a row of logits under every normaliser, as written in books and as computed here, in three types.
+"""POST /ui/api/numerics: a row of logits under every normalizer, as written in books and as computed here, in three types.
 
 The arithmetic is that of `grpo_numerics` and of nobody else. JSON has no NaN and no infinity: they are spelled "nan", "inf" and
 "-inf", in the question as in the answer. It needs no model, and answers while one is loaded.
@@ -14,8 +14,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.routes._bodies import described, parse
 from grpo_server.routes._common import ServiceDep
-from grpo_server.routes.dialects._bodies import described, parse
 from grpo_server.routes.ui.guard import api_router
 
 router = api_router()

@@ -10,9 +10,8 @@ from fastapi import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.routes._bodies import Ids, described, id_array, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
-from grpo_server.routes.dialects._bodies import Ids, described, json_response, read_json
-from grpo_server.routes.dialects._sequences import id_array
 from grpo_server.routes.ui.guard import api_router
 from grpo_server.text.requests import no_tokenizer
 from grpo_server.text.spelling import Spelled, Speller

@@ -1,5 +1,5 @@
 /**
- * Numbers: a row of logits under four normalisers, written out naive and stable in three types, and as the server computes it.
+ * Numbers: a row of logits under four normalizers, written out naive and stable in three types, and as the server computes it.
  * Every figure comes from /ui/api/numerics; the page adds nothing of its own. A link to it carries the logits in its fragment.
  */
 import { html } from "../lib/html.js";
@@ -14,7 +14,7 @@ export function Page() {
   const { answer, error } = useAnswer(row);
   return html`
     <h1>Numbers</h1>
-    <p class="muted">From logits to probabilities: four normalisers, as books write them and as this server computes them.</p>
+    <p class="muted">From logits to probabilities: four normalizers, as books write them and as this server computes them.</p>
     <div class="bar cases" role="group" aria-label="Hard cases">
       ${CASES.map(({ name, title, row: hard }) => html`<button key=${name} type="button" title=${title} onClick=${() => setRow(hard)}>${name}</button>`)}
     </div>

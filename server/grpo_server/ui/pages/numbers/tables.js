@@ -1,4 +1,4 @@
-/** Two tables of an answer: a normaliser written out in three types, and what the server computes under each of the four. */
+/** Two tables of an answer: a normalizer written out in three types, and what the server computes under each of the four. */
 import { exact } from "../../lib/format.js";
 import { html, useState } from "../../lib/html.js";
 import { NORMALIZERS } from "./row.js";
@@ -33,7 +33,7 @@ export function WrittenOut({ row, setRow, answer }) {
   return html`<section class="panel" aria-labelledby="written-out">
     <div class="bar">
       <h2 id="written-out">Written out</h2>
-      <label>normaliser <select value=${row.normalizer} onChange=${(event) => setRow({ normalizer: event.target.value })}>
+      <label>normalizer <select value=${row.normalizer} onChange=${(event) => setRow({ normalizer: event.target.value })}>
         ${Object.entries(NORMALIZERS).map(([name, title]) => html`<option key=${name} value=${name}>${title}</option>`)}
       </select></label>
       <label>show <select value=${step} onChange=${(event) => setStep(event.target.value)}>
@@ -51,7 +51,7 @@ export function WrittenOut({ row, setRow, answer }) {
           ${known
             ? answer.logits.map((_, i) => html`<tr key=${i}><th scope="row">${i < row.logits.length ? nameOf(row, i) : ""}</th>
                 ${columns.map(({ form, type, of }) => html`<${Cell} key=${form + type} value=${of[step][i]} />`)}</tr>`)
-            : html`<tr><td colspan="7" class="muted">${step === "terms" ? "This normaliser divides nothing by a sum." : "Choose the true token: loss and gradient are of it."}</td></tr>`}
+            : html`<tr><td colspan="7" class="muted">${step === "terms" ? "This normalizer divides nothing by a sum." : "Choose the true token: loss and gradient are of it."}</td></tr>`}
           ${sums.map(([name, title]) => html`<tr key=${name} class="sum"><th scope="row">${title}</th>
             ${columns.map(({ form, type, of }) => html`<${Cell} key=${form + type} value=${of[name]} />`)}</tr>`)}
         </tbody>

@@ -1,8 +1,8 @@
-"""JSON in and out for routes that speak another server's dialect: parsed, checked and written off the event loop."""
+"""JSON in and out: parsed, checked and written off the event loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -129,3 +129,8 @@ def _inlined(node: Any, parts: dict[str, Any]) -> Any:
             return _inlined(parts[node["$ref"].rpartition("/")[2]], parts)
         return {key: _inlined(value, parts) for key, value in node.items()}
     return [_inlined(value, parts) for value in node] if isinstance(node, list) else node
+
+
+def id_array(ids: Sequence[int]) -> IntArray:
+    """Checked ids (see `TokenId`) as a vector."""
+    return np.asarray(ids, dtype=np.int32)
