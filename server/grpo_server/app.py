@@ -24,6 +24,7 @@ from grpo_server.middleware.head import HeadAsGet
 from grpo_server.middleware.key_gate import KeyGate, check_route
 from grpo_server.middleware.tracing import Tracing
 from grpo_server.routes.dialects.simple_grpo.shelf import SECONDS_FOR_SHELF_ROOM, Shelf
+from grpo_server.routes.uploads import is_streamed
 from grpo_server.schemas import ERROR_RESPONSES, request_schemas
 from grpo_server.scoring import Scoring
 from grpo_server.stages import Stages
@@ -97,6 +98,7 @@ def create_app(
         budget=budget,
         in_thread=service.in_codec,
         stall_seconds=config.stall_timeout,
+        streamed=is_streamed,
     )
     app.add_middleware(KeyGate, keys=service.keys)
     app.add_middleware(Boundary, metrics=service.metrics, draining=lambda: service.phase is Phase.DRAINING)

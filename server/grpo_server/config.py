@@ -223,6 +223,17 @@ class ServerConfig(BaseSettings):
         "restart serves --model as version 1.",
     )
 
+    upload_dir: Path | None = Field(
+        None, description="Directory for models that arrive over HTTP, in POST /admin/uploads. None: none are taken."
+    )
+    max_upload_bytes: Size = Field(256 * 2**30, ge=1, description="Largest such model, in bytes; beyond that, 413.")
+    upload_max_age: float = Field(
+        86_400.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds without a byte after which an upload that nobody hosts is removed.",
+    )
+
     # how it is run
     drain_timeout: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Seconds to finish accepted work after SIGTERM before giving up."

@@ -27,6 +27,8 @@ class ErrorCode(Enum):
     REQUEST_TIMEOUT = ("request_timeout", 408, "invalid_request_error")
     FINGERPRINT_MISMATCH = ("fingerprint_mismatch", 409, "conflict_error")
     SWAP_UNDER_WAY = ("swap_under_way", 409, "conflict_error")
+    UPLOAD_BUSY = ("upload_busy", 409, "conflict_error")
+    UPLOAD_OFFSET = ("upload_offset", 409, "conflict_error")
     SWAP_CANCELLED = ("swap_cancelled", 409, "conflict_error")
     BODY_TOO_LARGE = ("body_too_large", 413, "invalid_request_error")
     CONTEXT_LENGTH = ("context_length_exceeded", 413, "invalid_request_error")
@@ -34,6 +36,7 @@ class ErrorCode(Enum):
     URI_TOO_LONG = ("uri_too_long", 414, "invalid_request_error")
     UNSUPPORTED_MEDIA_TYPE = ("unsupported_media_type", 415, "invalid_request_error")
     INVALID_VALUE = ("invalid_value", 422, "invalid_request_error")
+    HASH_MISMATCH = ("hash_mismatch", 422, "invalid_request_error")
     MODEL_UNAVAILABLE = ("model_unavailable", 422, "invalid_request_error")
     HEADERS_TOO_LARGE = ("headers_too_large", 431, "invalid_request_error")
     QUEUE_FULL = ("queue_full", 429, "rate_limit_error")
@@ -49,6 +52,7 @@ class ErrorCode(Enum):
     TOO_MANY_CONNECTIONS = ("too_many_connections", 503, "service_unavailable_error")
     SHELF_FULL = ("shelf_full", 503, "service_unavailable_error")
     SWAP_TIMEOUT = ("swap_timeout", 504, "service_unavailable_error")
+    INSUFFICIENT_STORAGE = ("insufficient_storage", 507, "server_error")
     OUT_OF_MEMORY = ("out_of_memory", 503, "service_unavailable_error")
 
     def __init__(self, code: str, status: int, kind: str) -> None:
@@ -61,10 +65,12 @@ class ErrorCode(Enum):
 NOT_WORTH_RETRYING = frozenset(
     {
         ErrorCode.FINGERPRINT_MISMATCH,
+        ErrorCode.INSUFFICIENT_STORAGE,
         ErrorCode.OUT_OF_MEMORY,
         ErrorCode.LOAD_FAILED,
         ErrorCode.SWAP_CANCELLED,
         ErrorCode.SWAP_TIMEOUT,
+        ErrorCode.UPLOAD_OFFSET,
     }
 )
 

@@ -29,6 +29,8 @@ from grpo_server.swapping.resume import record_start
 from grpo_server.swapping.state import StateDir
 from grpo_server.swapping.swaps import Swaps
 from grpo_server.threads import Threads
+from grpo_server.uploading.receiving import Receiving
+from grpo_server.uploading.start import open_uploads
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ class Service:
         self._failure = ""
         self._loader = loader
         self._state = state
+        self.uploads: Receiving | None = open_uploads(config, state and state.recorded and state.recorded.model)
         self._house: House | None = None
         self._swaps: Swaps | None = None
         self._scheduler: Scheduler | None = None
@@ -108,6 +111,8 @@ class Service:
         self._threads.shut_down()
         if self._state is not None:
             self._state.close()
+        if self.uploads is not None:
+            self.uploads.close()
         gc.unfreeze()
 
     def _close(self) -> None:
@@ -162,6 +167,7 @@ class Service:
             aside=self._threads.aside,
             compute=self._threads.compute,
             announce=self._announce,
+            uploads=None if self.uploads is None else self.uploads.area,
         )
         self.metrics.watch(
             queue_requests=lambda: scheduler.admission.requests,

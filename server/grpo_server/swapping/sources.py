@@ -10,6 +10,8 @@ from grpo_client.models.demo import DEMO, DemoModelMissing, ModelSource, locate
 from grpo_client.models.files import UnusableModel
 
 from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.swapping.uploaded import is_upload
+from grpo_server.uploading.area import UploadArea
 
 # As the hub names models: one word, or an owner and one.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -17,14 +19,19 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """root: only directories below it; None: any. hub: ids of the hub as well."""
+    """root: only directories below it; None: any. hub: ids of the hub as well. uploads: what came over HTTP, as `upload:ID`."""
 
     root: Path | None
     hub: bool
+    uploads: UploadArea | None = None
 
     def check(self, model: str) -> ModelSource | None:
         """Where the files of `model` are; None: on the hub. Raises ServiceError: 403 for what is not allowed, 422 for what
         is not there."""
+        if is_upload(model):
+            if self.uploads is None:
+                raise self._forbidden("this server takes no uploads (--upload-dir)")
+            return ModelSource(str(self.uploads.whole(model)))
         try:
             source = locate(model)
         except (UnusableModel, DemoModelMissing) as error:
@@ -43,6 +50,10 @@ class Allowed:
                 f"there is no directory {model} here, and models may not be taken from the hub (--swap-hub)"
             )
         return None
+
+    def root_of(self, model: str, source: ModelSource) -> Path | None:
+        """The directory out of which none of its files may lead."""
+        return Path(source.path) if is_upload(model) else self.root
 
     def _forbidden(self, why: str) -> ServiceError:
         return ServiceError(ErrorCode.SOURCE_FORBIDDEN, f"{why}; the old reference serves on", param="model")

@@ -32,6 +32,8 @@ from grpo_server.swapping.metrics import SwapMetrics
 from grpo_server.swapping.progress import Kind, Outcome, Progress, SwapStatus
 from grpo_server.swapping.sources import Allowed, unavailable
 from grpo_server.swapping.state import StateDir, sync_below
+from grpo_server.swapping.uploaded import held, is_upload, settle
+from grpo_server.uploading.area import UploadArea
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +70,13 @@ class Swaps:
         aside: Executor,
         compute: Executor,
         announce: Callable[[ReferenceInfo], None],
+        uploads: UploadArea | None = None,
     ) -> None:
         self._config, self._house, self._scheduler = config, house, scheduler
         self._state, self._metrics = state, metrics
         self._aside, self._compute, self._announce = aside, compute, announce
-        self._allowed = Allowed(config.swap_root, config.swap_root is None or config.swap_hub)
+        self._allowed = Allowed(config.swap_root, config.swap_root is None or config.swap_hub, uploads)
+        self._uploads = uploads
         self._progress: Progress | None = None
         self._task: asyncio.Task[ReferenceInfo] | None = None
         self._thread: asyncio.Future[Any] | None = None
@@ -111,7 +115,8 @@ class Swaps:
                 "or end it with DELETE /admin/reference",
                 retry_after=RETRY_AFTER_SECONDS,
             )
-        source = self._allowed.check(wish.model) if self._house.engine.reads_files else None
+        reads = self._house.engine.reads_files or is_upload(wish.model)
+        source = self._allowed.check(wish.model) if reads else None
         self._count += 1
         self._why = None
         self._progress = progress = Progress(self._count, wish.kind, wish.model)
@@ -154,7 +159,9 @@ class Swaps:
         outcome: Outcome = "failed"
         error = unavailable("the server failed; its log says where")
         try:
-            info = await self._change(wish, source, staging, progress)
+            with held(self._uploads, wish.model):
+                info = await self._change(wish, source, staging, progress)
+            settle(self._uploads, wish.model, mixed=wish.decay is not None)
         except TimeoutError:
             outcome = "timeout"
             error = ServiceError(
@@ -214,7 +221,7 @@ class Swaps:
             return await from_hub(wish.model, wish.revision, code=code, progress=progress)
         if wish.model == DEMO:
             return Fetched(DEMO)
-        return await look_through(source, self._config.swap_root, into, progress)
+        return await look_through(source, self._allowed.root_of(wish.model, source), into, progress)
 
     async def _stops_serving(self, wish: Wish, fetched: Fetched, progress: Progress) -> bool:
         """Whether the new weights have to wait until nothing is computed: as configured, or as there is memory."""

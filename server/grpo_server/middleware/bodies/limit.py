@@ -33,7 +33,8 @@ class BodyLimit:
     Whoever reads the body gets the error as an exception. A framework may turn that into a response of its own; it is
     held back, and ours goes out instead.
 
-    in_thread: runs a function off the event loop. stall_seconds: see `pace`.
+    in_thread: runs a function off the event loop. stall_seconds: see `pace`. streamed: whether a route takes its body as it
+    comes and keeps none of it in memory; such a body is held to its pace alone.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class BodyLimit:
         budget: ByteBudget | None = None,
         in_thread: Callable[..., Awaitable[Any]] = asyncio.to_thread,
         stall_seconds: float | None = None,
+        streamed: Callable[[Scope], bool] = lambda scope: False,
     ) -> None:
         self._app = app
+        self._streamed = streamed
         self._max_bytes = max_bytes
         self._budget = budget or ByteBudget(2 * max_bytes)
         self._in_thread = in_thread
@@ -54,6 +57,9 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if self._streamed(scope):
+            await self._app(scope, Pace(receive, self._stall_seconds).next, send)
             return
         headers = Headers(scope=scope)
         announced = headers.get("content-length", "")
