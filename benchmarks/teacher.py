@@ -3,10 +3,11 @@
     python -m benchmarks.teacher                a table for k = 1, 16, 64, 256
     python -m benchmarks.teacher --tokens 4096
 
-Beside the native wire: the same figures as vLLM's `prompt_logprobs` and as SGLang's JSON, as the dialects of this server write
-them, read by `json.loads`; of fewer tokens, and scaled, since they are large. Encoding counts up to the bytes that go to the
-socket, decoding from the bytes that came from it to arrays that were checked. The peak is what the server allocates for an
-answer and its encoding together, the figures of the engine left out. No model and no network: they are the same for all.
+Beside the native wire: the same figures as the field `prompt_logprobs` of vLLM's answers and `input_top_logprobs` of SGLang's
+(without texts), made by this server's dialects, read by `json.loads`; of fewer tokens, and scaled, since they are large.
+Encoding counts up to the bytes that go to the socket, decoding from the bytes that came from it to arrays that were checked.
+The peak is what the server allocates for an answer and its encoding together, the figures of the engine left out. No model and
+no network: they are the same for all.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,10 +27,12 @@ from grpo_client import ReferenceInfo, ScoreRequest, ScoreResult, Usage, wire_js
 from grpo_client.protocol import TopDtype
 from grpo_client.validation.answers import check_answer
 from grpo_client.wire_json.result_writer import result_object
+from grpo_client.wire_json.writer import in_steps
 from grpo_server.engine.contract import PieceScores
 from grpo_server.routes._answers import gathered
 from grpo_server.routes.dialects._prompt_logprobs import prompt_logprobs
 from grpo_server.routes.dialects._sequence_values import SequenceScores
+from grpo_server.routes.dialects.sglang import best_entries
 from grpo_server.scheduler.assembly import Assembly
 
 VOCAB = 49_152
@@ -137,10 +141,10 @@ def vllm(result: ScoreResult) -> Any:
 
 def sglang(result: ScoreResult) -> Any:
     """`input_top_logprobs`."""
-    extras: Any = result.extras
-    rows = zip(extras["top_logprobs"].tolist(), extras["top_ids"].tolist(), strict=True)
-    entries = ([(logprob, token, None) for logprob, token in zip(*row, strict=True)] for row in rows)
-    return {"meta_info": {"input_top_logprobs": list(entries)}}
+    scores = sequence(result)
+    top = scores.top_ids.shape[1]
+    entries = in_steps(chain([None], best_entries(scores, top, {})), figures=3 * top)
+    return {"meta_info": {"input_top_logprobs": entries}}
 
 
 def costs(tokens: int, k: int) -> list[Cost]:

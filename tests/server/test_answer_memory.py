@@ -15,8 +15,8 @@ def test_the_server_holds_at_most_two_answers(top_dtype) -> None:
     request = question(2048, 256, top_dtype)
     scores = engine_scores(request)
     size = len(wire_tensors.encode_result(assembled(request, scores)))
-    # beside the answer there is, for float16, the rounding of one batch
-    assert server_peak(request, scores) < (1.1 if top_dtype == "float32" else 3) * size
+    # for float16 the ids are there once as the engine gives them and once as they go out
+    assert server_peak(request, scores) < (1.1 if top_dtype == "float32" else 2.1) * size
 
 
 def test_what_is_sent_are_views_of_the_arrays() -> None:

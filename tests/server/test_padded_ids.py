@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from grpo_client import ProtocolError, ReferenceClient, RequestRefused, ScoreRequest, wire_json, wire_tensors
-from grpo_client.protocol import MEDIA_JSON, MEDIA_TENSORS, ROUTE_LOGPROBS, figure_dtype, rounded
+from grpo_client.protocol import MEDIA_JSON, MEDIA_TENSORS, ROUTE_LOGPROBS, figure_dtype, put_rounded, rounded
 from grpo_client.validation.answers import check_answer
 from grpo_server.scheduler.assembly import host_bytes
 from server_fakes import VOCAB, FakeEngine, real_server, serving
@@ -117,6 +117,16 @@ def test_what_is_far_below_stays_finite_in_half_precision() -> None:
     assert values[2] == -np.inf
     assert np.isnan(values[3])
     assert values[4] == np.float16(-0.1)
+
+
+def test_figures_are_rounded_wherever_they_are_put() -> None:
+    values = -np.random.default_rng(0).random((1500, 64), np.float32) * 2e5
+    places = np.random.default_rng(1).permutation(2000)[:1500]
+    for rows in (slice(100, 1600), places):
+        out = np.zeros((2000, 64), np.float16)
+        put_rounded(out, rows, values)
+        np.testing.assert_array_equal(out[rows], rounded(values, out.dtype))
+        assert not np.delete(out, np.arange(2000)[rows], axis=0).any()
 
 
 def test_half_precision_takes_half_the_bytes(url: str) -> None:

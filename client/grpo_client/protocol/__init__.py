@@ -7,7 +7,15 @@ thousand lists. Order is everywhere the caller's: group by group, completion by 
 Shape letters: K groups, S completions over all groups, N completion tokens over all completions.
 """
 
-from grpo_client.protocol.figures import EXTRA_ARRAYS, MAY_BE_NOTHING, PER_ID, figure_dtype, figure_shapes, rounded
+from grpo_client.protocol.figures import (
+    EXTRA_ARRAYS,
+    MAY_BE_NOTHING,
+    PER_ID,
+    figure_dtype,
+    figure_shapes,
+    put_rounded,
+    rounded,
+)
 from grpo_client.protocol.names import (
     EXTRAS,
     MEDIA_JSON,
@@ -51,5 +59,6 @@ __all__ = [
     "Usage",
     "figure_dtype",
     "figure_shapes",
+    "put_rounded",
     "rounded",
 ]

@@ -17,7 +17,7 @@ from grpo_client.protocol import (
     Usage,
     figure_dtype,
     figure_shapes,
-    rounded,
+    put_rounded,
 )
 
 from grpo_server.engine.contract import PieceScores
@@ -75,7 +75,7 @@ class Assembly:
         self._status[list(places)] = scores.status
         self._logprobs[into] = scores.logprobs
         for name, values in self._extras.items():
-            values[into] = rounded(scores.extras[name], values.dtype)
+            put_rounded(values, into, scores.extras[name])
 
     def _rows(self, places: IntArray, tokens: int) -> slice | npt.NDArray[np.int64]:
         """Where the tokens of these completions stand: side by side, unless something known before lies between."""

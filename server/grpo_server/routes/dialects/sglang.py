@@ -6,7 +6,7 @@ first logprob_start_len + 1 ids are computed once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -173,11 +173,21 @@ def _new(plan: _Plan, scores: SequenceScores) -> list[int]:
     return [scores.next_token.token_id] if plan.wants_next and scores.next_token is not None else []
 
 
+def best_entries(scores: SequenceScores, top: int, strings: Mapping[int, str | None]) -> Iterator[list[Entry]]:
+    """The `top` best tokens of each scored position, as `input_top_logprobs` has them."""
+    rows = rows_of(scores.top_ids[:, :top], scores.top_logprobs[:, :top])
+    return (_entries(ids, logprobs, strings) for ids, logprobs in rows)
+
+
+def _entries(ids: Sequence[int], logprobs: Sequence[float | None], strings: Mapping[int, str | None]) -> list[Entry]:
+    return [(logprob, token, strings.get(token)) for token, logprob in zip(ids, logprobs, strict=True)]
+
+
 def _meta(
     name: str, plan: _Plan, scores: SequenceScores, strings: Mapping[int, str | None], version: int
 ) -> dict[str, Any]:
     def entries(ids: Sequence[int], logprobs: Sequence[float | None]) -> list[Entry]:
-        return [(logprob, token, strings.get(token)) for token, logprob in zip(ids, logprobs, strict=True)]
+        return _entries(ids, logprobs, strings)
 
     reported = scores.ids[plan.start :].tolist()
     lead = [None] * min(len(reported), 1)
@@ -192,8 +202,7 @@ def _meta(
         "output_token_logprobs": [] if new is None else entries([new.token_id], [new.logprob]),
     }
     if plan.top:
-        rows = rows_of(scores.top_ids[:, : plan.top], scores.top_logprobs[:, : plan.top])
-        tops = (entries(ids, logprobs) for ids, logprobs in rows)
+        tops = best_entries(scores, plan.top, strings)
         meta["input_top_logprobs"] = in_steps(chain(lead, tops), figures=3 * plan.top)
         best = [] if new is None else [entries(new.top_ids[: plan.top].tolist(), new.top_logprobs[: plan.top].tolist())]
         meta["output_top_logprobs"] = best
