@@ -49,8 +49,9 @@ from grpo_client.protocol import (
     TopDtype,
     Usage,
 )
+from grpo_client.routing import TeacherResult
 from grpo_client.settings import ClientOptions
-from grpo_client.teachers import TeacherResult, Teachers
+from grpo_client.teachers import AsyncTeachers, Teachers
 from grpo_client.text import ChatMessage, Prompt, TextGroup, TextScoreRequest
 from grpo_client.tokenizers import TokenizerIdentity, check_tokenizers
 from grpo_client.validation.limits import Limits
@@ -62,6 +63,7 @@ __all__ = [
     "TLS",
     "APIError",
     "AsyncReferenceClient",
+    "AsyncTeachers",
     "ChatMessage",
     "ClientClosed",
     "ClientOptions",

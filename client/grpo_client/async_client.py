@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -29,7 +29,9 @@ from grpo_client.settings import (
     ClientOptions,
     ClientSettings,
 )
+from grpo_client.teachers import AsyncTeachers
 from grpo_client.text import AnyRequest, Prompt, TextScoreRequest
+from grpo_client.tokenizers import Vocabulary
 from grpo_client.tracing import span
 from grpo_client.workers import closed
 
@@ -178,6 +180,21 @@ class AsyncReferenceClient:
     async def detokenize(self, ids: Ids) -> str:
         """See `ReferenceClient.detokenize`."""
         return await self._retried(self._core().settings.retry, read_text, detokenize_call(ids))
+
+    def teachers(
+        self,
+        urls: Mapping[str, str | Sequence[str]],
+        *,
+        default: str | None = None,
+        tokenizer: Literal["same"] | Vocabulary | None = None,
+    ) -> AsyncTeachers:
+        """See `ReferenceClient.teachers`."""
+        settings = self._core().told()
+        return AsyncTeachers(
+            {name: _made_from(type(self), settings.at(url), self._plugged, self._sleep) for name, url in urls.items()},
+            default=default,
+            tokenizer=tokenizer,
+        )
 
     async def info(self) -> ReferenceInfo:
         """See `ReferenceClient.info`."""

@@ -17,6 +17,7 @@ EXPORTS = [
     "__version__",
     "APIError",
     "AsyncReferenceClient",
+    "AsyncTeachers",
     "ChatMessage",
     "check_request",
     "check_tokenizers",

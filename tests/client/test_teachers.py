@@ -9,6 +9,7 @@ import httpx
 import numpy as np
 import pytest
 from grpo_client import (
+    AsyncReferenceClient,
     FingerprintMismatch,
     InvalidResponse,
     ProtocolError,
@@ -89,7 +90,7 @@ def test_a_mixture_is_of_probabilities(teachers: Teachers, hosts: dict[str, Any]
         ({"mixture": {"math": 0.5, "code": 0.6}}, "mixture"),
         ({"mixture": {"math": 1.5, "code": -0.5}}, "mixture"),
         ({"mixture": {"math": 1.0}, "teacher": "math"}, "mixture"),
-        ({"mixture": {"math": 1.0}, "top_k": 2}, "mixture"),
+        ({"mixture": {"math": 1.0}, "top_k": 2, "extras": ["entropy"]}, "mixture"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anybody_is_asked(
@@ -162,3 +163,32 @@ def test_teachers_are_compared_with_the_tokenizer_at_hand(make_reference: Any) -
             pytest.raises(InvalidResponse, match=r"one .*\(2 tokens, .*local tokenizer \(3 tokens"),
         ):
             other.score([[1]], [[2]], teacher="two")
+
+
+@pytest.mark.anyio
+async def test_an_async_client_has_the_same_teachers(teachers: Teachers, hosts: dict[str, Any]) -> None:
+    async def answer(request: httpx.Request) -> httpx.Response:
+        return hosts[request.url.host](request)
+
+    asked: list[dict[str, Any]] = [
+        {"teacher": NAMES, "token_ids": IDS, "top_k": 2, "extras": ["rank", "tail"]},
+        {"mixture": {"math": 0.25, "code": 0.75}, "token_ids": IDS, "extras": ["tail"]},
+    ]
+    async with (
+        AsyncReferenceClient("http://student", transport=httpx.MockTransport(answer), max_wait=0) as client,
+        client.teachers({name: f"http://{name}" for name in hosts}) as several,
+    ):
+        for how in asked:
+            mine, theirs = await several.score(PROMPTS, COMPLETIONS, **how), teachers.score(PROMPTS, COMPLETIONS, **how)
+            assert (mine.teacher, mine.references) == (theirs.teacher, theirs.references)
+            assert mine.logprobs.tobytes() == theirs.logprobs.tobytes()
+            assert mine.extras.keys() == theirs.extras.keys()
+            for name, values in theirs.extras.items():
+                np.testing.assert_array_equal(mine.extras[name], values)
+        seen = [len(host.seen) for host in hosts.values()]
+        with pytest.raises(ProtocolError, match="no teacher here"):
+            await several.score(PROMPTS, COMPLETIONS, teacher="art")
+        assert [len(host.seen) for host in hosts.values()] == seen
+        async with client.teachers({"math": "http://math"}, tokenizer="same") as others:
+            with pytest.raises(InvalidResponse, match="math does not say"):
+                await others.score([[1]], [[2]], teacher="math")
