@@ -93,6 +93,8 @@ def score_rest(
             console.print(Text.assemble((f"line {outcome.line}: ", "red"), str(outcome.error)), soft_wrap=True)
             progress.advance(tokens=0)
         else:
+            if isinstance(scores, TargetFiles) and not scores.introduced:
+                scores.introduce(client.info())
             scores.append(outcome.rollout, outcome.result)
             progress.advance(tokens=len(outcome.result.logprobs))
     return failed

@@ -3,7 +3,7 @@
 Columns: `line` and `completion` (of the input, from 1 and from 0), `id` (as JSON), `prompt_ids`, `completion_ids`, `logprobs`,
 `top_ids` and `top_logprobs` (lists of fixed-size lists of k), `tail_logprob`, `temperature`, `status`, `request` (a digest).
 Row t of the lists predicts completion token t. For axolotl: `messages`, `logprobs` and `target_token_ids` as [T][k].
-The schema's metadata holds, under `grpo`, who scored: model, fingerprint, vocabulary, normalizer, k.
+The schema's metadata holds, under `grpo`, who scored: model, fingerprint, vocabulary, tokenizer, normalizer, temperatures, k.
 
 A file is written beside its place and put there whole, and all completions of a line are in one file: what a crash left is
 whole lines, and a resumed run adds files with those that are missing.
@@ -24,7 +24,7 @@ import numpy.typing as npt
 from grpo_client.files.arrow import pyarrow
 from grpo_client.files.rollouts import Rollout
 from grpo_client.files.score_file import digest
-from grpo_client.protocol import CompletionScores, IntArray, ScoreRequest, ScoreResult
+from grpo_client.protocol import CompletionScores, IntArray, ReferenceInfo, ScoreRequest, ScoreResult
 from grpo_client.text import TextScoreRequest
 
 TargetFormat = Literal["parquet", "arrow", "axolotl"]
@@ -53,6 +53,7 @@ class TargetFiles:
         """resume: go on beside the files that are there, else delete them. Raises ValueError where they are of another run."""
         self.done: dict[int, str] = {}
         self.fingerprint: str | None = None
+        self._tokenizer: dict[str, Any] | None = None
         self._pa = pyarrow()
         self._format: TargetFormat = format
         self._directory, self._limit = directory, rows
@@ -66,6 +67,16 @@ class TargetFiles:
                 path.unlink()
             else:
                 self._note(path)
+
+    @property
+    def introduced(self) -> bool:
+        """Whether it is known which tokenizer the ids are of, or that the server does not tell."""
+        return self._tokenizer is not None
+
+    def introduce(self, info: ReferenceInfo) -> None:
+        """info: what `GET /v1/reference` tells of who scores, which answers to scoring do not repeat."""
+        told = {"tokenizer_fingerprint": info.tokenizer_fingerprint, "tokens": info.tokens}
+        self._tokenizer = {name: value for name, value in told.items() if value is not None}
 
     def check(self, rollout: Rollout) -> None:
         """Raises ValueError when what is there of this input line is of something else."""
@@ -145,7 +156,7 @@ class TargetFiles:
         columns["temperature"] = pa.array([row.temperature for row in rows], pa.float32())
         columns["status"] = pa.array([row.scores.status.name.lower() for row in rows], pa.string())
         columns["request"] = pa.array([row.request for row in rows], pa.string())
-        told = {**about, "temperature": sorted({row.temperature for row in rows})}
+        told = {**about, **(self._tokenizer or {}), "temperature": sorted({row.temperature for row in rows})}
         return pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(told)})
 
     def _lists(self, parts: list[npt.NDArray[Any]], width: int = 0, *, fixed: bool = True) -> Any:

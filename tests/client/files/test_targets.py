@@ -42,11 +42,11 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(url: str, tmp_path: Path) -> Callable[..., Any]:
-    def go(source: Path | str, *more: str, output: str = "targets", code: int = 0, **how: Any) -> Any:
+    def go(source: Path | str, *more: str, output: str = "targets", code: int = 0, at: str = url, **how: Any) -> Any:
         asked = [
             "score",
             "-u",
-            url,
+            at,
             "-i",
             str(source),
             "-o",
@@ -189,3 +189,22 @@ def test_targets_need_best_tokens(url: str, source: Path, tmp_path: Path) -> Non
     assert result.exit_code == 1
     assert "--top-k" in result.output
     assert httpx.get(f"{url}/readyz").status_code == 200
+
+
+def test_the_files_say_which_tokenizer_the_ids_are_of(
+    socket_server: Any, make_reference: Any, url: str, run: Any, source: Path, tmp_path: Path
+) -> None:
+    info = httpx.get(f"{url}/v1/reference").json() | {"tokenizer_fingerprint": "abc", "tokens": 99}
+    tells = make_reference(
+        before=lambda request: httpx.Response(200, json=info) if request.url.path == "/v1/reference" else None
+    )
+    server = socket_server(0, tells)
+    run(source, "--format", "parquet", output="tells", at=f"http://127.0.0.1:{server.server_address[1]}")
+    server.stop()
+    run(source, "--format", "parquet", output="silent")
+    told, silent = (
+        json.loads(pq.read_schema(tmp_path / name / "part-00000.parquet").metadata[b"grpo"])
+        for name in ("tells", "silent")
+    )
+    assert (told["tokenizer_fingerprint"], told["tokens"]) == ("abc", 99)
+    assert not {"tokenizer_fingerprint", "tokens"} & silent.keys()

@@ -69,6 +69,7 @@ def test_the_support_follows_the_kind(kind: str, support: str | None, means: str
         ({"teachers": {"a/b": URL}}, "a/b"),
         ({"teachers": "teacher:8000"}, "http"),
         ({"kind": "k3"}, "kind"),
+        ({"targets": "targets", "kind": "forward"}, "either teachers"),
     ],
 )
 def test_what_has_no_effect_or_a_wrong_one_is_refused_by_name(fields: dict[str, Any], named: str) -> None:
@@ -96,6 +97,25 @@ def test_what_does_not_go_with_the_rest_of_the_run_is_refused(
         config({"teachers": URL, **fields}, **sections)
 
 
+@pytest.mark.parametrize(
+    ("fields", "sections", "named"),
+    [
+        ({"kind": "sampled"}, {}, "kind=sampled .* set kind=forward"),
+        ({"kind": "reverse"}, {}, "support=student .* set support=teacher"),
+        ({"support": "union"}, {}, "support=union"),
+        ({"support": "sampled"}, {}, "support=sampled"),
+        ({"task_reward": True}, {}, "task_reward"),
+        ({"starts_equal": True}, {}, "starts_equal"),
+        ({}, {"rollout": {"backend": "openai", "base_url": "http://a:1", "model": "m"}}, "rollout.backend"),
+        ({}, {"rollout": {"environment": "module:Class"}}, "rollout.environment"),
+    ],
+)
+def test_what_targets_cannot_give_is_refused(fields: dict[str, Any], sections: dict[str, Any], named: str) -> None:
+    assert config({"targets": "targets", "kind": "forward"}).distillation is not None
+    with pytest.raises(ValidationError, match=named):
+        config({"targets": "targets", "kind": "forward", **fields}, **sections)
+
+
 def test_one_completion_a_prompt_is_enough_where_the_teacher_alone_teaches() -> None:
     assert config({"teachers": URL}, rollout={"group_size": 1}).rollout.group_size == 1
 
@@ -105,4 +125,6 @@ def test_a_written_config_is_read_again_without_its_keys(kind: str) -> None:
     first = config({"teachers": {"math": {"urls": URL, "api_key": "s3cret"}}, "kind": kind})
     written = first.model_dump(mode="json")
     assert "s3cret" not in json.dumps(written)
+    assert TrainConfig.model_validate(written).model_dump(mode="json") == written
+    written = config({"targets": "targets", "kind": "forward"}).model_dump(mode="json")
     assert TrainConfig.model_validate(written).model_dump(mode="json") == written

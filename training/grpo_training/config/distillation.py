@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -32,9 +33,12 @@ _OF_KIND: Mapping[str, tuple[TeacherKind, ...]] = {
 class DistillConfig(Section):
     """What the policy is taught, and by whom. The section is there to switch it on."""
 
-    teachers: Mapping[str, ReferenceConfig] = Field(min_length=1)
+    teachers: Mapping[str, ReferenceConfig] = Field(default_factory=dict)
     """A URL, or several servers of one teacher as a list; or teachers by name, `{math: http://a:8000, code: http://b:8000}`,
     each a URL, a list, or a section with the fields of `reference`."""
+    targets: Path | None = None
+    """In place of teachers: files that `grpo-client score --top-k 64 --tail --format parquet` has written, a directory or one
+    of them. A step trains on the next rollout.prompts_per_step rows, and samples nothing. Needs the extra `data`."""
     column: str = "teacher"
     """With several teachers: the column of the task's rows that names a row's. The teacher called `default` has the rows
     that name none."""
@@ -94,6 +98,29 @@ class DistillConfig(Section):
             if "urls" not in teacher.model_fields_set:
                 raise ValueError(f"{name} has no urls: say where it is served")
         return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.teachers) == bool(self.targets):
+            raise ValueError(
+                "give either teachers (a URL, or several by name) or targets (files that hold what one said)"
+            )
+        if self.targets is None:
+            return self
+        if self.kind == "sampled":
+            raise ValueError(
+                "kind=sampled judges what the policy samples, and targets are of other tokens: set kind=forward"
+            )
+        if self.ids_from != "teacher":
+            raise ValueError(
+                f"support={self.ids_from} (kind={self.kind}) needs a teacher that can be asked, and targets hold its own best "
+                f"ids: set support=teacher"
+            )
+        if self.task_reward:
+            raise ValueError("task_reward is of completions that the policy samples, and targets are not: leave it out")
+        if self.starts_equal:
+            raise ValueError("starts_equal is tried on a rollout, and with targets none is sampled: leave it out")
+        return self
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Self:

@@ -135,6 +135,11 @@ class TrainConfig(Section):
                     "loss.kl_in=reward puts the KL into the task's reward, on which distillation.task_reward=false does not "
                     "train: set loss.kl_in=loss"
                 )
+        if taught.targets is not None and (self.rollout.backend != "policy" or self.rollout.environment is not None):
+            raise ValueError(
+                "distillation.targets are trained on as they are, and nothing is sampled: leave rollout.backend and "
+                "rollout.environment out"
+            )
         if self.rollout.backend == "openai" and taught.ids_from in ("student", "union"):
             raise ValueError(
                 f"distillation.support={taught.ids_from} takes the student's best tokens from its sampler, and "

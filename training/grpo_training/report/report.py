@@ -39,7 +39,9 @@ def write_report(
     summary = summarise(records, config, reference=reference, seconds=seconds, first_step=first_step)
     findings = findings_of(samples, records)
     summary |= {"eval": held_out(evaluations), "findings": {f.name: f.verdict.value for f in findings}}
-    title = f"GRPO: {config.task.name or config.task.file} · {config.model.name}"
+    taught = config.distillation and config.distillation.targets
+    subject = f"distillation: {taught}" if taught else f"GRPO: {config.task.name or config.task.file}"
+    title = f"{subject} · {config.model.name}"
     figure = draw(records, title=title, evaluations=evaluations)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=130, format="png")

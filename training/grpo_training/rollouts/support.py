@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grpo_training.config import TeacherSupport
+from grpo_training.config import DistillConfig, TeacherSupport
 
 # Of a tail, which a difference of log-probs with errors of some 1e-5 gives to 1e-3.
 _RESOLVED = 1e-2
@@ -70,6 +70,13 @@ def among(ids: Tensor, others: Tensor) -> Tensor:
     ranked = others.sort(1).values
     places = torch.searchsorted(ranked, ids.contiguous()).clamp(max=ranked.shape[1] - 1)
     return ranked.gather(1, places) == ids
+
+
+def teachable(tokens: TeacherTokens, mask: Tensor, options: DistillConfig) -> Tensor:
+    """(S,) bool: completions whose divergence is finite whatever the policy says. mask: (S, C), of the tokens."""
+    if options.kind == "reverse" or (options.kind == "jsd" and options.beta == 1):
+        return ~torch.zeros_like(mask).masked_scatter(mask, tokens.impossible()).any(1)
+    return torch.ones(len(mask), dtype=torch.bool, device=mask.device)
 
 
 def _known(ids: Tensor, logprobs: Tensor, tail: Tensor, vocab: int) -> tuple[Tensor, Tensor, Tensor]:

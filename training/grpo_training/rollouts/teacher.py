@@ -34,7 +34,7 @@ from torch import Tensor
 
 from grpo_training.config import DistillConfig, TeacherError
 from grpo_training.rollouts.rollout import Rollout
-from grpo_training.rollouts.support import TeacherTokens, tokens_of
+from grpo_training.rollouts.support import TeacherTokens, teachable, tokens_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,7 @@ class Lesson:
             if self._options.ids_from == "sampled":
                 student = rollout.ids[mask][:, None]
             tokens = tokens_of(self._options.ids_from, told, student, self._vocab)
-            if self._options.kind == "reverse" or (self._options.kind == "jsd" and self._options.beta == 1):
-                known = known & ~_any_in_row(tokens.impossible(), mask)
+            known = known & teachable(tokens, mask, self._options)
         if not self._comparable:
             return TeacherScores(None, known, tokens)
         logprobs = torch.zeros(mask.shape, device=device).masked_scatter(mask, told["logprobs"].nan_to_num(nan=0.0))
@@ -226,8 +225,3 @@ def _by_group(rollout: Rollout, values: Tensor) -> list[list[Any]]:
     """(S, C, ...) as an array for each completion, without padding, group by group."""
     rows = [row[:n] for row, n in zip(values.cpu().numpy(), rollout.lengths.tolist(), strict=True)]
     return [rows[k : k + rollout.group_size] for k in range(0, len(rows), rollout.group_size)]
-
-
-def _any_in_row(flags: Tensor, mask: Tensor) -> Tensor:
-    """(N,) flags of the tokens in (S, C) mask -> (S,) whether any of a row is set."""
-    return torch.zeros_like(mask).masked_scatter(mask, flags).any(1)

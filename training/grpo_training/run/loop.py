@@ -17,7 +17,6 @@ from grpo_training.config import NothingTrained, TrainConfig
 from grpo_training.disk import disk_faults
 from grpo_training.distributed import World
 from grpo_training.models import weights
-from grpo_training.models.loading import LoadedModel
 from grpo_training.report.report import write_report
 from grpo_training.rollouts.reference import Reference
 from grpo_training.rollouts.sampling import open_sampler
@@ -28,6 +27,7 @@ from grpo_training.run.endings import Endings
 from grpo_training.run.evaluation import EvaluationLog, Evaluator
 from grpo_training.run.first_lesson import check_first_lesson
 from grpo_training.run.moving import MovingReference
+from grpo_training.run.offline import offline_step
 from grpo_training.run.outputs import open_outputs
 from grpo_training.run.setup import Built, build, check, load
 from grpo_training.run.step import Parts, StepReport, grpo_step
@@ -124,7 +124,7 @@ def _parts(config: TrainConfig, built: Built, state: TrainerState, world: World)
         )
         if teachers:
             check_tokenizers(teachers, built.loaded.tokenizer)
-        if shared := _shared_vocabulary(built.loaded, reference, teachers):
+        if shared := _shared_vocabulary(built, reference, teachers):
             built.policy.vocab_size = shared
             sampler.keep_below(shared)
             if teachers:
@@ -141,6 +141,7 @@ def _parts(config: TrainConfig, built: Built, state: TrainerState, world: World)
             scheduler=built.scheduler,
             reference=reference,
             teachers=teachers,
+            targets=built.targets,
             world=world,
         )
         check_first_lesson(parts, first, new=state.step == 0)
@@ -152,6 +153,7 @@ def _steps(
 ) -> int:
     """Do the steps that are left; returns how many of them changed the weights."""
     config, main, updates = parts.config, parts.world.main, 0
+    do_step = grpo_step if parts.targets is None else offline_step
     every = config.trainer.checkpoint_every
     with (
         open_outputs(config, state.step, writes=main) as outputs,
@@ -164,7 +166,7 @@ def _steps(
         move_reference = MovingReference(parts, state.step, state.fingerprint)
         for step in range(state.step, config.trainer.steps):
             move_reference(step)
-            report = grpo_step(parts, step)
+            report = do_step(parts, step)
             updates += not report.figures["policy/skipped"]
             outputs.write(step, report)
             if observer:
@@ -191,12 +193,14 @@ def _save(parts: Parts, done: int, data: dict[str, str] | None, checkpoints: Che
     )
 
 
-def _shared_vocabulary(loaded: LoadedModel, reference: Reference | None, teachers: Teachers | None) -> int | None:
+def _shared_vocabulary(built: Built, reference: Reference | None, teachers: Teachers | None) -> int | None:
     """The ids that policy, reference and teachers all have; None: all of the policy's."""
     sizes = {"the reference": reference.info.vocab_size} if reference else {}
     if teachers:
         sizes |= {f"the teacher {name}": info.vocab_size for name, info in teachers.info.items()}
-    shared = [shared_vocabulary(loaded, size, who=who) for who, size in sizes.items()]
+    if built.targets:
+        sizes["the teacher of distillation.targets"] = built.targets.vocab_size
+    shared = [shared_vocabulary(built.loaded, size, who=who) for who, size in sizes.items()]
     return min((size for size in shared if size is not None), default=None)
 
 

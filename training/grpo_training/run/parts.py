@@ -16,6 +16,7 @@ from grpo_training.models.loading import LoadedModel
 from grpo_training.rollouts.policy import Policy
 from grpo_training.rollouts.reference import Reference
 from grpo_training.rollouts.sampling import Sampler
+from grpo_training.rollouts.stored_teacher import StoredTeacher
 from grpo_training.rollouts.teacher import Teachers
 from grpo_training.run.endings import Endings
 from grpo_training.run.watch import CollapseWatch
@@ -25,7 +26,7 @@ from grpo_training.tasks.task import Task
 @dataclass(frozen=True)
 class Parts:
     """What a step works with. reference is None when beta is 0: then nothing is asked of the server. teachers is None
-    without a section `distillation`."""
+    without `distillation.teachers`, and targets without `distillation.targets`."""
 
     config: TrainConfig
     loaded: LoadedModel
@@ -38,6 +39,7 @@ class Parts:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     reference: Reference | None
     teachers: Teachers | None
+    targets: StoredTeacher | None
     world: World
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from grpo_training.losses.objective import PortionData
 from grpo_training.rollouts.reference import Pending
 from grpo_training.rollouts.rollout import Rollout
+from grpo_training.rollouts.stored_teacher import KnownLesson
 from grpo_training.rollouts.teacher import Lesson, TeacherScores
 
 
@@ -24,12 +25,13 @@ class Portion:
         self,
         rollout: Rollout,
         pending: Pending | None = None,
-        lesson: Lesson | None = None,
+        lesson: Lesson | KnownLesson | None = None,
         *,
         mask_truncated: bool = False,
     ) -> None:
-        """pending: the reference's scores, under way; None where nobody is asked. lesson: the teacher's. mask_truncated: train
-        on no token of a completion that was cut, which stays usable and counts as a sequence, as in TRL."""
+        """pending: the reference's scores, under way; None where nobody is asked. lesson: the teacher's, under
+        way or known already. mask_truncated: train on no token of a completion that was cut, which stays usable and counts as a
+        sequence, as in TRL."""
         self.rollout = rollout
         self.advantages = torch.zeros(len(rollout.ids), device=rollout.ids.device)
         self.usable = torch.ones(len(rollout.ids), dtype=torch.bool, device=rollout.ids.device)

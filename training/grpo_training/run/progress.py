@@ -77,7 +77,8 @@ class Display:
         self._progress.update(self._bar, total=config.trainer.steps, completed=first_step)
         asked = f"against {reference} at {', '.join(config.reference.urls)}" if reference else "without a reference"
         if config.distillation is not None:
-            asked += f", taught ({config.distillation.kind}) by {', '.join(config.distillation.teachers)}"
+            by = config.distillation.targets or ", ".join(config.distillation.teachers)
+            asked += f", taught ({config.distillation.kind}) by {by}"
         go_on = f", going on at step {first_step}" if first_step else ""
         self._console.print(f"training {config.model.name} {asked}{go_on}", highlight=False, markup=False)
 

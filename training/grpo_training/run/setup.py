@@ -23,9 +23,11 @@ from grpo_training.report.trackers import check_trackers
 from grpo_training.rollouts.environment import Environments
 from grpo_training.rollouts.policy import Policy
 from grpo_training.rollouts.sampling import PolicySampler
+from grpo_training.rollouts.stored_teacher import StoredTeacher
 from grpo_training.run.beginning import check_output
 from grpo_training.run.checkpoint import Checkpoints, TrainerState, load_checkpoint
 from grpo_training.run.evaluation import Evaluator, held_out_tasks
+from grpo_training.run.offline import open_targets
 from grpo_training.run.optimizing import make_optimizer, make_scheduler, set_rate
 from grpo_training.run.same_run import check_same_data, check_same_run
 from grpo_training.run.teachers import check_rows
@@ -46,7 +48,8 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What a run trains, and on what. data: fingerprints of the questions and of a frozen base model."""
+    """What a run trains, and on what. targets: what a teacher has said already, where that is trained on. data: fingerprints of
+    the questions, of the targets and of a frozen base model."""
 
     loaded: LoadedModel
     policy: Policy
@@ -55,6 +58,7 @@ class Built:
     task: Task
     evaluator: Evaluator
     environments: Environments | None
+    targets: StoredTeacher | None
     data: dict[str, str]
 
 
@@ -114,9 +118,13 @@ def build(begun: Begun, world: World) -> Built:
     evaluator = Evaluator(config, begun.held_out, PolicySampler(config, loaded, policy, world, environments))
     if config.distillation is not None:
         check_rows(task, config.distillation)
+    targets = open_targets(config, loaded)
     data = frozen | {"task": task.fingerprint} | evaluator.fingerprints
+    if targets is not None:
+        data["distillation.targets"] = targets.fingerprint
     world.agree([data], "the processes read different data, or different base models: give all of them the same")
-    return Built(loaded, policy, optimizer, make_scheduler(config, optimizer), task, evaluator, environments, data)
+    scheduler = make_scheduler(config, optimizer)
+    return Built(loaded, policy, optimizer, scheduler, task, evaluator, environments, targets, data)
 
 
 def load(begun: Begun, built: Built) -> TrainerState:

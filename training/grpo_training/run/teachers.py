@@ -30,7 +30,7 @@ def open_teachers(
 ) -> AbstractContextManager[Teachers | None]:
     """All teachers, ready. fingerprints: those that a resumed run began with."""
     options = config.distillation
-    if options is None:
+    if options is None or not options.teachers:
         return nullcontext(None)
     if options.tail == "none" and options.kind in ("reverse", "skew_reverse"):
         logger.warning(
