@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from grpo_client.arguments.types import CompletionMask, Completions, Ids, Prompts, WantedIds
 from grpo_client.core import ClientCore
-from grpo_client.errors import APIError, ConnectionFailed
+from grpo_client.errors import APIError, ConnectionFailed, GrpoClientError
 from grpo_client.forks import PerProcess
 from grpo_client.http.exchange import Call, Encoding, Reply, info_call, move_call, raise_for_status, ready_call
 from grpo_client.http.retry import RetryPolicy
@@ -33,6 +33,7 @@ from grpo_client.teachers import AsyncTeachers
 from grpo_client.text import AnyRequest, Prompt, TextScoreRequest
 from grpo_client.tokenizers import Vocabulary
 from grpo_client.tracing import span
+from grpo_client.uploading import OnProgress, Sending, Source, advance, model_files, same, unheard
 from grpo_client.workers import closed
 
 Answer = TypeVar("Answer")
@@ -207,6 +208,42 @@ class AsyncReferenceClient:
         core.settings.check_key()
         call = move_call(model, decay, admin_key)
         return core.moved(await asyncio.gather(*(transport.send(call, url) for url in core.settings.urls)))
+
+    async def upload(
+        self, source: Source, *, on_progress: OnProgress | None = None, admin_key: str | None = None
+    ) -> str:
+        """See `ReferenceClient.upload`. Files are read, and `on_progress` is called, in a thread."""
+        core, tell = self._core(), on_progress or unheard
+        core.settings.check_key()
+        files = await asyncio.to_thread(model_files, source)
+        urls, size = core.settings.urls, sum(file.size for file in files)
+        models: list[str] = []
+        for n, url in enumerate(urls):
+            sending = Sending(files, admin_key, lambda there, n=n: tell(n * size + there, len(urls) * size))
+            models.append(await self._sent(sending, url))
+        return same(models)
+
+    async def _sent(self, sending: Sending, url: str) -> str:
+        core, transport = self._core(), self._here().transport
+
+        async def once() -> str | None:
+            steps = sending.attempt()
+            step = await asyncio.to_thread(advance, steps, None)
+            try:
+                while not isinstance(step, str):
+                    step = await asyncio.to_thread(advance, steps, await transport.send(step, url))
+            except GrpoClientError as error:
+                if not sending.goes_on_after(error):
+                    raise
+                return None
+            core.log.answered(url)
+            return step
+
+        model: str | None = None
+        while model is None:
+            retry = core.settings.retry
+            model = await retry.async_retrying(self._sleep, lambda: False, lambda: self._closed, core.log)(once)
+        return model
 
     async def accept(self) -> ReferenceInfo:
         """See `ReferenceClient.accept`."""

@@ -16,6 +16,7 @@ from grpo_client.commands.probe import PROBE_HELP, probe
 from grpo_client.commands.progress import score_progress
 from grpo_client.commands.score import SCORE_HELP, check_paths, count_lines_left, score_rest
 from grpo_client.commands.terminal import told
+from grpo_client.commands.upload import UPLOAD_HELP, upload
 from grpo_client.core import FIRST
 from grpo_client.files.json_lines import is_regular
 from grpo_client.files.rollouts import ScoreDefaults
@@ -181,6 +182,7 @@ def wait(
 
 app.command("check", help=CHECK_HELP)(check_command)
 app.command(help=PROBE_HELP)(probe)
+app.command(help=UPLOAD_HELP)(upload)
 
 
 def main() -> None:

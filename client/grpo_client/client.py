@@ -34,6 +34,7 @@ from grpo_client.settings import (
 from grpo_client.teachers import Teachers
 from grpo_client.text import AnyRequest, Prompt, TextScoreRequest
 from grpo_client.tokenizers import Vocabulary
+from grpo_client.uploading import OnProgress, Source, model_files, unheard
 from grpo_client.workers import Workers, closed
 
 
@@ -235,13 +236,27 @@ class ReferenceClient:
         """Have every server host another model, or with decay the average decay * hosted + (1 - decay) * model, and wait for
         it; says who answers from now on, which is pinned where the one before was.
 
-        model: as the servers find it: a directory that they can read, or an id of the hub. admin_key: else the client's own
-        key, if that is one. Nothing is tried again, for an average that was taken once more would be another. Raises
-        RequestRefused for a model that cannot be hosted, NotAuthorized, Unavailable while another move is under way,
-        ConnectionFailed.
+        model: as the servers find it: a directory that they can read, an id of the hub, or what `upload` returned. admin_key:
+        else the client's own key, if that is one. Nothing is tried again, for an average that was taken once more would be
+        another. Raises RequestRefused for a model that cannot be hosted, NotAuthorized, Unavailable while another move is
+        under way, ConnectionFailed.
         """
         here = self._here()
         return here.core.moved(here.at_each(move_call(model, decay, admin_key)))
+
+    def upload(self, source: Source, *, on_progress: OnProgress | None = None, admin_key: str | None = None) -> str:
+        """Bring a model to every server, for `move`: what its files are called there, as `upload:ID`.
+
+            client.move(client.upload("./checkpoint"), decay=0.99)
+
+        source: a directory as `save_pretrained` leaves it, of which config, safetensors and tokenizer are sent, or these
+        files. on_progress: called with the bytes that arrived and how many there are. admin_key: as for `move`. Goes on where
+        it was after a broken connection and when it is called again, and gives up after `max_wait` without a byte. Raises
+        InvalidSetting for what is no such model, RequestRefused for files that the server does not take or that arrived with
+        another hash, NotAuthorized, NotFound where the server takes no uploads, ServerFailed when its disk is full, OSError.
+        """
+        here = self._here()
+        return here.upload(model_files(source), admin_key, on_progress or unheard)
 
     def accept(self) -> ReferenceInfo:
         """Take the reference that answers now for the pinned one, after another process of the same run has had it moved."""

@@ -114,7 +114,7 @@ class NotFound(APIError):
 
 class Unavailable(APIError):
     """The server cannot answer now: its queue is full (429), it loads or drains (503), a proxy lost it (502, 504), or its
-    reference is being replaced by somebody else (409)."""
+    reference is being replaced, or a file written, by somebody else (409)."""
 
 
 class ServerFailed(APIError):

@@ -9,13 +9,14 @@ from contextvars import copy_context  # the caller's trace goes with the work
 from typing import TypeVar
 
 from grpo_client.core import ClientCore
-from grpo_client.errors import ClientClosed
+from grpo_client.errors import ClientClosed, GrpoClientError
 from grpo_client.http.exchange import Call, Reply
 from grpo_client.http.retry import RetryPolicy
 from grpo_client.http.transport import BaseTransport, SyncTransport
 from grpo_client.protocol import ScoreResult
 from grpo_client.text import AnyRequest
 from grpo_client.tracing import span
+from grpo_client.uploading import ModelFile, OnProgress, Sending, advance, same
 
 Answer = TypeVar("Answer")
 
@@ -68,6 +69,38 @@ class Workers:
             raise closed()
         asked = [self._parts.submit(self._transport.send, call, url) for url in self.core.settings.urls]
         return [future.result() for future in asked]
+
+    def upload(self, files: list[ModelFile], admin_key: str | None, on_progress: OnProgress) -> str:
+        """Bring a model to every server, one after the other; what to name to have it hosted."""
+        self.core.settings.check_key()
+        urls, size = self.core.settings.urls, sum(file.size for file in files)
+        models: list[str] = []
+        for n, url in enumerate(urls):
+            sending = Sending(files, admin_key, lambda there, n=n: on_progress(n * size + there, len(urls) * size))
+            models.append(self._sent(sending, url))
+        return same(models)
+
+    def _sent(self, sending: Sending, url: str) -> str:
+        def once() -> str | None:
+            steps = sending.attempt()
+            step = advance(steps, None)
+            try:
+                while not isinstance(step, str):
+                    step = advance(steps, self._transport.send(step, url))
+            except GrpoClientError as error:
+                if not sending.goes_on_after(error):
+                    raise
+                return None
+            self.core.log.answered(url)
+            return step
+
+        model: str | None = None
+        while model is None:
+            if self._closed.is_set():
+                raise closed()
+            policy = self.core.settings.retry
+            model = policy.retrying(self._sleep, lambda: False, self._closed.is_set, self.core.log)(once)
+        return model
 
     def close(self) -> None:
         """Give up what is waiting, let what is under way finish, and close the connections."""

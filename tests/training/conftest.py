@@ -22,6 +22,8 @@ from grpo_training.rollouts.rollout import Rollout
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from .fake_uploads import FakeUploads
+
 EOS = 2
 
 
@@ -143,6 +145,7 @@ class TinyReference:
             vocab_size=model.config.vocab_size,
         )
         self.requests: list[ScoreRequest] = []
+        self.uploads = FakeUploads()
         self.moves: list[tuple[str, float]] = []
         self.before_answer: Callable[[int], bool] = lambda _: True
         self.refuses: int | None = None
@@ -170,7 +173,8 @@ class TinyReference:
     @torch.no_grad()
     def move(self, path: str, decay: float) -> None:
         """What a server does at /admin/reference: decay 0 is a swap."""
-        other = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval().state_dict()
+        source = path if path != "upload:1" else str(self.uploads.path)
+        other = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval().state_dict()
         own = self.model.state_dict()
         self.model.load_state_dict({name: torch.lerp(other[name], own[name], decay) for name in own})
         self.moves.append((path, decay))
@@ -252,6 +256,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/detokenize":
             self._detokenize()
             return
+        if self.path == "/admin/uploads":
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self._answer(json.dumps(self.reference.uploads.begin(asked)).encode(), MEDIA_JSON, 201)
+            return
         if self.path.startswith("/admin/reference"):
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if self.headers["Authorization"] != "Bearer root":
@@ -267,6 +275,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(wire_tensors.encode_result(self.reference.score(request)), MEDIA_TENSORS)
         else:
             self.close_connection = True  # the answer is lost on the way
+
+    def do_PUT(self) -> None:
+        piece = self.rfile.read(int(self.headers["Content-Length"]))
+        name, offset = self.path.rpartition("/")[2], int(self.headers["Upload-Offset"])
+        self._answer(json.dumps(self.reference.uploads.append(name, offset, piece)).encode(), MEDIA_JSON)
 
     def _detokenize(self) -> None:
         ids = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["tokens"]

@@ -31,6 +31,10 @@ ROUTE_ADMIN = "/admin/reference"
 _LONGEST_MESSAGE = 2000  # characters of what a server says that go into an error
 
 
+# 409s that say nothing of who answers.
+_PASSING_CONFLICTS = frozenset({"swap_under_way", "upload_busy", "upload_offset"})
+
+
 def _new_request_id() -> str:
     return uuid.uuid4().hex
 
@@ -39,7 +43,7 @@ def _new_request_id() -> str:
 class Call:
     """One HTTP request, whichever server gets it. Its id stays the same over retries, to be found in every log."""
 
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "PUT"]
     path: str
     headers: Mapping[str, str] = field(default_factory=lambda: {})
     body: bytes | None = field(default=None, repr=False)
@@ -131,7 +135,7 @@ def raise_for_status(reply: Reply) -> None:
     said = str(detail.get("message") or _first_line(reply.body) or "no message")
     message = f"{said[:_LONGEST_MESSAGE]} ({reply.url})"
     code, param = (value if isinstance(value := detail.get(name), str) else None for name in ("code", "param"))
-    if reply.status == 409 and code != "swap_under_way":
+    if reply.status == 409 and code not in _PASSING_CONFLICTS:
         raise errors.FingerprintMismatch(
             message, status=reply.status, code=code, param=param, request_id=reply.named_id
         )

@@ -61,6 +61,16 @@ def test_a_share_of_the_policy_is_mixed_in(
     assert figures(tmp_path / "run", "reference/version") == [0, 1, 2]
 
 
+def test_the_policy_is_uploaded_to_a_server_elsewhere(
+    make_config: MakeConfig, reference_server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRPO_ADMIN_KEY", "root")
+    train(make_config(reference_server.url, reference={"sync_every": 2, "sync_by": "http"}, trainer={"steps": 3}))
+    assert reference_server.moves == [("upload:1", 0.0)]
+    assert {"config.json", "model.safetensors"} <= reference_server.uploads.sizes.keys()
+    assert figures(tmp_path / "run", "kl")[2] == pytest.approx(0.0, abs=1e-9)
+
+
 def test_a_run_that_was_killed_behind_a_move_does_not_move_twice(
     make_config: MakeConfig, reference_server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,7 +63,10 @@ class ReferenceConfig(Section):
     else has swapped ends the run, loudly."""
     sync_every: int = Field(default=0, ge=0)
     """Steps between moving the reference towards the policy (TRL's `ref_model_sync_steps`). 0 never does: it is frozen. The
-    policy is saved in the output directory, which the server must be able to read under the same path."""
+    policy is saved in the output directory; see `sync_by`."""
+    sync_by: Literal["path", "http"] = "path"
+    """How the server gets it. `path`: it reads the output directory under the same path. `http`: it is uploaded, to a server on
+    another machine that was started with `--upload-dir`; a broken connection is gone on from."""
     mixup_alpha: float = Field(default=1.0, gt=0, le=1)
     """Share of the policy in the moved reference (TRL's `ref_model_mixup_alpha`): alpha * policy + (1 - alpha) * reference.
     With 1 the policy replaces it."""

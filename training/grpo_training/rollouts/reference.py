@@ -10,6 +10,7 @@ moves it, so that a server that comes back from a restart with another model end
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -28,7 +29,10 @@ from torch import Tensor
 from grpo_training.config import ReferenceConfig
 from grpo_training.rollouts.rollout import Rollout
 
+logger = logging.getLogger(__name__)
+
 ADMIN_KEY_VARIABLE = "GRPO_ADMIN_KEY"
+SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass(slots=True)
@@ -59,6 +63,18 @@ class Pending:
         return scores.where(mask, 0.0), usable
 
 
+@dataclass(slots=True)
+class _Told:
+    """Says every so often how far an upload is. since: seconds, when that was said last."""
+
+    since: float
+
+    def __call__(self, there: int, total: int) -> None:
+        if (now := time.monotonic()) - self.since >= SECONDS_BETWEEN_LINES:
+            logger.info("the reference's next weights: %d of %d MB are there", there // 10**6, total // 10**6)
+            self.since = now
+
+
 class Reference:
     """Scores rollouts against the reference over HTTP. Made once the server is ready; `info` says who answers."""
 
@@ -80,6 +96,7 @@ class Reference:
         self._admin_key = read_key(
             config.admin_key.get_secret_value() if config.admin_key else os.environ.get(ADMIN_KEY_VARIABLE)
         )
+        self._uploads = config.sync_by == "http"
         self._client = ReferenceClient(
             config.urls,
             api_key=config.api_key.get_secret_value() if config.api_key else None,
@@ -102,10 +119,14 @@ class Reference:
     def move(self, model: Path, alpha: float) -> None:
         """Have the server host alpha * model + (1 - alpha) * reference from now on: `info` is another then, and pinned.
 
-        model: a directory that the server can read. Raises the client's errors: RequestRefused, NotAuthorized.
+        model: a directory, which the server must be able to read where it is not uploaded. Raises the client's errors:
+        RequestRefused, NotAuthorized.
         """
         decay = None if alpha == 1.0 else 1.0 - alpha
-        self.info = self._client.move(str(model), decay=decay, admin_key=self._admin_key)
+        source = str(model)
+        if self._uploads:
+            source = self._client.upload(model, on_progress=_Told(time.monotonic()), admin_key=self._admin_key)
+        self.info = self._client.move(source, decay=decay, admin_key=self._admin_key)
 
     def submit(self, portions: Sequence[Rollout]) -> list[Pending]:
         """Send every portion off as a request of its own, all in flight at once."""
