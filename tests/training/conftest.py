@@ -217,7 +217,7 @@ class TinyReference:
             extras["top_logprobs"], best = full.topk(request.top_k)
             extras["top_ids"], extras["top_tail"] = best.int(), _outside(full, best)
         if request.groups[0].token_ids is not None:
-            asked = torch.cat([torch.from_numpy(ids) for g in request.groups for ids in g.token_ids or ()]).long()
+            asked = torch.cat([torch.tensor(ids) for g in request.groups for ids in g.token_ids or ()]).long()
             at = full.gather(1, asked.clamp(min=0))
             extras["token_logprobs"], extras["token_tail"] = (
                 at.masked_fill(asked < 0, -torch.inf),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from grpo_client import TokenizerIdentity
 from grpo_training.config import CheckpointError, ConfigError, TrainConfig
 from grpo_training.models.loading import LoadedModel
 from grpo_training.report.metrics import read_records
@@ -18,9 +19,10 @@ from grpo_training.rollouts.policy import Policy
 from grpo_training.rollouts.rollout import Rollout
 from grpo_training.run.beginning import shared_vocabulary
 from grpo_training.run.loop import train
+from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ..conftest import EOS
+from ..conftest import EOS, TinyReference
 
 MakeConfig = Callable[..., TrainConfig]
 MORE = 64
@@ -173,3 +175,47 @@ def test_a_run_does_not_replace_what_it_reads(make_config: MakeConfig, tiny_path
     AutoModelForCausalLM.from_pretrained(tiny_path).save_pretrained(tmp_path / "run" / "model")
     with pytest.raises(ConfigError, match=r"model\.name=.* lies where this run writes"):
         train(make_config(model={"name": str(tmp_path / "run" / "model")}))
+
+
+def test_a_reference_with_another_tokenizer_is_refused_before_the_first_step(
+    make_config: MakeConfig, reference_server: TinyReference, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """It tells a digest of its tokens. Without one, texts are compared."""
+    config = make_config(reference_server.url, trainer={"steps": 1})
+    vocab = tokenizer.get_vocab()
+    names = sorted(vocab, key=vocab.__getitem__)
+    vocab[names[9]], vocab[names[12]] = vocab[names[12]], vocab[names[9]]
+    other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocab, unk_token="<unk>")))
+    plain = reference_server.info
+    for told in (TokenizerIdentity.of(other), None):
+        reference_server.tokenizer = other
+        digest = {"tokenizer_fingerprint": told.fingerprint, "tokens": told.tokens} if told else {}
+        reference_server.info = plain.model_copy(update=digest)
+        with pytest.raises(
+            ConfigError, match=r"the reference \(tiny\) has another tokenizer .* id 9 .* Serve the model"
+        ):
+            train(config)
+        assert not reference_server.requests
+        assert not (config.trainer.output / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("role", ["reference", "teacher"])
+def test_a_digest_alone_tells_tokenizers_apart(
+    make_config: MakeConfig,
+    reference_server: TinyReference,
+    tokenizer: PreTrainedTokenizerFast,
+    caplog: pytest.LogCaptureFixture,
+    role: str,
+) -> None:
+    """The server spells no ids: an equal digest is enough, and another one is refused with both sizes."""
+    sections = {"loss": {"beta": 0.0}, "distillation": {"teachers": reference_server.url}} if role == "teacher" else {}
+    config = make_config(reference_server.url, trainer={"steps": 1}, **sections)
+    mine = TokenizerIdentity.of(tokenizer)
+    same = {"tokenizer_fingerprint": mine.fingerprint, "tokens": mine.tokens}
+    reference_server.info = reference_server.info.model_copy(update=same | {"tokenizer_fingerprint": "0" * 64})
+    who = "the reference" if role == "reference" else "teacher default"
+    with pytest.raises(ConfigError, match=rf"{who} .* {mine.tokens} tokens, and the policy {mine.tokens}, .* Serve"):
+        train(config)
+    reference_server.info = reference_server.info.model_copy(update=same)
+    train(config)
+    assert "tokenizer" not in caplog.text

@@ -21,7 +21,15 @@ from typing import Self
 
 import numpy as np
 import torch
-from grpo_client import ReferenceClient, ReferenceInfo, RetryPolicy, ScoreResult, Status
+from grpo_client import (
+    NotFound,
+    ReferenceClient,
+    ReferenceInfo,
+    RequestRefused,
+    RetryPolicy,
+    ScoreResult,
+    Status,
+)
 from grpo_client.addresses import read_key
 from grpo_client.protocol import Normalizer
 from torch import Tensor
@@ -115,6 +123,13 @@ class Reference:
 
     def __exit__(self, *_: object) -> None:
         self._client.close()
+
+    def spelt(self, ids: Sequence[int]) -> str | None:
+        """The text of ids by the server's own tokenizer; None where it tells of none."""
+        try:
+            return self._client.detokenize(ids)
+        except (NotFound, RequestRefused):
+            return None
 
     def move(self, model: Path, alpha: float) -> None:
         """Have the server host alpha * model + (1 - alpha) * reference from now on: `info` is another then, and pinned.

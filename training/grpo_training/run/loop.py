@@ -32,7 +32,7 @@ from grpo_training.run.outputs import open_outputs
 from grpo_training.run.setup import Built, build, check, load
 from grpo_training.run.step import Parts, StepReport, grpo_step
 from grpo_training.run.teachers import open_teachers
-from grpo_training.run.tokenizers import check_tokenizers
+from grpo_training.run.tokenizers import check_tokenizers, scorers
 from grpo_training.run.watch import CollapseWatch
 
 
@@ -122,8 +122,7 @@ def _parts(config: TrainConfig, built: Built, state: TrainerState, world: World)
             [teachers and teachers.fingerprints],
             "the processes are answered by different teachers: give all of them the same distillation.teachers",
         )
-        if teachers:
-            check_tokenizers(teachers, built.loaded.tokenizer)
+        check_tokenizers(scorers(reference, teachers), built.loaded.tokenizer)
         if shared := _shared_vocabulary(built, reference, teachers):
             built.policy.vocab_size = shared
             sampler.keep_below(shared)
