@@ -25,7 +25,7 @@ from grpo_client.files.tables import is_table
 from grpo_client.files.target_files import TargetFiles, TargetFormat
 from grpo_client.http.exchange import Encoding
 from grpo_client.http.retry import RetryPolicy
-from grpo_client.protocol import EXTRAS, Normalizer, TopDtype
+from grpo_client.protocol import EXTRAS, HIDDEN, Normalizer, TopDtype
 from grpo_client.validation.fields import read_extras, read_temperature, read_top_k
 from grpo_client.version import package_version
 
@@ -108,6 +108,8 @@ def score(
             top_k=read_top_k(top_k),
             top_dtype=top_dtype,
         )
+        if HIDDEN in defaults.extras:
+            raise ValueError("--return hidden: hidden states go into no file; ask for them with ReferenceClient.score")
         if (tail or format != "jsonl") and not top_k:
             raise ValueError("--tail and targets are of the best tokens; say how many with --top-k")
         if is_regular(output):

@@ -108,7 +108,8 @@ class ReferenceClient:
         """Per-token log-probs of `completions[k][g]` after `prompts[k]`, all token ids.
 
         One completion a prompt may be given as `completions[k]`. temperature: one, or one per prompt; what the completions
-        were sampled with. extras: any of "entropy", "logsumexp", "rank", "tail" (the mass outside the tokens below).
+        were sampled with. extras: any of "entropy", "logsumexp", "rank", "tail" (the mass outside the tokens below),
+        "hidden" (what the head makes them of, where the server allows it).
         top_k: so many best tokens a position. token_ids: `[k][g][position][...]` ids to score beside the ones that are there,
         -1 for none. completion_mask: `[k][g][position]`, 0 for tokens that are context alone, such as what a tool said: they
         are not scored, and their figures are NaN. top_dtype: float16 halves the log-probs of best and asked tokens.

@@ -26,7 +26,7 @@ class TextScoreOptions(TypedDict, total=False):
     """How to score, all optional; `score_text` spells them out.
 
     temperature: one, or one per group (1.0); logits are divided by it. normalizer: "softmax" or "stablemax".
-    extras: any of "entropy", "logsumexp", "rank", "tail". top_k: so many best tokens a position (0).
+    extras: any of "entropy", "logsumexp", "rank", "tail", "hidden". top_k: so many best tokens a position (0).
     top_dtype: of the log-probs of best and asked tokens, "float32" or "float16".
     """
 

@@ -10,14 +10,16 @@ import numpy.typing as npt
 
 Mask = npt.NDArray[np.bool_]
 Figures = npt.NDArray[Any]
+_FILL: Final = {"f": np.nan, "i": -1, "u": 0x7FC0}
 PAD: Final = -1  # among asked ids: none
 
 
 def filled(values: Figures, mask: Mask | None) -> Figures:
-    """(M, ...) figures of the positions that were asked as (N, ...) of all: NaN, or -1 for whole numbers, in between."""
+    """(M, ...) figures of the positions that were asked as (N, ...) of all: NaN, or -1 for whole numbers, in between. What is
+    unsigned is bfloat16 by its bits."""
     if mask is None:
         return values
-    out = np.full((len(mask), *values.shape[1:]), np.nan if values.dtype.kind == "f" else -1, values.dtype)
+    out = np.full((len(mask), *values.shape[1:]), _FILL[values.dtype.kind], values.dtype)
     out[mask] = values
     return out
 

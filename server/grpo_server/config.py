@@ -130,6 +130,10 @@ class ServerConfig(BaseSettings):
     max_top_k: int = Field(
         1024, ge=0, description="Largest top_k, and most token_ids per position, that a request may ask for."
     )
+    allow_hidden: bool = Field(
+        False,
+        description="Give out hidden states (return: hidden), from which the model can be copied; refused otherwise.",
+    )
     cache_bytes: Size = Field(
         256 * MIB, ge=0, description="Memory for results that may be asked for again, in bytes; 0 turns the cache off."
     )
@@ -291,6 +295,7 @@ class ServerConfig(BaseSettings):
             max_batch_tokens=self.max_batch_tokens,
             max_batch_bytes=self.max_batch_bytes,
             fused_layers=self.fused_layers,
+            allow_hidden=self.allow_hidden,
         )
 
     def scheduler(self, batch: BatchLimits) -> SchedulerLimits:

@@ -86,11 +86,12 @@ class LogprobsRequest(BaseModel):
     groups: list[IdGroupIn] | list[TextGroupIn | ChatGroupIn] = Field(min_length=1)
     temperature: float | list[float] = Field(1.0, description="Above 0. One, or one per group.")
     normalizer: Literal["softmax", "stablemax"] = "softmax"
-    return_: list[Literal["entropy", "logsumexp", "rank", "tail"]] = Field(
+    return_: list[Literal["entropy", "logsumexp", "rank", "tail", "hidden"]] = Field(
         [],
         alias="return",
         description="Figures to return for every completion token beside its log-prob. tail: the log of the mass outside "
-        "top_ids, as top_tail, and outside the distinct token_ids, as token_tail.",
+        "top_ids, as top_tail, and outside the distinct token_ids, as token_tail. hidden: hidden states, "
+        "(N, H) bfloat16, as tensors only and where the server allows it.",
     )
     top_k: int = Field(0, ge=0, description="Best tokens to return at each position.")
     token_ids: list[list[list[list[int]]]] | None = Field(

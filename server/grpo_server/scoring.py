@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from grpo_client.protocol import ReferenceInfo, ScoreRequest, ScoreResult
+from grpo_client.protocol import HIDDEN, ReferenceInfo, ScoreRequest, ScoreResult
 from grpo_client.text import TextScoreRequest
 from grpo_client.validation.request import check_request
 
@@ -101,6 +101,13 @@ class Scoring:
         return await self.score_checked(request, by)
 
     def _check(self, request: ScoreRequest, info: ReferenceInfo) -> None:
+        if HIDDEN in request.extras and info.hidden_size is None:
+            raise ServiceError(
+                ErrorCode.INVALID_VALUE,
+                "return asks for hidden, and this server gives no hidden states; whoever runs it can allow them "
+                "(--allow-hidden)",
+                param="return",
+            )
         check_request(
             request,
             vocab_size=info.vocab_size,

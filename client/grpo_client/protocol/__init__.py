@@ -18,6 +18,7 @@ from grpo_client.protocol.figures import (
 )
 from grpo_client.protocol.names import (
     EXTRAS,
+    HIDDEN,
     MEDIA_JSON,
     MEDIA_TENSORS,
     NORMALIZERS,
@@ -37,6 +38,7 @@ from grpo_client.protocol.result import CompletionScores, ReferenceInfo, ScoreRe
 __all__ = [
     "EXTRAS",
     "EXTRA_ARRAYS",
+    "HIDDEN",
     "MAY_BE_NOTHING",
     "MEDIA_JSON",
     "MEDIA_TENSORS",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from grpo_client.protocol.names import Extra, TopDtype
+from grpo_client.protocol.names import HIDDEN, Extra, TopDtype
 
 # Every per-token array that may come beside `logprobs`, with its dtype; (N,) unless noted.
 EXTRA_ARRAYS: Final[Mapping[str, type[np.generic]]] = {
@@ -32,7 +32,9 @@ _LOWEST: Final = np.float16(np.finfo(np.float16).min)
 
 
 def figure_dtype(name: str, top_dtype: TopDtype) -> np.dtype[Any]:
-    """The dtype of an array of EXTRA_ARRAYS where log-probs of best and asked tokens come as `top_dtype`."""
+    """The dtype of an array of an answer where log-probs of best and asked tokens come as `top_dtype`."""
+    if name == HIDDEN:
+        return np.dtype(np.uint16)  # bfloat16, which NumPy has not, by its bits
     return np.dtype(np.float16 if top_dtype == "float16" and name in _HALVED else EXTRA_ARRAYS[name])
 
 
@@ -63,12 +65,16 @@ def put_rounded(out: npt.NDArray[Any], rows: slice | npt.NDArray[np.int64], valu
             out[rows[part]] = few
 
 
-def figure_shapes(extras: Collection[Extra], top_k: int, asked_ids: int | None) -> dict[str, tuple[int, ...]]:
+def figure_shapes(
+    extras: Set[Extra], top_k: int, asked_ids: int | None, hidden_size: int = 0
+) -> dict[str, tuple[int, ...]]:
     """The arrays that are asked for, by their names in EXTRA_ARRAYS, each with its shape behind the token axis: () or (k,).
 
-    asked_ids: how many token_ids a position; None: none anywhere.
+    asked_ids: how many token_ids a position; None: none anywhere. hidden_size: numbers in a hidden state.
     """
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(sorted(name for name in extras if name != "tail"), ())
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(sorted(extras - {"tail", HIDDEN}), ())
+    if HIDDEN in extras:
+        shapes[HIDDEN] = (hidden_size,)
     if top_k:
         shapes["top_ids"] = shapes["top_logprobs"] = (top_k,)
         if "tail" in extras:

@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 Normalizer = Literal["softmax", "stablemax"]
-Extra = Literal["entropy", "logsumexp", "rank", "tail"]
+Extra = Literal["entropy", "logsumexp", "rank", "tail", "hidden"]
 TopDtype = Literal["float32", "float16"]
 NORMALIZERS: tuple[Normalizer, ...] = ("softmax", "stablemax")
 EXTRAS: tuple[Extra, ...] = ("entropy", "logsumexp", "rank", "tail")
+# What makes a log-prob, and gives the model away: only where a server allows it.
+HIDDEN: Extra = "hidden"
 TOP_DTYPES: tuple[TopDtype, ...] = ("float32", "float16")
 
 MEDIA_JSON = "application/json"

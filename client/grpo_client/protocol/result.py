@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from grpo_client import shown
 from grpo_client.masking import Mask
-from grpo_client.protocol.names import FloatArray, IntArray, Normalizer, Status
+from grpo_client.protocol.names import HIDDEN, FloatArray, IntArray, Normalizer, Status
 
 
 class ReferenceInfo(BaseModel):
@@ -33,6 +33,8 @@ class ReferenceInfo(BaseModel):
     tier: str | None = None
     # True only where the start-up probe showed that scores are bitwise independent of the batch.
     bitwise: bool | None = None
+    # H, numbers in a hidden state: only where "hidden" may be asked for.
+    hidden_size: int | None = Field(default=None, exclude_if=lambda value: value is None)
     # SHA-256 over its tokens and their ids, and how many there are, beyond which a vocabulary may be padded: in
     # GET /v1/reference alone.
     tokenizer_fingerprint: str | None = Field(default=None, exclude_if=lambda value: value is None)
@@ -78,7 +80,7 @@ class ScoreResult:
     completion_mask: (N,) bool, False where nothing was asked: there log-probs and other figures are NaN, ids and ranks -1, and
     no status speaks of it. None: asked everywhere.
     completion_lengths: (S,), group_sizes: (K,), status: (S,) uint8 of `Status`, temperature: (K,) fp32.
-    extras: see EXTRA_ARRAYS, each with first dimension N.
+    extras: see EXTRA_ARRAYS, each with first dimension N; "hidden" (N, H) uint16 is bfloat16 by its bits, see `hidden_states`.
     prompt_ids, completion_ids: the ids that were scored, when the server tokenized text; else None.
     """
 
@@ -138,6 +140,13 @@ class ScoreResult:
         out = np.full(mask.shape, fill, dtype=np.float32)
         out[mask] = self.logprobs if self.completion_mask is None else self.logprobs[self.completion_mask]
         return out, mask
+
+    def hidden_states(self) -> FloatArray:
+        """(N, H) what the model's head makes log-probs of, widened from bfloat16; NaN where nothing was asked. Raises KeyError
+        unless "hidden" was asked for."""
+        bits = self.extras[HIDDEN].astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
 
     def completions(self) -> Iterator[CompletionScores]:
         """Each completion's figures, extras included."""

@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from grpo_client.errors import InvalidResponse
-from grpo_client.protocol import MAY_BE_NOTHING, ScoreRequest, ScoreResult, Status, figure_dtype, figure_shapes
+from grpo_client.protocol import HIDDEN, MAY_BE_NOTHING, ScoreRequest, ScoreResult, Status, figure_dtype, figure_shapes
 from grpo_client.text import AnyRequest
 
 # A log-prob is at most 0. What fp32 may add: half a unit in the last place (2**-24) of logits up to a thousand or so,
 # which the temperature has divided.
 _ROUNDING: Final = 1e-4
+_NOT_FINITE: Final = np.uint16(0x7F80)  # the exponent of infinities and NaN in bfloat16
 _NOTHING: Final = np.float16(-np.inf).view(np.uint16)
 
 
@@ -66,7 +67,7 @@ def _check_echo(result: ScoreResult, request: AnyRequest) -> None:
 
 def _check_extras(result: ScoreResult, request: AnyRequest) -> None:
     asked_ids = request.asked_ids if isinstance(request, ScoreRequest) else None
-    shapes = figure_shapes(request.extras, request.top_k, asked_ids)
+    shapes = figure_shapes(request.extras, request.top_k, asked_ids, result.reference.hidden_size or 0)
     if missing := shapes.keys() - result.extras.keys():
         raise InvalidResponse(f"the answer lacks {', '.join(sorted(missing))}", "return")
     for name, shape in shapes.items():
@@ -99,6 +100,9 @@ def _check_figures(result: ScoreResult) -> None:
         values = result.extras.get(name)
         if values is not None and np.isnan(values[usable]).any():
             raise InvalidResponse(f"{name} is not a number at some position, and its completion's status is ok", name)
+    hidden = result.extras.get(HIDDEN)
+    if hidden is not None and _any_not_finite(hidden[usable]):
+        raise InvalidResponse("a hidden state is not finite, and its completion's status is ok", HIDDEN)
     for name in ("rank", "top_ids"):
         values = result.extras.get(name)
         values = None if values is None else values[asked]
@@ -116,6 +120,11 @@ def _check_at_most(
         raise InvalidResponse(f"{name} holds {float(best[above][0]):g}; no log-prob is above 0", name)
     if np.isnan(best[usable]).any():
         raise InvalidResponse(f"{name} is not a number at some position, and its completion's status is ok", name)
+
+
+def _any_not_finite(bits: npt.NDArray[Any]) -> bool:
+    """Whether there is an infinity or NaN among bfloat16 by its bits."""
+    return bool((np.bitwise_and(bits, _NOT_FINITE) == _NOT_FINITE).any())
 
 
 def _best_halves(rows: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:

@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 
 from grpo_client.errors import ProtocolError
-from grpo_client.protocol import EXTRAS, NORMALIZERS, TOP_DTYPES, Extra, Normalizer, TopDtype
+from grpo_client.protocol import EXTRAS, HIDDEN, NORMALIZERS, TOP_DTYPES, Extra, Normalizer, TopDtype
 from grpo_client.validation.words import describe
 
 
@@ -54,14 +54,14 @@ def read_top_dtype(value: object) -> TopDtype:
 
 
 def read_extras(value: object) -> frozenset[Extra]:
-    """A list of distinct EXTRAS; what "return" holds."""
+    """A list of distinct EXTRAS, or "hidden"; what "return" holds."""
     if not isinstance(value, list):
         raise ProtocolError(f"return must be a list of names, got {describe(value)}", "return", code="wrong_type")
     names = cast("list[object]", value)
     for i, name in enumerate(names):
-        if name not in EXTRAS:
+        if name not in (*EXTRAS, HIDDEN):
             raise ProtocolError(
-                f"return[{i}] is {describe(name)}; choose from {', '.join(EXTRAS)} (log-probs always come)",
+                f"return[{i}] is {describe(name)}; choose from {', '.join((*EXTRAS, HIDDEN))} (log-probs always come)",
                 f"return[{i}]",
                 code="unknown_extra",
             )

@@ -12,7 +12,7 @@ from pydantic_core import to_json
 
 from grpo_client.arguments.masks import read_completion_mask
 from grpo_client.errors import ProtocolError
-from grpo_client.protocol import EXTRAS, Group, ScoreRequest
+from grpo_client.protocol import EXTRAS, HIDDEN, Group, ScoreRequest
 from grpo_client.text import AnyRequest, ChatMessage, TextGroup, TextScoreRequest
 from grpo_client.validation.fields import (
     read_extras,
@@ -49,7 +49,7 @@ def encode_request(req: AnyRequest) -> bytes:
         "groups": [_group_out(g) for g in req.groups],
         "temperature": temperatures[0] if len(set(temperatures)) == 1 else temperatures,
         "normalizer": req.normalizer,
-        "return": [name for name in EXTRAS if name in req.extras],
+        "return": [name for name in (*EXTRAS, HIDDEN) if name in req.extras],
         "top_k": req.top_k,
         "fingerprint": req.fingerprint,
     }

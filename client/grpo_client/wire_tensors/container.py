@@ -7,7 +7,7 @@ field, its length is limited, and its offsets must cover the data without hole o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -26,11 +26,12 @@ _DTYPES: Final = {
     "F32": np.dtype("<f4"),
     "U8": np.dtype("u1"),
     "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),  # by its bits: NumPy has none
     "U16": np.dtype("<u2"),
 }
 _MOST: Final = 2**40  # of one dimension: beyond what memory holds, and far from what an index cannot
 _CODES: Final = {dtype: code for code, dtype in _DTYPES.items()}
-_WORDS: Final = {"I32": "int32", "F32": "float32", "U8": "uint8", "F16": "float16", "U16": "uint16"}
+_WORDS: Final = {"I32": "int32", "F32": "float32", "U8": "uint8", "F16": "float16", "BF16": "bfloat16", "U16": "uint16"}
 
 
 def write_container(arrays: Arrays, metadata: dict[str, str]) -> bytes:
@@ -38,14 +39,20 @@ def write_container(arrays: Arrays, metadata: dict[str, str]) -> bytes:
     return b"".join(container_chunks(arrays, metadata))
 
 
-def container_chunks(arrays: Arrays, metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
-    """The same in chunks of at most CHUNK: the header, then views into the arrays."""
+def container_chunks(
+    arrays: Arrays, metadata: dict[str, str], halves: Collection[str] = ()
+) -> Iterator[bytes | memoryview]:
+    """The same in chunks of at most CHUNK: the header, then views into the arrays. halves: names of those that are bfloat16."""
     # the order of the safetensors library: wide types first, so that every tensor is aligned
     order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, _CODES[arrays[name].dtype], name))
     flat = [np.ascontiguousarray(arrays[name]) for name in order]
     ends = np.cumsum([values.nbytes for values in flat], dtype=np.int64).tolist()
     entries = {
-        name: {"dtype": _CODES[values.dtype], "shape": values.shape, "data_offsets": [end - values.nbytes, end]}
+        name: {
+            "dtype": "BF16" if name in halves else _CODES[values.dtype],
+            "shape": values.shape,
+            "data_offsets": [end - values.nbytes, end],
+        }
         for name, values, end in zip(order, flat, ends, strict=True)
     }
     header = to_json({"__metadata__": metadata, **entries})

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from grpo_client.errors import ProtocolError
 from grpo_client.masking import Mask
-from grpo_client.protocol import EXTRAS, Group, IntArray, ScoreRequest
+from grpo_client.protocol import EXTRAS, HIDDEN, Group, IntArray, ScoreRequest
 from grpo_client.validation.fields import (
     read_extras,
     read_fingerprint,
@@ -58,7 +58,7 @@ def encode_request(req: ScoreRequest) -> bytes:
         arrays["completion_mask"] = mask.view(np.uint8)
     metadata = {
         "normalizer": req.normalizer,
-        "return": ",".join(name for name in EXTRAS if name in req.extras),
+        "return": ",".join(name for name in (*EXTRAS, HIDDEN) if name in req.extras),
         "top_k": str(req.top_k),
     }
     if req.fingerprint is not None:

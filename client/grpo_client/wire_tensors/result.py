@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from grpo_client.errors import InvalidResponse, ProtocolError
 from grpo_client.masking import asked_rows, filled
-from grpo_client.protocol import EXTRA_ARRAYS, PER_ID, IntArray, ReferenceInfo, ScoreResult, Usage
+from grpo_client.protocol import EXTRA_ARRAYS, HIDDEN, PER_ID, IntArray, ReferenceInfo, ScoreResult, Usage
 from grpo_client.wire_tensors.container import Arrays, container_chunks, read_container
 
 _KNOWN: Final = {
@@ -27,6 +27,7 @@ _KNOWN: Final = {
         name: ("I32" if dtype is np.int32 else "F32", 2 if name in PER_ID else 1)
         for name, dtype in EXTRA_ARRAYS.items()
     },
+    HIDDEN: ("BF16", 2),
     # as `narrow` leaves them
     "top_ids": ("I32 U16", 2),
     "top_logprobs": ("F32 F16", 2),
@@ -59,7 +60,8 @@ def result_chunks(result: ScoreResult) -> Iterator[bytes | memoryview]:
     if result.completion_ids is not None:
         arrays["completion_ids"] = np.concatenate([np.empty(0, np.int32), *result.completion_ids])
     reference = result.reference.model_copy(update={"normalizer": result.normalizer})
-    return container_chunks(arrays, {"reference": reference.model_dump_json(), "usage": result.usage.model_dump_json()})
+    metadata = {"reference": reference.model_dump_json(), "usage": result.usage.model_dump_json()}
+    return container_chunks(arrays, metadata, halves=(HIDDEN,))
 
 
 def narrow(extras: Mapping[str, npt.NDArray[Any]], vocab_size: int) -> Arrays:
@@ -89,7 +91,7 @@ def decode_result(body: bytes | bytearray) -> ScoreResult:
 def _result(metadata: Mapping[str, str], arrays: Arrays) -> ScoreResult:
     reference = ReferenceInfo.model_validate_json(metadata["reference"], strict=True)
     lengths, sizes = arrays["completion_lengths"], arrays["group_sizes"]
-    extras = {name: arrays[name] for name in EXTRA_ARRAYS if name in arrays}
+    extras = {name: arrays[name] for name in (*EXTRA_ARRAYS, HIDDEN) if name in arrays}
     if "top_ids" in extras:
         extras["top_ids"] = extras["top_ids"].astype(np.int32, copy=False)
     if (lengths < 0).any() or (sizes < 0).any():

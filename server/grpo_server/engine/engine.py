@@ -97,6 +97,7 @@ class TorchEngine:
             vocab_size=parts.vocab_size,
             tier=chosen.forward.tier,
             bitwise=chosen.bitwise,
+            hidden_size=parts.weight.shape[1] if config.allow_hidden else None,
         )
         self._config, self._model, self._parts, self._device = config, model, parts, device
         self._forward, self._head, self._limits = chosen.forward, chosen.head, limits

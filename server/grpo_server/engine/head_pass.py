@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from grpo_client.masking import filled
-from grpo_client.protocol import EXTRA_ARRAYS, IntArray, Status
+from grpo_client.protocol import EXTRA_ARRAYS, HIDDEN, IntArray, Status
 from grpo_numerics import HeadScores, default_tile, score_rows
 from grpo_numerics.head.tiles import padded
 from grpo_numerics.transfer import Parcel
@@ -51,7 +51,11 @@ class Questions:
             spans = [range(ends[i] - sizes[i], ends[i]) for i in alike]
             rows = np.concatenate([np.arange(s.start, s.stop) for s in spans])
             first = pieces[alike[0]]
-            asked: dict[str, Any] = {"normalizer": first.normalizer, "want": first.extras, "top_k": first.top_k}
+            asked: dict[str, Any] = {
+                "normalizer": first.normalizer,
+                "want": first.extras - {HIDDEN},
+                "top_k": first.top_k,
+            }
             if all(pieces[i].temperature == 1.0 for i in alike):
                 asked["temperature"] = 1.0  # dividing by it would change no bit
             else:
@@ -80,7 +84,9 @@ def score_pieces(
         end = 0
         for i, span in zip(question.members, question.spans, strict=True):
             start, end = end, end + len(span)
-            answers[i] = _answer(pieces[i], scores, slice(start, end))
+            answers[i] = answer = _answer(pieces[i], scores, slice(start, end))
+            if HIDDEN in pieces[i].extras:
+                answer.extras[HIDDEN] = _hidden(pieces[i], rows[span.start : span.stop])
     return [a for a in answers if a is not None]
 
 
@@ -150,6 +156,12 @@ def _asked_ids(pieces: Sequence[Piece]) -> npt.NDArray[np.int64] | None:
         for g, ids in enumerate(piece.token_ids or ())
     ]
     return np.concatenate(rows).astype(np.int64) if rows else None
+
+
+def _hidden(piece: Piece, rows: Tensor) -> npt.NDArray[np.uint16]:
+    """(N, D) bfloat16 by its bits."""
+    bits = rows.to(torch.bfloat16).view(torch.int16).cpu().numpy().view(np.uint16)
+    return filled(bits, None if piece.completion_mask is None else piece.asked)
 
 
 def _answer(piece: Piece, scores: HeadScores, span: slice) -> PieceScores:

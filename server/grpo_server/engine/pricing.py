@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from grpo_client.protocol import HIDDEN
 from grpo_numerics import default_tile
 from grpo_numerics.head.spec import GATHER_FLOATS, ROW_MULTIPLE, VOCAB_MULTIPLE
 
@@ -21,8 +22,8 @@ from .device import Device
 from .forwards import Forward, Prepared
 
 _SHORT, _LONG = 8, 192  # tokens of the sequences that are measured
-# Bytes of one number, in float32, int64 and float64; and a row's running sums, targets and scores in the head.
-_FLOAT, _INT, _DOUBLE, _ROW = 4, 8, 8, 64
+# Bytes of one number, in bfloat16, float32, int64 and float64; and a row's running sums, targets and scores in the head.
+_HALF, _FLOAT, _INT, _DOUBLE, _ROW = 2, 4, 8, 8, 64
 # No attention holds more scores than this at a time, in all their copies.
 _SCORES_BYTES = 512 << 20
 
@@ -69,7 +70,8 @@ def head_bytes(piece: Piece, wanted: int, parts: Anatomy) -> int:
     kept = (_FLOAT + _INT) * (piece.top_k + asked)
     working = (_FLOAT + _INT) * piece.top_k + 3 * _INT * asked
     in_tiles = max(upcast + logits * block * width * _FLOAT + block * working, gathered)
-    return wanted * (dim * element + _ROW + kept) + in_tiles
+    given = _HALF * dim if HIDDEN in piece.extras else 0
+    return wanted * (dim * element + _ROW + kept + given) + in_tiles
 
 
 @torch.inference_mode()

@@ -7,10 +7,12 @@ from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
 from fastapi import Depends, Request
-from grpo_client.protocol import ReferenceInfo
+from grpo_client.protocol import HIDDEN, MEDIA_TENSORS, ReferenceInfo
+from grpo_client.text import AnyRequest
 from pydantic import BaseModel
 
 from grpo_server.disconnect import while_connected
+from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.lifecycle import Service
 from grpo_server.scoring import Scoring
 
@@ -38,6 +40,16 @@ def identity_headers(info: ReferenceInfo) -> dict[str, str]:
         "X-Reference-Fingerprint": info.fingerprint,
         "X-Reference-Version": str(info.version),
     }
+
+
+def check_not_hidden(request: AnyRequest) -> None:
+    """Raises ServiceError for hidden states, of an answer that has no bfloat16."""
+    if HIDDEN in request.extras:
+        raise ServiceError(
+            ErrorCode.INVALID_VALUE,
+            f"return asks for hidden, which comes from POST /v1/logprobs as tensors only; send Accept: {MEDIA_TENSORS}",
+            param="return",
+        )
 
 
 async def answer_to(request: Request, work: Coroutine[Any, Any, T]) -> T:

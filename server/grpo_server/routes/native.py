@@ -11,7 +11,7 @@ from grpo_client.tracing import span
 from grpo_client.validation.limits import Limits
 
 from grpo_server.routes._answers import gathered, response_of
-from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, identity_headers
+from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, check_not_hidden, identity_headers
 from grpo_server.routes._negotiation import media_of, preferred
 from grpo_server.schemas import LogprobsRequest, LogprobsResponse
 
@@ -73,6 +73,8 @@ async def logprobs(request: Request, scoring: ScoringDep, service: ServiceDep) -
         decode = WIRES[media_in].decode_request
         with span("decode"):
             message = decode(body, limits) if len(body) <= SMALL_BODY else await service.in_codec(decode, body, limits)
+        if media_out != MEDIA_TENSORS:
+            check_not_hidden(message)
         result: ScoreResult = await scoring.score(message)
         with span("encode"):
             chunks = await service.in_codec(lambda: gathered(WIRES[media_out].result_chunks(result)))

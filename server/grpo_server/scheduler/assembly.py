@@ -23,17 +23,17 @@ from grpo_client.protocol import (
 from grpo_server.engine.contract import PieceScores
 
 
-def extra_shapes(request: ScoreRequest) -> dict[str, tuple[int, ...]]:
+def extra_shapes(request: ScoreRequest, hidden_size: int = 0) -> dict[str, tuple[int, ...]]:
     """The extra arrays that the request asks for, each with its shape behind the token axis: () or (k,)."""
-    return figure_shapes(request.extras, request.top_k, request.asked_ids)
+    return figure_shapes(request.extras, request.top_k, request.asked_ids, hidden_size)
 
 
-def host_bytes(request: ScoreRequest) -> int:
+def host_bytes(request: ScoreRequest, hidden_size: int = 0) -> int:
     """Bytes that a request and its answer hold in the server's memory, from acceptance to the last byte sent."""
     tokens = int(request.completion_lengths.sum())
     per_token = 4 + sum(
         int(figure_dtype(name, request.top_dtype).itemsize * np.prod(shape, dtype=np.int64))
-        for name, shape in extra_shapes(request).items()
+        for name, shape in extra_shapes(request, hidden_size).items()
     )
     asked = sum(
         group.prompt.nbytes + sum(c.nbytes for c in group.completions) + sum(t.nbytes for t in group.token_ids or ())
@@ -45,10 +45,11 @@ def host_bytes(request: ScoreRequest) -> int:
 class Assembly:
     """The flat arrays of one answer, filled piece by piece. N tokens, S completions, K groups.
 
-    lengths: (S,) tokens of each completion. What it takes to finish is made at the start, which may be on another thread.
+    hidden_size: numbers in a hidden state of the model. lengths: (S,) tokens of each completion. What it takes to finish is
+    made at the start, which may be on another thread.
     """
 
-    def __init__(self, request: ScoreRequest) -> None:
+    def __init__(self, request: ScoreRequest, hidden_size: int = 0) -> None:
         self._normalizer: Normalizer = request.normalizer
         self._lengths = request.completion_lengths
         self._group_sizes = request.group_sizes
@@ -62,7 +63,7 @@ class Assembly:
         self._status = np.full(len(self._lengths), Status.OK, dtype=np.uint8)
         self._extras: dict[str, npt.NDArray[np.generic]] = {
             name: np.zeros((tokens, *shape), dtype=figure_dtype(name, request.top_dtype))
-            for name, shape in extra_shapes(request).items()
+            for name, shape in extra_shapes(request, hidden_size).items()
         }
 
     def place(self, places: Sequence[int], scores: PieceScores | CompletionScores) -> None:

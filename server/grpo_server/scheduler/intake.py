@@ -39,13 +39,14 @@ def plan(
 ) -> Plan:
     """found: scores known by their flat index. max_tokens, max_bytes: of a batch. Raises ServiceError (413) for a cut that no
     batch holds."""
-    assembly = Assembly(request)
+    hidden_size = engine.info.hidden_size or 0
+    assembly = Assembly(request, hidden_size)
     for place, scores in found.items():
         assembly.place((place,), scores)
     wanted = {i for i, length in enumerate(assembly.lengths) if length and i not in found}
     priced = [_priced(c, engine.bytes_of(c.piece), max_bytes) for c in cut(request, wanted, max_tokens)]
     cuts = deque(together(priced, max_tokens, max_bytes, engine.tally))
-    return Plan(cuts, sum(c.tokens for c in cuts), assembly, len(wanted), host_bytes(request))
+    return Plan(cuts, sum(c.tokens for c in cuts), assembly, len(wanted), host_bytes(request, hidden_size))
 
 
 def _priced(c: Cut, nbytes: int, limit: int | None) -> Cut:

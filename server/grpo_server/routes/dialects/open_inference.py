@@ -22,7 +22,7 @@ from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.lifecycle import Phase, Service
 from grpo_server.routes._answers import response_of
-from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, identity_headers
+from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, check_not_hidden, identity_headers
 from grpo_server.routes.dialects._infer_message import HEADER_LENGTH, INPUTS, NAMES_OF, decode, encode
 from grpo_server.routes.dialects._refusals import check_model
 from grpo_server.routes.health import readyz
@@ -108,6 +108,7 @@ async def infer(
     async def answer() -> Response:
         with span("decode"):
             asked, message = await service.in_codec(decode, body, header_length, _limits(service))
+        check_not_hidden(message)
 
         async def score(hosted: Hosted) -> ScoreResult:
             _check(model, version, hosted.info)
