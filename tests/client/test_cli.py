@@ -132,6 +132,7 @@ def test_the_input_is_never_the_output(rollouts: Path) -> None:
         (["--temperature", 0], "temperature"),
         (["--normalizer", "sigmoid"], "stablemax"),
         (["--return", "logits"], "entropy"),
+        (["--return", "hidden"], "hidden states go into no file"),
         (["--top-k", -1], "top_k"),
         (["--encoding", "xml"], "tensors"),
     ],
