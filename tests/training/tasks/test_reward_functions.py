@@ -238,7 +238,7 @@ def test_what_cannot_be_called_is_refused_at_start() -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"reward": "exact", "rewards": {"a": "exact"}}, "either reward"),
+        ({"reward": "mine:score", "rewards": {"a": "exact"}}, "either reward"),
         ({"rewards": {"a b": "exact"}}, "part of a metric's name"),
         ({"rewards": {"mean": "exact"}}, "name of a figure"),
         ({"rewards": {"a": {"function": "exact", "timeout": 1}}}, "functions of your own"),
