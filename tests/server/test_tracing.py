@@ -23,12 +23,13 @@ EXPORTER = InMemorySpanExporter()
 
 @pytest.fixture(scope="module", autouse=True)
 def provider() -> Iterator[None]:
-    """The process has one provider, and keeps the first that is set."""
+    """The process has one provider, and keeps the first that is set: it stays open, for one that is shut down would write into
+    the logs of later tests. Its exporter takes no more spans."""
     made = TracerProvider()
     made.add_span_processor(SimpleSpanProcessor(EXPORTER))
     trace.set_tracer_provider(made)
     yield
-    made.shutdown()
+    EXPORTER.shutdown()
 
 
 @pytest.fixture(autouse=True)

@@ -79,7 +79,7 @@ async def test_admin_needs_the_admin_key(engine: FakeEngine, key_files: dict[str
         assert (await client.post("/admin/reference", json=swap, headers=bearer("alpha"))).status_code == 401
         assert engine.info.version == 1
         assert (await client.post("/admin/reference", json=swap, headers=bearer("root"))).status_code == 200
-    assert engine.info.version == 2
+        assert (await client.get("/v1/reference", headers=bearer("alpha"))).json()["version"] == 2
 
 
 @pytest.mark.anyio
