@@ -17,7 +17,8 @@ from grpo_client.models.files import UnusableModel
 from pydantic import ValidationError
 from rich.console import Console
 
-from grpo_server.config import ENV_PREFIX, SECRETS, ServerConfig, load_config
+from grpo_server.config import ENV_PREFIX, SECRETS, ServerConfig
+from grpo_server.config_sources import load_config
 
 EXIT_USAGE = 2
 

@@ -1,39 +1,22 @@
-"""Everything that an operator can choose: flags, environment (GRPO_SERVER_*) and a file, one frozen value.
+"""Everything that an operator can choose, one frozen value; `config_sources` reads it.
 
-A flag wins over the environment, the environment over the file, the file over the default. Nothing here imports torch:
-some of these values must be in the process environment before torch is loaded (see `engine.environment`).
+Nothing here imports torch: some of these values must be in the process environment before torch is loaded (see
+`engine.environment`).
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from grpo_client.sizes import read_size, read_size_or_auto
-from grpo_client.version import package_version
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    CliSettingsSource,
-    CliSuppress,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, CliSuppress, SettingsConfigDict
 
-from grpo_server.config_file import read_config_file
 from grpo_server.engine.config import BatchLimits, DType, EngineConfig, ModeChoice, Tier
-from grpo_server.help_text import DESCRIPTION, EXAMPLES
 from grpo_server.scheduler import SchedulerLimits
 
 ENV_PREFIX = "GRPO_SERVER_"
-# What the environment would otherwise ignore without a word.
-OTHER_SPELLINGS: dict[str, str] = dict.fromkeys(
-    ("constant_shape", "no_constant_shape"), "--mode invariant, or --mode fast"
-)
 MIB = 2**20
 # A number, or as people write it: 256MiB, 1GB, 64k.
 Size = Annotated[int, BeforeValidator(read_size)]
@@ -204,9 +187,8 @@ class ServerConfig(BaseSettings):
     # how its reference is replaced
     swap_memory: Literal["auto", "beside", "in-place"] = Field(
         "auto",
-        description="beside: the next reference is loaded while this one serves. in-place: nothing is served meanwhile. auto: "
-        "beside "
-        "if memory for both is free, else in-place.",
+        description="beside: the next reference is loaded while this one serves. in-place: nothing is served meanwhile. "
+        "auto: beside if memory for both is free, else in-place.",
     )
     swap_timeout: float = Field(
         900.0,
@@ -216,15 +198,14 @@ class ServerConfig(BaseSettings):
     )
     swap_root: Path | None = Field(
         None,
-        description="Directory below which a swap may take models from, links resolved. None: wherever the admin key's holder "
-        "says.",
+        description="Directory below which a swap may take models from, links resolved. None: wherever the admin key's "
+        "holder says.",
     )
     swap_hub: bool = Field(False, description="With --swap-root: a swap may take models from the hub as well.")
     state_dir: Path | None = Field(
         None,
         description="Directory in which the reference survives a restart: its version, and a copy of what a swap brought. "
-        "None: a "
-        "restart serves --model as version 1.",
+        "None: a restart serves --model as version 1.",
     )
 
     upload_dir: Path | None = Field(
@@ -307,56 +288,3 @@ class ServerConfig(BaseSettings):
             max_queue_bytes=self.max_queue_bytes,
             cache_bytes=self.cache_bytes,
         )
-
-
-def load_config(argv: Sequence[str]) -> ServerConfig:
-    """Flags over environment over file over defaults.
-
-    Raises pydantic.ValidationError for a bad value, ValueError for a setting that is spelled otherwise here, and SystemExit as
-    argparse does for an unknown flag or --help.
-    """
-
-    class Sourced(ServerConfig):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            flags = _flags(settings_cls, argv)
-            file = flags().get("config") or env_settings().get("config")
-            sources = (flags, env_settings)
-            if file is None:
-                return sources
-            written = read_config_file(Path(file))
-            _refuse_other_spellings(written)
-            return (*sources, InitSettingsSource(settings_cls, written))
-
-    _refuse_other_spellings(arg.split("=", 1)[0].removeprefix("--").replace("-", "_") for arg in argv)
-    _refuse_other_spellings(name.lower().removeprefix(ENV_PREFIX.lower()) for name in os.environ)
-
-    return Sourced()  # pyright: ignore[reportCallIssue]  # every value comes from the sources
-
-
-def _refuse_other_spellings(names: Iterable[str]) -> None:
-    for name in names:
-        if (told := OTHER_SPELLINGS.get(name)) is not None:
-            raise ValueError(f"{name} is not a setting: use {told}")
-
-
-def _flags(settings: type[BaseSettings], argv: Sequence[str]) -> CliSettingsSource[Any]:
-    parser = argparse.ArgumentParser(
-        "grpo-server",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"grpo-server {package_version()}")
-    flags = CliSettingsSource(settings, root_parser=parser, cli_parse_args=list(argv))
-    if SECRETS & flags().keys():
-        parser.error("keys do not go on the command line, where ps shows them: use a file, or the environment")
-    return flags

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from grpo_server import cli
-from grpo_server.config import ServerConfig, load_config
+from grpo_server.config import ServerConfig
+from grpo_server.config_sources import load_config
 from grpo_server.engine.config import BatchLimits, EngineConfig
 from pydantic import ValidationError
 

@@ -10,7 +10,6 @@ last name before state.json speaks of them, and those of the reference before ar
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -20,9 +19,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from grpo_server.own_directory import lock_directory
+
 logger = logging.getLogger(__name__)
 
-_STATE, _KEPT, _LOCK, _NEW = "state.json", "references", "lock", ".new-"
+_STATE, _KEPT, _NEW = "state.json", "references", ".new-"
 # The hosted reference and the one before it, for whoever must go back by hand.
 _RING = 2
 
@@ -48,16 +49,12 @@ class StateDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = lock_directory(path, "state_dir")
         try:
-            (path / _KEPT).mkdir(parents=True, exist_ok=True)
-            self._lock = (path / _LOCK).open("w")
-        except OSError as error:
-            raise ValueError(f"state_dir: {path} cannot be written: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (path / _KEPT).mkdir(exist_ok=True)
         except OSError as error:
             self._lock.close()
-            raise ValueError(f"state_dir: {path} is in use by another server; give each its own") from error
+            raise ValueError(f"state_dir: {path / _KEPT} cannot be written: {error.strerror}") from error
         self.recorded = self._read()
         self._remove_left_over()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
@@ -17,13 +16,14 @@ from grpo_client.models.uploadable import UPLOAD
 from pydantic import ValidationError
 
 from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.own_directory import lock_directory
 from grpo_server.uploading.manifest import Manifest
 from grpo_server.uploading.upload import FILES, MANIFEST, PARTS, Upload, sync
 
 logger = logging.getLogger(__name__)
 
 # Begun and not yet named, or named and no longer wanted: removed at the next start.
-_NEW, _GONE, _LOCK = ".upload-new-", ".upload-gone-", "lock"
+_NEW, _GONE = ".upload-new-", ".upload-gone-"
 _ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
@@ -33,16 +33,7 @@ class UploadArea:
 
     def __init__(self, path: Path, max_bytes: int, max_age: float, clock: Callable[[], float] = time.time) -> None:
         self.path, self._max_bytes, self._max_age, self._clock = path, max_bytes, max_age, clock
-        try:
-            path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = (path / _LOCK).open("w")
-        except OSError as error:
-            raise ValueError(f"upload_dir: {path} cannot be written: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise ValueError(f"upload_dir: {path} is in use by another server; give each its own") from error
+        self._lock = lock_directory(path, "upload_dir")
         self._changing = threading.RLock()
         self._held: list[str] = []  # by swaps under way, and by whoever writes
         self._hosted: str | None = None
