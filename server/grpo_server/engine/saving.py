@@ -15,9 +15,8 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, dire
     """
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(
-            "a reference of base model and adapter cannot be kept: merge them (peft's merge_and_unload), save that, and mix "
-            "into "
-            "what was saved"
+            "a reference of base model and adapter cannot be kept: merge them (peft's merge_and_unload), save that, and "
+            "mix into what was saved"
         )
     with Reading(None):
         model.save_pretrained(directory)

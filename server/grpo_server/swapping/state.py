@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from grpo_server.durable import sync
 from grpo_server.own_directory import lock_directory
 
 logger = logging.getLogger(__name__)
@@ -120,19 +121,3 @@ class StateDir:
             if path.name.isdecimal() and int(path.name) > newest:
                 logger.info("removing %s, which never served", path)
                 shutil.rmtree(path)
-
-
-def sync(path: Path) -> None:
-    """Until this file's bytes, or this directory's names, are on disk."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-def sync_below(directory: Path) -> None:
-    """The same for a directory with all that is in it."""
-    for path in directory.rglob("*"):
-        sync(path)
-    sync(directory)

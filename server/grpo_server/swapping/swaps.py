@@ -22,6 +22,7 @@ from grpo_client.models.demo import DEMO, ModelSource
 from grpo_client.protocol import ReferenceInfo
 
 from grpo_server.config import ServerConfig
+from grpo_server.durable import sync_below
 from grpo_server.engine.contract import Change, HostedEngine
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.scheduler import Scheduler
@@ -31,7 +32,7 @@ from grpo_server.swapping.house import House
 from grpo_server.swapping.metrics import SwapMetrics
 from grpo_server.swapping.progress import Kind, Outcome, Progress, SwapStatus
 from grpo_server.swapping.sources import Allowed, unavailable
-from grpo_server.swapping.state import StateDir, sync_below
+from grpo_server.swapping.state import StateDir
 from grpo_server.swapping.uploaded import held, is_upload, settle
 from grpo_server.uploading.area import UploadArea
 

@@ -15,10 +15,11 @@ from pathlib import Path
 from grpo_client.models.uploadable import UPLOAD
 from pydantic import ValidationError
 
+from grpo_server.durable import sync
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.own_directory import lock_directory
 from grpo_server.uploading.manifest import Manifest
-from grpo_server.uploading.upload import FILES, MANIFEST, PARTS, Upload, sync
+from grpo_server.uploading.upload import FILES, MANIFEST, PARTS, Upload
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from grpo_client.models.uploadable import UPLOAD
 
+from grpo_server.durable import sync
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.uploading.manifest import FileStatus, Manifest, UploadStatus
 
@@ -81,15 +82,6 @@ class Upload:
             )
         os.replace(part, self.files / name)
         sync(self.files)
-
-
-def sync(path: Path) -> None:
-    """Until this file's bytes, or this directory's names, are on disk."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _size(path: Path) -> int:
