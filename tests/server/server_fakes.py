@@ -25,7 +25,17 @@ from grpo_server.app import create_app
 from grpo_server.config import ServerConfig
 from grpo_server.connections import server_settings
 from grpo_server.engine.config import BatchLimits
-from grpo_server.engine.contract import BatchScores, Change, Hosted, HostedEngine, OnStage, Piece, PieceScores, Tally
+from grpo_server.engine.contract import (
+    AdapterChange,
+    BatchScores,
+    Change,
+    Hosted,
+    HostedEngine,
+    OnStage,
+    Piece,
+    PieceScores,
+    Tally,
+)
 from grpo_server.engine.tallies import EveryPiece
 from grpo_server.lifecycle import Service
 
@@ -185,6 +195,15 @@ class FakeEngine:
         new = copy.copy(self)
         new.swap(change.source if change.decay is None else f"{change.source}*{change.decay}")
         return new
+
+    def adapt(self, change: AdapterChange, on_stage: OnStage) -> FakeEngine:
+        """Another engine of this kind, for the adapter's name."""
+        new = self.beside(Change(change.source), on_stage)
+        new._name = change.name
+        return new
+
+    def shares_batches_with(self, other: HostedEngine) -> bool:
+        return other is self
 
     def swap(self, name: str) -> ReferenceInfo:
         """Be another reference from now on."""

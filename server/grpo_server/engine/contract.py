@@ -123,6 +123,16 @@ class Change:
     decay: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterChange:
+    """An adapter that shall be hosted beside its base. source: a directory or a hub id, its files here already. name: what
+    clients see."""
+
+    source: str
+    name: str
+    revision: str | None = None
+
+
 class Tally(Protocol):
     """Counts the tokens of a batch while it is put together."""
 
@@ -182,6 +192,16 @@ class HostedEngine(Engine, Protocol):
     def beside(self, change: Change, on_stage: OnStage) -> HostedEngine:
         """Another engine, which hosts what the change makes of this reference, version + 1. On any thread; this one may serve
         meanwhile, and stays as it is. Raises OSError or ValueError when the source cannot be loaded or does not fit."""
+        ...
+
+    def adapt(self, change: AdapterChange, on_stage: OnStage) -> HostedEngine:
+        """Another engine, which hosts this reference with an adapter on it and shares its weights; either may be closed first.
+        On any thread; this one may serve meanwhile. Raises OSError or ValueError when the adapter cannot be loaded, does not
+        fit this base, or has no room."""
+        ...
+
+    def shares_batches_with(self, other: HostedEngine) -> bool:
+        """Whether pieces of both may be computed in one batch, with the scores that each would have alone."""
         ...
 
     def no_room_beside(self, source: str) -> str | None:

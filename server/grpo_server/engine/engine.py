@@ -24,7 +24,18 @@ from transformers import PreTrainedTokenizerBase
 from .anatomy import anatomy, media_tokens
 from .bits import prepare_ground
 from .config import BatchLimits, EngineConfig, mode_on
-from .contract import BatchScores, Change, Hosted, OnStage, OutOfMemory, Piece, PieceScores, Tally
+from .contract import (
+    AdapterChange,
+    BatchScores,
+    Change,
+    Hosted,
+    HostedEngine,
+    OnStage,
+    OutOfMemory,
+    Piece,
+    PieceScores,
+    Tally,
+)
 from .device import Device, device_of
 from .fingerprint import fingerprint
 from .forwards import Prepared
@@ -188,6 +199,14 @@ class TorchEngine:
         """See `contract.HostedEngine`: the new engine shares nothing with this one but the turns in which they compute."""
         config, loaded = self._read(change, on_stage)
         return TorchEngine(config, loaded, self._given_head, on_stage, self._given_device, before=self)
+
+    def adapt(self, change: AdapterChange, on_stage: OnStage) -> HostedEngine:
+        """See `contract.HostedEngine`."""
+        return self.beside(Change(change.source, change.revision, change.name), on_stage)
+
+    def shares_batches_with(self, other: HostedEngine) -> bool:
+        """With itself."""
+        return other is self
 
     def replace(self, change: Change, on_stage: OnStage = lambda _: None) -> ReferenceInfo:
         """Host another reference in this engine, which must not compute meanwhile: for whoever uses one without a server.

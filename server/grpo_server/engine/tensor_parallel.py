@@ -32,7 +32,7 @@ from grpo_numerics import HeadScores, score_rows
 from torch import Tensor
 
 from .config import BatchLimits
-from .contract import BatchScores, Change, Hosted, HostedEngine, OnStage, Piece, Tally
+from .contract import AdapterChange, BatchScores, Change, Hosted, HostedEngine, OnStage, Piece, Tally
 from .forwards import Prepared
 
 log = logging.getLogger(__name__)
@@ -165,6 +165,14 @@ class LeadingEngine:
     def beside(self, change: Change, on_stage: OnStage) -> HostedEngine:
         """Refused: a load that fails on one rank alone would leave the others waiting."""
         raise _not_while_it_runs()
+
+    def adapt(self, change: AdapterChange, on_stage: OnStage) -> HostedEngine:
+        """Refused, for the same reason."""
+        raise ValueError("a reference over several processes takes no adapters; serve it merged: --model name=path")
+
+    def shares_batches_with(self, other: HostedEngine) -> bool:
+        """With itself."""
+        return other is self
 
     def save(self, directory: Path) -> None:
         """Refused: this rank has a slice."""
