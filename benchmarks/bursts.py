@@ -18,14 +18,17 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from grpo_client.errors import Unavailable
 from grpo_client.http.balancer import Balancer
+from grpo_client.ring import Ring, prompt_key
 from grpo_server.errors import ServiceError
 from grpo_server.scheduler.admission import Admission
 from rich.console import Console
 from rich.table import Table
 
+Placing = Literal["prompt", "idle", "listed"]
 JITTER = 0.25  # seconds that a client adds to every wait, at most
 
 
@@ -93,6 +96,10 @@ class Replica:
         self.world.after(self.overhead + tokens / self.speed, done)
 
 
+def url_of(replica: int) -> str:
+    return f"http://{replica}"
+
+
 @dataclass
 class Rank:
     """One process of the trainer: a client with so many requests in flight over all replicas."""
@@ -102,12 +109,14 @@ class Rank:
     order: list[int]
     rng: random.Random
     todo: deque[tuple[int, bytes]]
+    ring: Ring
+    keyed: bool
     in_flight: int = 4
     refused: int = 0
     finished: float = 0.0
 
     def __post_init__(self) -> None:
-        self.balancer = Balancer([f"http://{i}" for i in self.order], clock=lambda: self.world.now)
+        self.balancer = Balancer([url_of(i) for i in self.order], clock=lambda: self.world.now, ring=self.ring)
 
     def start(self) -> None:
         for _ in range(min(self.in_flight, len(self.todo))):
@@ -118,7 +127,7 @@ class Rank:
             self._send(*self.todo.popleft())
 
     def _send(self, tokens: int, name: bytes) -> None:
-        lease: AbstractContextManager[str] = self.balancer.lease()
+        lease: AbstractContextManager[str] = self.balancer.lease(prompt_key(name.decode()) if self.keyed else None)
         replica = self.replicas[int(lease.__enter__().removeprefix("http://"))]
 
         def answered() -> None:
@@ -149,20 +158,24 @@ class Outcome:
 
 def burst(
     replicas: int, *, ranks: int, tokens: int, request: int, speed: float, overhead: float, batch: int, queue: int,
-    shuffled: bool = True, seed: int = 0,
+    placing: Placing = "prompt", seed: int = 0,
 ) -> Outcome:  # fmt: skip
-    """tokens: of the whole burst. request: tokens of one. shuffled: each rank has the replicas in an order of its own."""
+    """tokens: of the whole burst. request: tokens of one. placing: each request asks about a prompt of its own
+    and goes where that belongs; or none has a prompt, and each rank has the replicas in an order of its own; or all in one."""
     rng = random.Random(seed)
     world = Simulation()
+    ring = Ring(url_of(i) for i in range(replicas))
     served = [Replica(world, speed, overhead, batch, queue) for _ in range(replicas)]
     each = max(1, tokens // request // ranks)
     clients = [
         Rank(
             world,
             served,
-            rng.sample(range(replicas), replicas) if shuffled else [*range(replicas)],
+            [*range(replicas)] if placing == "listed" else rng.sample(range(replicas), replicas),
             rng,
             deque((request, f"{r}/{i}".encode()) for i in range(each)),
+            ring,
+            placing == "prompt",
         )
         for r in range(ranks)
     ]
@@ -183,12 +196,22 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=6144, help="--max-batch-tokens")
     parser.add_argument("--queue", type=int, default=524_288, help="--max-queue-tokens")
     asked = vars(parser.parse_args())
-    columns = ("replicas", "wait, s", "of the ideal", "in list order, s", "refusals a request")
+    columns = (
+        "replicas",
+        "by prompt, s",
+        "of the ideal",
+        "least busy, s",
+        "of the ideal",
+        "in list order, s",
+        "refusals",
+    )
     table = Table(*columns, title=f"a burst of {asked['tokens']} tokens")
     for replicas in (1, 8, 64, 512):
-        own, same = burst(replicas, **asked), burst(replicas, **asked, shuffled=False)
-        share, refused = own.ideal / own.wait, own.refused / own.requests
-        table.add_row(str(replicas), f"{own.wait:.1f}", f"{share:.0%}", f"{same.wait:.1f}", f"{refused:.2f}")
+        prompt, idle, listed = (burst(replicas, **asked, placing=placing) for placing in get_args(Placing))
+        waits = [f"{found.wait:.1f}" for found in (prompt, idle, listed)]
+        shares = [f"{found.ideal / found.wait:.0%}" for found in (prompt, idle)]
+        refused = f"{prompt.refused / prompt.requests:.2f}"
+        table.add_row(str(replicas), waits[0], shares[0], waits[1], shares[1], waits[2], refused)
     Console().print(table)
 
 

@@ -320,7 +320,7 @@ class AsyncReferenceClient:
         core.settings.check_key()
 
         async def once() -> Answer:
-            with core.balancer.lease() as url:
+            with core.balancer.lease(call.key) as url:
                 answer = read(await connections.transport.send(call, url))
             core.log.answered(url)
             return answer

@@ -45,7 +45,8 @@ class ReferenceClient:
             result = client.score([[1, 2, 3]], [[[4, 5], [6]]], temperature=0.7)
             result.ragged()      # [array([-1.2, -0.3]), array([-4.1])], fp32, nats
 
-    base_url: a server, or a list of servers that host the same reference (least busy first, failed ones set aside).
+    base_url: a server, or a list of servers that host the same reference (a prompt goes to the
+    same one each time, unless that is busier than the others; failed ones are set aside).
     Options: see `ClientOptions`. transport, sleep: for tests; an httpx transport to talk to instead of the network, and
     what waits between tries. May be used from many threads, after a fork, and from processes that it is pickled to (its
     API key does not travel in a pickle: GRPO_API_KEY must be set there). A future belongs to the process that submitted it.

@@ -140,7 +140,8 @@ class ClientSettings:
         return TransportSettings(self.timeout, self.max_in_flight + _SPARE_CONNECTIONS, headers, self.tls)
 
     def balancer(self) -> Balancer:
-        """A fresh balancer over the servers, in an order of its own: first requests of many clients go to different ones."""
+        """A fresh balancer over the servers, in an order of its own: what belongs to none of them goes, from many clients, to
+        different ones."""
         return Balancer(random.sample(self.urls, len(self.urls)), clock=self.retry.clock)
 
 

@@ -55,7 +55,7 @@ class Workers:
         balancer, log = self.core.balancer, self.core.log
 
         def once() -> Answer:
-            with balancer.lease() as url:
+            with balancer.lease(call.key) as url:
                 answer = read(self._transport.send(call, url))
             log.answered(url)
             return answer

@@ -24,7 +24,14 @@ def test_who_is_refused_comes_back_until_all_is_answered() -> None:
 
 @pytest.mark.parametrize("replicas", [8, 64])
 def test_an_order_of_its_own_for_each_client_spreads_the_first_requests(replicas: int) -> None:
-    own, same = (burst(replicas, ranks=64, tokens=2**20, shuffled=s, **FIGURES) for s in (True, False))
+    own, same = (burst(replicas, ranks=64, tokens=2**20, placing=p, **FIGURES) for p in ("idle", "listed"))
     assert own.ideal <= own.wait <= same.wait
     if replicas == 64:
         assert own.wait < same.wait * 0.8
+
+
+def test_prompts_that_stay_where_they_are_warm_cost_little() -> None:
+    """A burst in which no prompt comes twice, so that being warm is worth nothing."""
+    warm, idle = (burst(8, ranks=64, tokens=2**21, placing=p, **FIGURES) for p in ("prompt", "idle"))
+    assert warm.requests == idle.requests == 1024
+    assert warm.wait < idle.wait * 1.15

@@ -344,3 +344,18 @@ def test_one_failed_part_stops_the_rest_async(reference, refusal) -> None:
 
     asyncio.run(run())
     assert len(reference.seen) < 50
+
+
+def test_the_requests_of_a_prompt_go_to_one_server_whichever_client_asks(connect, reference) -> None:
+    urls = ["http://a", "http://b", "http://c"]
+
+    def asked(client: Any) -> dict[str, str]:
+        before = len(reference.seen)
+        for n in range(24):
+            client.score([[n, 2, 3]], [[[4, 5]]])
+        return {r.headers["x-prompt-key"]: r.url.host for r in reference.seen[before:]}
+
+    first = asked(connect(urls))
+    assert len(first) == 24
+    assert set(first.values()) == {"a", "b", "c"}
+    assert asked(connect(urls[::-1])) == first

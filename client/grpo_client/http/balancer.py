@@ -1,4 +1,5 @@
-"""Which of several servers gets the next request: the least busy one that has not failed lately.
+"""Which of several servers gets the next request: the one that its prompt belongs to on a `Ring`, unless that is busier than
+the others; and what has no prompt goes to the least busy one. Only those that have not failed lately are asked.
 
 A server that fails is set aside, for twice as long each time, and tried again when the time is over; one success clears
 it. When all are set aside the one that comes back first is used: how long to wait is the retry policy's to say.
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 from grpo_client.errors import GrpoClientError
 from grpo_client.http.retry import asked_wait, is_worth_another_try
+from grpo_client.ring import Ring
 
 
 @dataclass(slots=True)
@@ -28,7 +30,8 @@ class Server:
 
 
 class Balancer:
-    """Thread-safe. first_aside, max_aside: seconds that a server is set aside after one failure, and at most."""
+    """Thread-safe. first_aside, max_aside: seconds that a server is set aside after one failure, and at most. ring: of these
+    servers, where others have made it already."""
 
     def __init__(
         self,
@@ -37,8 +40,11 @@ class Balancer:
         first_aside: float = 1.0,
         max_aside: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
+        ring: Ring | None = None,
     ) -> None:
         self._servers = [Server(url) for url in urls]
+        self._by_url = {server.url: server for server in self._servers}
+        self._ring = ring or (Ring(urls) if len(urls) > 1 else None)
         self._first_aside = first_aside
         self._max_aside = max_aside
         self._clock = clock
@@ -46,9 +52,10 @@ class Balancer:
         self._turn = 0
 
     @contextmanager
-    def lease(self) -> Generator[str]:
-        """A base URL for one try. An exception that is worth another try sets the server aside and goes on its way."""
-        server = self._take()
+    def lease(self, key: int | None = None) -> Generator[str]:
+        """A base URL for one try. key: `ring.prompt_key` of what is asked about, to go where it is warm. An exception that is
+        worth another try sets the server aside and goes on its way."""
+        server = self._take(key)
         try:
             yield server.url
         except GrpoClientError as error:
@@ -66,12 +73,15 @@ class Balancer:
             now = self._clock()
             return any(e.until <= now for e in self._servers)
 
-    def _take(self) -> Server:
+    def _take(self, key: int | None) -> Server:
         with self._lock:
             now = self._clock()
             ready = [e for e in self._servers if e.until <= now]
-            soonest = min(self._servers, key=lambda e: e.until)
-            server = min(ready, key=lambda e: (e.in_flight, e.used), default=soonest)
+            if ready and key is not None and self._ring is not None:
+                server = self._by_url[self._ring.place(key, {e.url: e.in_flight for e in ready})]
+            else:
+                soonest = min(self._servers, key=lambda e: e.until)
+                server = min(ready, key=lambda e: (e.in_flight, e.used), default=soonest)
             self._turn += 1
             server.used = self._turn
             server.in_flight += 1

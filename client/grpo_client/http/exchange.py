@@ -21,6 +21,7 @@ from grpo_client.protocol import (
     ScoreRequest,
     ScoreResult,
 )
+from grpo_client.ring import PROMPT_KEY, prompt_key, write_key
 from grpo_client.text import AnyRequest
 from grpo_client.validation.answers import check_answer
 from grpo_client.validation.words import as_object
@@ -41,13 +42,15 @@ def _new_request_id() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One HTTP request, whichever server gets it. Its id stays the same over retries, to be found in every log."""
+    """One HTTP request, whichever server gets it. Its id stays the same over retries, to be found in every log. key: of the
+    prompt that it is about."""
 
     method: Literal["GET", "POST", "PUT"]
     path: str
     headers: Mapping[str, str] = field(default_factory=lambda: {})
     body: bytes | None = field(default=None, repr=False)
     request_id: str = field(default_factory=_new_request_id)
+    key: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,8 @@ class Reply:
 
 
 def score_call(request: AnyRequest, encoding: Encoding) -> Call:
-    """The call that asks for scores. Text travels as JSON whatever the encoding; the answer comes in `encoding`.
+    """The call that asks for scores. Text travels as JSON whatever the encoding; the answer comes in `encoding`. Its
+    key is that of its first prompt, also where it asks about several.
 
     Raises ProtocolError for a chat message that JSON cannot hold.
     """
@@ -76,7 +80,11 @@ def score_call(request: AnyRequest, encoding: Encoding) -> Call:
         content, body = MEDIA_TENSORS, wire_tensors.encode_request(request)
     else:
         content, body = MEDIA_JSON, _json(request)
-    return Call("POST", ROUTE_LOGPROBS, {"Content-Type": content, "Accept": accept}, body)
+    headers = {"Content-Type": content, "Accept": accept}
+    key = prompt_key(request.groups[0].prompt) if request.groups else None
+    if key is not None:
+        headers[PROMPT_KEY] = write_key(key)
+    return Call("POST", ROUTE_LOGPROBS, headers, body, key=key)
 
 
 def _json(request: AnyRequest) -> bytes:

@@ -50,7 +50,7 @@ class ReferenceConfig(Section):
     """The server that holds the frozen reference."""
 
     urls: tuple[str, ...] = ("http://127.0.0.1:8000",)
-    """One or several base URLs; the least busy is asked first."""
+    """One or several base URLs; a prompt goes to the same one each time, unless that is busier than the others."""
     api_key: SecretStr | None = None
     """Sent as a bearer token, when the server wants one; None: the environment's GRPO_API_KEY. Written nowhere."""
     timeout: float = Field(default=300.0, gt=0)
