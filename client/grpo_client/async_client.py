@@ -16,11 +16,12 @@ from grpo_client.arguments.types import CompletionMask, Completions, Ids, Prompt
 from grpo_client.core import ClientCore
 from grpo_client.errors import APIError, ConnectionFailed, GrpoClientError
 from grpo_client.forks import PerProcess
-from grpo_client.http.exchange import Call, Encoding, Reply, info_call, move_call, raise_for_status, ready_call
+from grpo_client.http.exchange import Call, Encoding, Reply, info_call, raise_for_status, ready_call
 from grpo_client.http.retry import RetryPolicy
 from grpo_client.http.tls import TLS
 from grpo_client.http.tokenizer import detokenize_call, read_ids, read_text, tokenize_call
 from grpo_client.http.transport import AsyncBaseTransport, AsyncTransport
+from grpo_client.moving import Move, advance_move, not_away
 from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult, TopDtype
 from grpo_client.settings import (
     DEFAULT_IN_FLIGHT,
@@ -202,12 +203,32 @@ class AsyncReferenceClient:
         core = self._core()
         return await self._retried(core.settings.retry, core.info, info_call())
 
-    async def move(self, model: str, *, decay: float | None = None, admin_key: str | None = None) -> ReferenceInfo:
+    async def move(
+        self, model: str, *, decay: float | None = None, revision: str | None = None, admin_key: str | None = None
+    ) -> ReferenceInfo:
         """See `ReferenceClient.move`."""
+        core = self._core()
+        steps = core.steps(Move(model, decay, revision, admin_key))
+        step = advance_move(steps, None)
+        while not isinstance(step, list):
+            patient, urls = step.patient, list(step.calls)
+            asked = [self._answer(call, url, patient) for url, call in step.calls.items()]
+            step = advance_move(steps, dict(zip(urls, await asyncio.gather(*asked), strict=True)))
+        return core.moved(step)
+
+    async def _answer(self, call: Call, url: str, patient: bool) -> Reply | GrpoClientError:
         core, transport = self._core(), self._here().transport
-        core.settings.check_key()
-        call = move_call(model, decay, admin_key)
-        return core.moved(await asyncio.gather(*(transport.send(call, url) for url in core.settings.urls)))
+
+        async def once() -> Reply:
+            return not_away(await transport.send(call, url))
+
+        policy = core.settings.retry
+        try:
+            if not patient:
+                return await transport.send(call, url)
+            return await policy.async_retrying(self._sleep, lambda: False, lambda: self._closed, core.log)(once)
+        except GrpoClientError as error:
+            return error
 
     async def upload(
         self, source: Source, *, on_progress: OnProgress | None = None, admin_key: str | None = None

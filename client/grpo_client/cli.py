@@ -1,4 +1,5 @@
-"""`grpo-client`: score files of rollouts, check them, ask a server who it is, wait until it is there, probe any endpoint."""
+"""`grpo-client`: score files of rollouts, check them, ask a server who it is, wait until it is there, have it host
+another model, probe any endpoint."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from grpo_client.commands.check import CHECK_HELP, check_command
 from grpo_client.commands.probe import PROBE_HELP, probe
 from grpo_client.commands.progress import score_progress
 from grpo_client.commands.score import SCORE_HELP, check_paths, count_lines_left, score_rest
+from grpo_client.commands.swap import SWAP_HELP, swap
 from grpo_client.commands.terminal import told
 from grpo_client.commands.upload import UPLOAD_HELP, upload
 from grpo_client.core import FIRST
@@ -185,6 +187,7 @@ def wait(
 app.command("check", help=CHECK_HELP)(check_command)
 app.command(help=PROBE_HELP)(probe)
 app.command(help=UPLOAD_HELP)(upload)
+app.command(help=SWAP_HELP)(swap)
 
 
 def main() -> None:

@@ -18,11 +18,12 @@ from grpo_client.arguments.types import CompletionMask, Completions, Ids, Prompt
 from grpo_client.core import ClientCore
 from grpo_client.errors import APIError, ConnectionFailed
 from grpo_client.forks import PerProcess
-from grpo_client.http.exchange import Encoding, info_call, move_call, raise_for_status, ready_call
+from grpo_client.http.exchange import Encoding, info_call, raise_for_status, ready_call
 from grpo_client.http.retry import RetryPolicy
 from grpo_client.http.tls import TLS
 from grpo_client.http.tokenizer import detokenize_call, read_ids, read_text, tokenize_call
 from grpo_client.http.transport import BaseTransport
+from grpo_client.moving import Move
 from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult, TopDtype
 from grpo_client.settings import (
     DEFAULT_IN_FLIGHT,
@@ -234,17 +235,20 @@ class ReferenceClient:
         here = self._here()
         return here.retried(here.core.settings.retry, here.core.info, info_call())
 
-    def move(self, model: str, *, decay: float | None = None, admin_key: str | None = None) -> ReferenceInfo:
+    def move(
+        self, model: str, *, decay: float | None = None, revision: str | None = None, admin_key: str | None = None
+    ) -> ReferenceInfo:
         """Have every server host another model, or with decay the average decay * hosted + (1 - decay) * model, and wait for
         it; says who answers from now on, which is pinned where the one before was.
 
-        model: as the servers find it: a directory that they can read, an id of the hub, or what `upload` returned. admin_key:
-        else the client's own key, if that is one. Nothing is tried again, for an average that was taken once more would be
-        another. Raises RequestRefused for a model that cannot be hosted, NotAuthorized, Unavailable while another move is
-        under way, ConnectionFailed.
+        model: as the servers find it: a directory that they can read, an id of the hub, or what `upload` returned. revision: of
+        an id. admin_key: else the client's own key, if that is one. Several servers move together, under one version, or none
+        does: see `moving`. Nothing is tried again before that is decided, for an average that was taken once more would be
+        another. Raises RequestRefused for a model that cannot be hosted, FingerprintMismatch where the servers would differ,
+        NotAuthorized, Unavailable while another move is under way, ConnectionFailed; then all host what they did.
         """
         here = self._here()
-        return here.core.moved(here.at_each(move_call(model, decay, admin_key)))
+        return here.core.moved(here.moved(here.core.steps(Move(model, decay, revision, admin_key))))
 
     def upload(self, source: Source, *, on_progress: OnProgress | None = None, admin_key: str | None = None) -> str:
         """Bring a model to every server, for `move`: what its files are called there, as `upload:ID`.

@@ -12,6 +12,7 @@ from grpo_client.errors import FingerprintMismatch
 from grpo_client.http.exchange import Call, Reply, read_info, read_scores, score_call
 from grpo_client.http.retry import RetryPolicy
 from grpo_client.http.retry_log import RetryLog
+from grpo_client.moving import Move, Steps, alone, together
 from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreResult, TopDtype
 from grpo_client.settings import ClientSettings
 from grpo_client.splitting import merge, split
@@ -130,12 +131,14 @@ class ClientCore:
         self._pin.move(info)
         return info
 
-    def moved(self, replies: Sequence[Reply]) -> ReferenceInfo:
-        """Who answers from now on, by every server. Raises FingerprintMismatch when they are not the same."""
-        infos = [read_info(reply) for reply in replies]
-        if len({info.fingerprint for info in infos}) > 1:
-            told = ", ".join(f"{url}: {i.fingerprint[:16]}" for url, i in zip(self.settings.urls, infos, strict=True))
-            raise FingerprintMismatch(f"the servers host different references after they were moved ({told})")
+    def steps(self, move: Move) -> Steps:
+        """How the servers are moved."""
+        self.settings.check_key()
+        urls = list(dict.fromkeys(self.settings.urls))
+        return alone(move, urls[0]) if len(urls) == 1 else together(move, urls)
+
+    def moved(self, infos: Sequence[ReferenceInfo]) -> ReferenceInfo:
+        """Who answers from now on, which is pinned where the one before was."""
         self._pin.move(infos[0])
         return infos[0]
 

@@ -13,7 +13,8 @@ from grpo_client.errors import ClientClosed, GrpoClientError
 from grpo_client.http.exchange import Call, Reply
 from grpo_client.http.retry import RetryPolicy
 from grpo_client.http.transport import BaseTransport, SyncTransport
-from grpo_client.protocol import ScoreResult
+from grpo_client.moving import Answers, Steps, advance_move, not_away
+from grpo_client.protocol import ReferenceInfo, ScoreResult
 from grpo_client.text import AnyRequest
 from grpo_client.tracing import span
 from grpo_client.uploading import ModelFile, OnProgress, Sending, advance, same
@@ -62,13 +63,31 @@ class Workers:
 
         return policy.retrying(self._sleep, balancer.ready, self._closed.is_set, log)(once)
 
-    def at_each(self, call: Call) -> list[Reply]:
-        """What every server says, asked once each and all at once: for what must not be done twice."""
-        self.core.settings.check_key()
-        if self._closed.is_set():
-            raise closed()
-        asked = [self._parts.submit(self._transport.send, call, url) for url in self.core.settings.urls]
-        return [future.result() for future in asked]
+    def moved(self, steps: Steps) -> list[ReferenceInfo]:
+        """Carry the steps of a move out: the calls of each round at once."""
+        answers: Answers | None = None
+        while True:
+            if self._closed.is_set():
+                raise closed()
+            step = advance_move(steps, answers)
+            if isinstance(step, list):
+                return step
+            # threads of their own: each of the servers, which may be many, must be there at the same time
+            with ThreadPoolExecutor(len(step.calls), "grpo-client-move") as pool:
+                asked = {url: pool.submit(self._answer, call, url, step.patient) for url, call in step.calls.items()}
+                answers = {url: future.result() for url, future in asked.items()}
+
+    def _answer(self, call: Call, url: str, patient: bool) -> Reply | GrpoClientError:
+        def once() -> Reply:
+            return not_away(self._transport.send(call, url))
+
+        policy = self.core.settings.retry
+        try:
+            if not patient:
+                return self._transport.send(call, url)
+            return policy.retrying(self._sleep, lambda: False, self._closed.is_set, self.core.log)(once)
+        except GrpoClientError as error:
+            return error
 
     def upload(self, files: list[ModelFile], admin_key: str | None, on_progress: OnProgress) -> str:
         """Bring a model to every server, one after the other; what to name to have it hosted."""

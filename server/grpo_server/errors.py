@@ -29,6 +29,7 @@ class ErrorCode(Enum):
     SWAP_UNDER_WAY = ("swap_under_way", 409, "conflict_error")
     UPLOAD_BUSY = ("upload_busy", 409, "conflict_error")
     UPLOAD_OFFSET = ("upload_offset", 409, "conflict_error")
+    NOT_HELD = ("not_held", 409, "conflict_error")
     SWAP_CANCELLED = ("swap_cancelled", 409, "conflict_error")
     BODY_TOO_LARGE = ("body_too_large", 413, "invalid_request_error")
     CONTEXT_LENGTH = ("context_length_exceeded", 413, "invalid_request_error")
@@ -68,6 +69,7 @@ NOT_WORTH_RETRYING = frozenset(
         ErrorCode.INSUFFICIENT_STORAGE,
         ErrorCode.OUT_OF_MEMORY,
         ErrorCode.LOAD_FAILED,
+        ErrorCode.NOT_HELD,
         ErrorCode.SWAP_CANCELLED,
         ErrorCode.SWAP_TIMEOUT,
         ErrorCode.UPLOAD_OFFSET,

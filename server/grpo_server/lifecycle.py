@@ -233,6 +233,11 @@ class Service:
         """The engine that answers as this reference; None when it has left."""
         return None if self._house is None else self._house.hosting(info)
 
+    def pinned(self, fingerprint: str) -> HostedEngine | None:
+        """The engine that is held for the word to serve, if it is this reference."""
+        held = None if self._house is None else self._house.held
+        return held if held is not None and held.info.fingerprint == fingerprint else None
+
     @property
     def swaps(self) -> Swaps:
         """Raises ServiceError (503) while nothing is hosted."""

@@ -69,7 +69,7 @@ class Scoring:
         ReferenceReplaced when another hosts than `by`.
         """
         if by is None:
-            return await self.by_one_reference(lambda hosted: self.score(request, hosted))
+            return await self.by_one_reference(lambda hosted: self.score(request, self._pinned(request, hosted)))
         if isinstance(request, TextScoreRequest):
             ids = await self._tokenize(request, by)
             result = await self._score_ids(ids, by)
@@ -79,6 +79,13 @@ class Scoring:
                 completion_ids=tuple(c for g in ids.groups for c in g.completions),
             )
         return await self._score_ids(request, by)
+
+    def _pinned(self, request: ScoreRequest | TextScoreRequest, hosted: Hosted) -> Hosted:
+        """Who answers a pinned request while servers change together: who is held here, if that is the one."""
+        if request.fingerprint is None or request.fingerprint == hosted.info.fingerprint:
+            return hosted
+        held = self._service.pinned(request.fingerprint)
+        return hosted if held is None else held.hosted
 
     async def _tokenize(self, request: TextScoreRequest, by: Hosted) -> ScoreRequest:
         if by.tokenizer is None:

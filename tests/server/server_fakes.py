@@ -194,6 +194,7 @@ class FakeEngine:
         on_stage("probe")
         new = copy.copy(self)
         new.swap(change.source if change.decay is None else f"{change.source}*{change.decay}")
+        new.version = new.version if change.version is None else change.version
         return new
 
     def adapt(self, change: AdapterChange, on_stage: OnStage) -> FakeEngine:

@@ -33,7 +33,7 @@ _LONGEST_MESSAGE = 2000  # characters of what a server says that go into an erro
 
 
 # 409s that say nothing of who answers.
-_PASSING_CONFLICTS = frozenset({"swap_under_way", "upload_busy", "upload_offset"})
+_PASSING_CONFLICTS = frozenset({"not_held", "swap_under_way", "upload_busy", "upload_offset"})
 
 
 def _new_request_id() -> str:
@@ -45,7 +45,7 @@ class Call:
     """One HTTP request, whichever server gets it. Its id stays the same over retries, to be found in every log. key: of the
     prompt that it is about."""
 
-    method: Literal["GET", "POST", "PUT"]
+    method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str
     headers: Mapping[str, str] = field(default_factory=lambda: {})
     body: bytes | None = field(default=None, repr=False)
@@ -104,12 +104,38 @@ def ready_call() -> Call:
     return Call("GET", ROUTE_READY)
 
 
-def move_call(model: str, decay: float | None, admin_key: str | None) -> Call:
+def move_call(
+    model: str, decay: float | None, admin_key: str | None, *, revision: str | None = None, version: int | None = None
+) -> Call:
     """The call that hosts a model that the server can read, or mixes it into the hosted one. admin_key: None: the client's
-    own."""
-    headers = {"Content-Type": MEDIA_JSON} | ({"Authorization": f"Bearer {admin_key}"} if admin_key else {})
-    asked = {"model": model} if decay is None else {"model": model, "decay": decay}
-    return Call("POST", ROUTE_ADMIN if decay is None else f"{ROUTE_ADMIN}/ema", headers, to_json(asked))
+    own. version: that it gets; it then waits for `commit_call`."""
+    asked: dict[str, Any] = {"model": model}
+    if decay is not None:
+        asked["decay"] = decay
+    if revision is not None:
+        asked["revision"] = revision
+    if version is not None:
+        asked |= {"version": version, "hold": True}
+    return _admin_call("POST", ROUTE_ADMIN if decay is None else f"{ROUTE_ADMIN}/ema", admin_key, asked)
+
+
+def commit_call(version: int, admin_key: str | None) -> Call:
+    """The call that lets serve what was brought up as this version."""
+    return _admin_call("POST", f"{ROUTE_ADMIN}/commit", admin_key, {"version": version})
+
+
+def cancel_call(admin_key: str | None) -> Call:
+    """The call that ends what is under way."""
+    return _admin_call("DELETE", ROUTE_ADMIN, admin_key, None)
+
+
+def _admin_call(
+    method: Literal["POST", "DELETE"], path: str, admin_key: str | None, asked: dict[str, Any] | None
+) -> Call:
+    headers = {"Authorization": f"Bearer {admin_key}"} if admin_key else {}
+    if asked is None:
+        return Call(method, path, headers)
+    return Call(method, path, headers | {"Content-Type": MEDIA_JSON}, to_json(asked))
 
 
 def read_scores(reply: Reply, request: AnyRequest) -> ScoreResult:
@@ -156,6 +182,15 @@ def raise_for_status(reply: Reply) -> None:
         retry_after=asked_wait_of(reply.headers),
         url=reply.url,
     )
+
+
+def code_of(answer: Reply | errors.GrpoClientError) -> str | None:
+    """The `code` with which a server refused, else its status; None where it did not refuse, or did not answer."""
+    if isinstance(answer, errors.APIError):
+        return answer.code
+    if isinstance(answer, errors.GrpoClientError) or answer.status < 400:
+        return None
+    return str(_error_object(answer.body).get("code") or answer.status)
 
 
 def _kind_of(status: int) -> type[errors.APIError]:

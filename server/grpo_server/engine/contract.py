@@ -115,12 +115,14 @@ class BatchScores:
 @dataclass(frozen=True, slots=True)
 class Change:
     """What shall be hosted next. source: as `EngineConfig.model`, its files here already. name: what clients see; None: the
-    source. decay: share of the hosted weights that stays, whose name and tokenizer stay as well; None: none."""
+    source. decay: share of the hosted weights that stays, whose name and tokenizer stay as well; None: none. version: that it
+    gets; None: the hosted one's + 1."""
 
     source: str
     revision: str | None = None
     name: str | None = None
     decay: float | None = None
+    version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +192,9 @@ class HostedEngine(Engine, Protocol):
         ...
 
     def beside(self, change: Change, on_stage: OnStage) -> HostedEngine:
-        """Another engine, which hosts what the change makes of this reference, version + 1. On any thread; this one may serve
-        meanwhile, and stays as it is. Raises OSError or ValueError when the source cannot be loaded or does not fit."""
+        """Another engine, which hosts what the change makes of this reference, as the next version. On any thread; this one
+        may serve meanwhile, and stays as it is. Raises OSError or ValueError when the source cannot be
+        loaded or does not fit."""
         ...
 
     def adapt(self, change: AdapterChange, on_stage: OnStage) -> HostedEngine:

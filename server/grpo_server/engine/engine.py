@@ -226,7 +226,7 @@ class TorchEngine:
         """What a change gives: a swap what is in its source, a mix (exponential moving average) the hosted weights moved
         towards it, under the hosted name and with the hosted tokenizer."""
         on_stage("load")
-        version = self.info.version + 1
+        version = self.info.version + 1 if change.version is None else change.version
         config = replace(
             self._config,
             model=change.source,

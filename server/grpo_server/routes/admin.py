@@ -21,6 +21,11 @@ from grpo_server.swapping.swaps import Wish
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
+VERSION = "That the new reference gets, later than the hosted one's; null: the next."
+HOLD = (
+    "true: bring it up beside the hosted one and answer with it when it is there; it serves at /admin/reference/commit."
+)
+
 
 class SwapRequest(BaseModel):
     """Host another model."""
@@ -29,6 +34,8 @@ class SwapRequest(BaseModel):
 
     model: str = Field(min_length=1, description="Directory, .gguf file, hub id, or demo.")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    version: int | None = Field(None, description=VERSION)
+    hold: bool = Field(False, description=HOLD)
     wait: bool = Field(True, description="false: answer 202 at once; /v1/reference says how far it is.")
 
 
@@ -39,21 +46,40 @@ class MixRequest(BaseModel):
 
     model: str = Field(min_length=1, description="A checkpoint of the same architecture.")
     decay: float = Field(ge=0, le=1, allow_inf_nan=False, description="Share of the old weights that stays.")
+    version: int | None = Field(None, description=VERSION)
+    hold: bool = Field(False, description=HOLD)
     wait: bool = Field(True, description="false: answer 202 at once; /v1/reference says how far it is.")
+
+
+class CommitRequest(BaseModel):
+    """Let the reference serve that was brought up with `hold`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = Field(description="Of the reference that is held.")
 
 
 @router.post("/reference", openapi_extra=described(SwapRequest), response_model=ReferenceInfo | SwapStatus)
 async def swap(request: Request, response: Response, service: ServiceDep) -> ReferenceInfo | SwapStatus:
     """Replace the reference; version + 1. If it cannot be loaded (422) or not in time (504), the old one serves on."""
     change = await read_json(request, service, SwapRequest)
-    return await _replace(service, Wish(change.model, change.revision), response, wait=change.wait)
+    wish = Wish(change.model, change.revision, version=change.version, hold=change.hold)
+    return await _replace(service, wish, response, wait=change.wait)
 
 
 @router.post("/reference/ema", openapi_extra=described(MixRequest), response_model=ReferenceInfo | SwapStatus)
 async def mix(request: Request, response: Response, service: ServiceDep) -> ReferenceInfo | SwapStatus:
     """Move the reference towards a checkpoint; version + 1. If that does not fit (422), the old one serves on."""
     change = await read_json(request, service, MixRequest)
-    return await _replace(service, Wish(change.model, decay=change.decay), response, wait=change.wait)
+    wish = Wish(change.model, decay=change.decay, version=change.version, hold=change.hold)
+    return await _replace(service, wish, response, wait=change.wait)
+
+
+@router.post("/reference/commit", openapi_extra=described(CommitRequest))
+async def commit(request: Request, service: ServiceDep) -> ReferenceInfo:
+    """Let what is held serve, on one of several servers that change together; may be said again. 409 where it is not held."""
+    asked = await read_json(request, service, CommitRequest)
+    return await service.swaps.commit(asked.version)
 
 
 @router.delete("/reference")
@@ -72,7 +98,7 @@ async def _replace(service: Service, wish: Wish, response: Response, *, wait: bo
     """The task goes on when its client leaves."""
     task = service.swaps.begin(wish)
     if wait:
-        return await asyncio.shield(task)
+        return await (service.swaps.up(task) if wish.hold else asyncio.shield(task))
     response.status_code = HTTPStatus.ACCEPTED
     status = service.swaps.status
     assert status is not None

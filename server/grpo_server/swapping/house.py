@@ -1,4 +1,5 @@
-"""The engines of a server: the one that is asked, and those before it that still compute what they had accepted."""
+"""The engines of a server: the one that is asked, those before it that still compute what they had accepted, and one that is
+held for the word to serve."""
 
 from __future__ import annotations
 
@@ -21,19 +22,35 @@ class House:
     def __init__(self, engine: HostedEngine, scheduler: Scheduler, compute: Executor) -> None:
         self.engine, self._scheduler, self._compute = engine, scheduler, compute
         self._leaving: dict[HostedEngine, asyncio.Task[None]] = {}
+        self._held: HostedEngine | None = None
 
     @property
     def engines(self) -> list[HostedEngine]:
         """All whose weights are in memory, the one that is asked first."""
-        return [self.engine, *self._leaving]
+        return [self.engine, *self._leaving, *([] if self._held is None else [self._held])]
 
     def hosting(self, info: ReferenceInfo) -> HostedEngine | None:
         """The engine with this reference; None when it has left."""
         return next((engine for engine in self.engines if engine.info == info), None)
 
+    @property
+    def held(self) -> HostedEngine | None:
+        """Up, and asked by those alone who ask for its fingerprint."""
+        return self._held
+
+    def hold(self, engine: HostedEngine) -> None:
+        """Until it is let go of, or asked by all."""
+        self._held = engine
+
+    def let_go_of_held(self) -> None:
+        """It finishes what it has accepted, and leaves. Nothing where none is held."""
+        if (engine := self._held) is not None:
+            self._held = None
+            self._leaving[engine] = asyncio.create_task(self._see_off(engine), name="let go of a held reference")
+
     def flip(self, engine: HostedEngine) -> None:
         """From now on this engine is asked. The one before finishes what it has accepted, and leaves."""
-        old, self.engine = self.engine, engine
+        old, self.engine, self._held = self.engine, engine, None
         self._scheduler.host(engine)
         self._leaving[old] = asyncio.create_task(self._see_off(old), name="let go of a reference")
 

@@ -23,6 +23,7 @@ WORDS = {
     "probe": "comparing scores with the model's own forward",
     "verify": "computing the fingerprint of weights, config and tokenizer",
     "save": "keeping it for a restart",
+    "hold": "up, and waiting for the word to serve",
     "record": "writing down who is hosted",
 }
 

@@ -1,6 +1,10 @@
 """One swap at a time, from being asked for to the flip between two batches.
 
-    wait > fetch > (empty) > load > probe > verify > (save) > record, flip
+    wait > fetch > (empty) > load > probe > verify > (save) > (hold) > record, flip
+
+hold: where several servers change together, each waits here, with the new reference up beside the old one, for the word that
+all are there. Meanwhile who asks for the new fingerprint is answered by it already, so that clients that are pinned to it may
+meet servers before and behind the flip.
 
 Up to `record` it can be cancelled and ends at its deadline, and nothing has changed. A thread that reads weights cannot be
 interrupted: then the swap is over for whoever asked, and the next one is refused until the thread has come to its next stage.
@@ -45,11 +49,14 @@ RETRY_AFTER_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is asked for: to host a model, or to mix it into the hosted one with `decay` of that left."""
+    """What is asked for: to host a model, or to mix it into the hosted one with `decay` of that left. version: that it gets;
+    None: the next. hold: wait for the word before it serves."""
 
     model: str
     revision: str | None = None
     decay: float | None = None
+    version: int | None = None
+    hold: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -82,6 +89,8 @@ class Swaps:
         self._task: asyncio.Task[ReferenceInfo] | None = None
         self._thread: asyncio.Future[Any] | None = None
         self._why: ServiceError | None = None
+        self._word = asyncio.Event()
+        self._up = asyncio.Event()
         self._count = 0
         metrics.watch(under_way=lambda: self.under_way, engines=lambda: len(house.engines))
 
@@ -102,10 +111,17 @@ class Swaps:
     def begin(self, wish: Wish) -> asyncio.Task[ReferenceInfo]:
         """Begin it: a task that gives the new reference. Leave it be if nobody waits for it: it goes on.
 
-        Raises ServiceError: 409 while another is under way, 403 and 422 for a source that cannot be used. The task raises
-        it, too.
+        Raises ServiceError: 409 while another is under way, 403 and 422 for a source that cannot be used, 422 for a version
+        that is not a later one. The task raises it, too.
         """
         self._scheduler.door.refuse_if_closed()
+        hosted = self._house.engine.info.version
+        if wish.version is not None and wish.version <= hosted:
+            raise ServiceError(
+                ErrorCode.INVALID_VALUE,
+                f"version {wish.version} is not later than the hosted one, {hosted}; versions only grow",
+                param="version",
+            )
         if self.under_way or self.in_thread:
             assert self._progress is not None
             busy = self._progress
@@ -120,6 +136,7 @@ class Swaps:
         source = self._allowed.check(wish.model) if reads else None
         self._count += 1
         self._why = None
+        self._word, self._up = asyncio.Event(), asyncio.Event()
         self._progress = progress = Progress(self._count, wish.kind, wish.model)
 
         self._task = asyncio.create_task(self._run(wish, source, progress), name=f"swap {self._count}")
@@ -136,14 +153,41 @@ class Swaps:
         self._task.cancel()
         return True
 
+    async def up(self, task: asyncio.Task[ReferenceInfo]) -> ReferenceInfo:
+        """Who is held, once the swap that was begun as this task has come so far. Raises what the task does."""
+        waiting = asyncio.ensure_future(self._up.wait())
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        held = self._house.held
+        return await task if task.done() or held is None else held.info
+
+    async def commit(self, version: int) -> ReferenceInfo:
+        """The word: who is held as this version serves from now on. Said again, it changes nothing.
+
+        Raises ServiceError (409 not_held) where no such version is held or hosted.
+        """
+        held, task = self._house.held, self._task
+        if held is not None and held.info.version == version and self.under_way and task is not None:
+            self._word.set()
+            return await asyncio.shield(task)
+        hosted = self._house.engine.info
+        if hosted.version == version:
+            return hosted
+        raise ServiceError(
+            ErrorCode.NOT_HELD,
+            f"version {version} is not held here, where version {hosted.version} serves; bring it here again with "
+            'POST /admin/reference and "hold": true',
+            param="version",
+        )
+
     async def over(self) -> None:
         """Until no swap is under way."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
     async def drain(self) -> None:
-        """Wait for a swap that has come to its weights; one that still fetches is ended."""
-        if self._progress is not None and self._progress.stage in ("wait", "fetch"):
+        """Wait for a swap that has come to its weights; one that still fetches, or waits for the word, is ended."""
+        if self._progress is not None and self._progress.stage in ("wait", "fetch", "hold"):
             self.cancel(draining("the server is shutting down and takes no other reference"))
         await self.over()
 
@@ -181,6 +225,7 @@ class Swaps:
             outcome = "done"
             return info
         finally:
+            self._house.let_go_of_held()
             progress.finish(outcome, None if outcome == "done" else error.message)
             self._metrics.ended(progress)
             if staging is not None:
@@ -201,12 +246,17 @@ class Swaps:
                     thread = self._compute
                     progress.enter("empty")
                     await until_flipped.enter_async_context(self._scheduler.door.closed_for_swap())
-                change = Change(fetched.source, fetched.revision, wish.model, wish.decay)
+                change = Change(fetched.source, fetched.revision, wish.model, wish.decay, wish.version)
                 old = self._house.engine
                 engine = await self._in(thread, progress, lambda: old.beside(change, progress.enter))
                 if staging is not None and wish.decay is not None:
                     progress.enter("save")
                     await self._in(self._aside, progress, lambda: _save(engine, staging))
+                if wish.hold:
+                    progress.enter("hold")
+                    self._house.hold(engine)
+                    self._up.set()
+                    await self._word.wait()
                 progress.enter("record")
             await self._in(self._aside, progress, lambda: self._record(wish, fetched, staging, engine.info))
             self._house.flip(engine)

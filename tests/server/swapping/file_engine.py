@@ -17,7 +17,7 @@ class FileEngine(FakeEngine):
 
     def beside(self, change: Change, on_stage: OnStage) -> FakeEngine:
         read = (Path(change.source) / "weights").read_text()
-        named = Change(read if change.decay is None else f"{self.info.model}+{read}")
+        named = Change(read if change.decay is None else f"{self.info.model}+{read}", version=change.version)
         return super().beside(named, on_stage)
 
     def save(self, directory: Path) -> None:
