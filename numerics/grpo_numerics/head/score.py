@@ -23,11 +23,11 @@ import math
 from collections.abc import Set
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..transforms import Normalizer, check_targets
+from .best import best_tokens
 from .choice import on_triton
 from .figures import WANTS, Chosen, HeadScores, Want, figures, joined
 from .online import OnlineLogSumExp
@@ -109,13 +109,11 @@ class _Tally:
         self.block = block
         self._tiles = tiles
         self._want = want
-        self._top_k = top_k
         self._target = tiles.target_logits(block)  # (M, 1)
         device = self._target.device
         self._others = OnlineLogSumExp(block.height, dtype=tiles.dtype, device=device, entropy="entropy" in want)
         self._above = torch.zeros(block.height, dtype=tiles.dtype, device=device) if "rank" in want else None
-        self._top = torch.empty(block.height, 0, dtype=tiles.dtype, device=device)
-        self._top_ids = torch.empty(block.height, 0, dtype=torch.int64, device=device)
+        self._top = best_tokens(block.height, top_k, dtype=tiles.dtype, device=device) if top_k else None
         self._ids = None if token_ids is None else padded(token_ids[block.start : block.stop].long(), block.height)
         self._id_logits = None if self._ids is None else torch.full_like(self._ids, -math.inf, dtype=tiles.dtype)
         rest = OnlineLogSumExp(block.height, dtype=tiles.dtype, device=device) if "tail" in want else None
@@ -133,14 +131,15 @@ class _Tally:
         if self._above is not None:
             # 0.0 and 1.0 rather than booleans: compared and summed at a third of the time
             self._above += torch.gt(z, self._target, out=self._tiles.scratch("spare", *z.shape)).sum(-1)
-        if self._top_k:
-            before = self._top.clone() if self._top_rest is not None else self._top
-            self._take_top(z, columns.start)
-            if self._top_rest is not None:
+        if self._top is not None:
+            before = self._top.logits if self._top_rest is not None else None
+            self._top.take(z, columns.start)
+            if self._top_rest is not None and before is not None:
                 # those of earlier tiles stay in front of later ones, best first: what is left of them is their beginning
-                kept = (self._top_ids < columns.start).sum(-1, keepdim=True)
+                ids = self._top.ids
+                kept = (ids < columns.start).sum(-1, keepdim=True)
                 dropped = torch.where(torch.arange(before.shape[1], device=z.device) >= kept, before, -math.inf)
-                self._top_rest.consume(torch.cat([_without(z, self._top_ids - columns.start), dropped], 1))
+                self._top_rest.consume(_without(z, ids - columns.start, dropped))
         if self._ids is not None and self._id_logits is not None:
             local_ids = self._ids - columns.start
             found = z.gather(1, local_ids.clamp(0, z.shape[1] - 1))
@@ -152,27 +151,11 @@ class _Tally:
         spare = self._tiles.scratch("spare", *z.shape) if self._others.weighted is not None else None
         self._others.consume(z, spare)
 
-    def _take_top(self, z: Tensor, start: int) -> None:
-        """Merge the tile's best into the best so far; only rows that have something better, once k are known."""
-        full = self._top.shape[1] == self._top_k
-        rows = slice(None)
-        if full and z.device.type == "cpu":  # on a GPU the host would wait for the answer
-            rows = torch.from_numpy(np.flatnonzero((z.amax(-1) > self._top[:, -1]).numpy()))
-        values, ids = z[rows].topk(min(self._top_k, z.shape[1]), dim=-1)
-        values = torch.cat([self._top[rows], values], 1)
-        ids = torch.cat([self._top_ids[rows], ids + start], 1)
-        values, order = values.sort(dim=-1, descending=True, stable=True)  # equal logits: the earlier tile's first
-        values, ids = values[:, : self._top_k], ids.gather(1, order)[:, : self._top_k]
-        if full:
-            self._top[rows], self._top_ids[rows] = values, ids
-        else:
-            self._top, self._top_ids = values, ids
-
     def scores(self) -> HeadScores:
         """The block's figures, without the padding."""
         chosen = Chosen(
-            top_ids=self._top_ids if self._top_k else None,
-            top=self._top if self._top_k else None,
+            top_ids=None if self._top is None else self._top.ids,
+            top=None if self._top is None else self._top.logits,
             top_rest=self._top_rest,
             ids=self._ids,
             asked=self._id_logits,
@@ -182,10 +165,12 @@ class _Tally:
         return figures(target, targets, self._others, self._above, self._want, chosen).first(self.block.rows)
 
 
-def _without(z: Tensor, local_ids: Tensor) -> Tensor:
-    """A copy of z (M, v) with -inf in these columns (M, n); those outside z are none."""
+def _without(z: Tensor, local_ids: Tensor, further: Tensor | None = None) -> Tensor:
+    """A copy of z (M, v) with -inf in these columns (M, n), those outside z being none; `further` (M, m) columns behind it."""
     rows, width = z.shape
-    copy = z.new_empty(rows, width + 1)
-    copy[:, :width] = z
+    copy = z.new_empty(rows, width + 1 + (0 if further is None else further.shape[1]))
+    copy[:, 1 : width + 1] = z
+    if further is not None:
+        copy[:, width + 1 :] = further
     outside = (local_ids < 0) | (local_ids >= width)
-    return copy.scatter_(1, local_ids.masked_fill(outside, width), -math.inf)[:, :width]
+    return copy.scatter_(1, (local_ids + 1).masked_fill(outside, 0), -math.inf)[:, 1:]
