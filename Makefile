@@ -10,6 +10,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/installed
 CLIENTS := .venv-clients
 CLIENTS_STAMP := $(CLIENTS)/installed
+RAY := .venv-ray
 DOORS := .venv-trl .venv-axolotl .venv-deepspeed
 
 PIP_FLAGS ?=
@@ -25,7 +26,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-browser test-clients test-doors serve bench docs generate vendor dist lint format slim clean
+.PHONY: help install demo test test-browser test-clients test-doors test-ray serve bench docs generate vendor dist lint format slim clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +50,9 @@ test-doors: $(STAMP) $(DOORS:=/installed) ## Run the tests of the TRL, Axolotl a
 	HF_HUB_OFFLINE=1 .venv-trl/bin/python -m pytest tests/doors $(PYTEST_FLAGS)
 	HF_HUB_OFFLINE=1 .venv-axolotl/bin/python -m pytest -p no:anyio tests/doors/test_axolotl.py $(PYTEST_FLAGS)
 	HF_HUB_OFFLINE=1 .venv-deepspeed/bin/python -m pytest tests/doors/test_deepspeed.py $(PYTEST_FLAGS)
+
+test-ray: $(STAMP) $(RAY)/installed ## Run the tests of replicas on Ray Serve (an environment of their own, large)
+	$(RAY)/bin/python -m pytest -p no:anyio -o filterwarnings=default tests/ray $(PYTEST_FLAGS)
 
 serve: $(STAMP) ## Serve the demo model on port 8000, or another: make serve MODEL=path-or-hub-id
 	$(VENV)/bin/grpo-server --model $(MODEL) $(SERVE_FLAGS)
@@ -87,7 +91,7 @@ slim: dist ## Install the wheel alone in a throw-away environment and use the cl
 	.ci/slim-install $(RUN) dist/*.whl
 
 clean: ## Remove .venv, caches and builds; runs/ stays
-	rm -rf $(VENV) $(CLIENTS) $(DOORS) build dist site .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS) $(DOORS) $(RAY) build dist site .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so that an interrupted set-up is taken up again. A .venv that does not run (its interpreter
@@ -115,6 +119,11 @@ $(CLIENTS_STAMP): tests/clients/requirements.txt pyproject.toml | $(STAMP)
 	$(RUN) -m venv $(@D)
 	@tools/install-pycosat $(@D)/bin/python $(PIP_FLAGS)
 	$(@D)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -r tests/doors/requirements-trl.txt -e '.[server,trl]'
+	@touch $@
+
+$(RAY)/installed: tests/ray/requirements.txt pyproject.toml constraints.txt | $(STAMP)
+	$(RUN) -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -r tests/ray/requirements.txt -e '.[ray]'
 	@touch $@
 
 .venv-axolotl/installed: tests/doors/requirements-axolotl.txt pyproject.toml | $(STAMP)

@@ -12,6 +12,7 @@ from types import FrameType
 
 from grpo_client import tracing
 from grpo_client.addresses import without_secrets
+from grpo_client.extras import needs_extra
 from grpo_client.models.demo import DemoModelMissing, locate
 from grpo_client.models.files import UnusableModel
 from pydantic import ValidationError
@@ -40,10 +41,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         locate(config.model)  # a path with no model needs no torch to be refused
     except (UnusableModel, DemoModelMissing) as error:
         return _refuse_model(config, str(error))
+    if config.ray:
+        return _serve_on_ray(config)
     if config.keys_file is not None or config.tls_cert is not None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing is read yet that could be read again
     with _leaving_at_a_signal(), _collector_off():
         return _serve(config)
+
+
+def _serve_on_ray(config: ServerConfig) -> int:
+    from grpo_server import logs
+
+    logs.configure(config.log_level, config.log_format)
+    with needs_extra("ray", "grpo-server --ray"):
+        from grpo_server.ray.run import serve_on_ray
+    return serve_on_ray(config)
 
 
 def _serve(config: ServerConfig) -> int:

@@ -11,8 +11,9 @@ from typing import Annotated, Literal
 
 from grpo_client.sizes import read_size, read_size_or_auto
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, CliSuppress, SettingsConfigDict
+from pydantic_settings import CliSuppress, SettingsConfigDict
 
+from grpo_server.config_ray import RaySettings
 from grpo_server.engine.config import BatchLimits, DType, EngineConfig, ModeChoice, Tier
 from grpo_server.scheduler import SchedulerLimits
 
@@ -25,7 +26,7 @@ AutoSize = Annotated[int | None, BeforeValidator(read_size_or_auto)]
 SECRETS = frozenset({"api_key", "admin_key"})
 
 
-class ServerConfig(BaseSettings):
+class ServerConfig(RaySettings):
     """Checked once, at start. Field names are flags (with -), environment variables and file keys."""
 
     model_config = SettingsConfigDict(
@@ -251,6 +252,28 @@ class ServerConfig(BaseSettings):
             raise ValueError(
                 "state_dir: not together with tensor_parallel, whose reference is not replaced; leave one out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _ray_has_replicas(self) -> ServerConfig:
+        if not self.ray:
+            return self
+        taken = {
+            "tls_cert": self.tls_cert,
+            "upload_dir": self.upload_dir,
+            "tensor_parallel": self.tensor_parallel or None,
+        }
+        for name, given in taken.items():
+            if given is not None:
+                raise ValueError(
+                    f"{name}: not together with ray, whose replicas share nothing but an address; leave one out"
+                )
+        if self.simple_grpo:
+            raise ValueError(
+                "simple_grpo: not together with ray: what one replica holds another is asked for; leave one out"
+            )
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas ({self.max_replicas}) is below replicas ({self.replicas})")
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ Pure values: nothing here knows HTTP frameworks, so the scheduler may raise them
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
@@ -49,6 +50,7 @@ class ErrorCode(Enum):
     LOADING = ("loading", 503, "service_unavailable_error")
     SWAPPING = ("swapping", 503, "service_unavailable_error")
     DRAINING = ("draining", 503, "service_unavailable_error")
+    REPLICA_LOST = ("replica_lost", 503, "service_unavailable_error")
     LOAD_FAILED = ("load_failed", 503, "service_unavailable_error")
     TOO_MANY_CONNECTIONS = ("too_many_connections", 503, "service_unavailable_error")
     SHELF_FULL = ("shelf_full", 503, "service_unavailable_error")
@@ -93,6 +95,9 @@ class ServiceError(Exception):
         self.param = param
         self.retry_after = retry_after
 
+    def __reduce__(self) -> tuple[Callable[..., ServiceError], tuple[Any, ...]]:
+        return _restored, (self.code, self.message, self.param, self.retry_after)
+
     @property
     def status(self) -> int:
         return self.code.status
@@ -113,6 +118,10 @@ class ServiceError(Exception):
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return headers
+
+
+def _restored(code: ErrorCode, message: str, param: str | None, retry_after: float | None) -> ServiceError:
+    return ServiceError(code, message, param=param, retry_after=retry_after)
 
 
 class ReferenceReplaced(ServiceError):

@@ -11,7 +11,7 @@ import logging
 import time
 from enum import StrEnum
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from grpo_client.protocol import ReferenceInfo
 
@@ -27,7 +27,7 @@ from grpo_server.swapping.house import House
 from grpo_server.swapping.metrics import SwapMetrics
 from grpo_server.swapping.resume import record_start
 from grpo_server.swapping.state import StateDir
-from grpo_server.swapping.swaps import Swaps
+from grpo_server.swapping.swaps import Swaps, Wish
 from grpo_server.threads import Threads
 from grpo_server.uploading.receiving import Receiving
 from grpo_server.uploading.start import open_uploads
@@ -53,6 +53,18 @@ class Phase(StrEnum):
     FAILED = "failed"
 
 
+class Together(Protocol):
+    """Changes the reference of all replicas of a cluster at once; set on each by whoever runs them."""
+
+    async def change(self, wish: Wish) -> ReferenceInfo:
+        """Have all host it, or none. Raises ServiceError."""
+        ...
+
+    async def cancel(self) -> None:
+        """End what is under way. Raises ServiceError."""
+        ...
+
+
 class Service:
     """Use as an async context manager; the model loads in the background after entering.
 
@@ -73,6 +85,7 @@ class Service:
         self._swap_metrics = SwapMetrics(self.metrics.registry)
         self.metrics.watch_ready(lambda: self.phase is Phase.READY)
         self.started_at = int(time.time())
+        self.together: Together | None = None
         self.loaded = asyncio.Event()
         self.failed = asyncio.Event()
         self.refusal: str | None = None
@@ -233,9 +246,14 @@ class Service:
         """The engine that answers as this reference; None when it has left."""
         return None if self._house is None else self._house.hosting(info)
 
+    @property
+    def held(self) -> HostedEngine | None:
+        """The engine that waits for the word to serve."""
+        return None if self._house is None else self._house.held
+
     def pinned(self, fingerprint: str) -> HostedEngine | None:
-        """The engine that is held for the word to serve, if it is this reference."""
-        held = None if self._house is None else self._house.held
+        """The same, if it is this reference."""
+        held = self.held
         return held if held is not None and held.info.fingerprint == fingerprint else None
 
     @property

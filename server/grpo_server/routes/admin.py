@@ -83,8 +83,11 @@ async def commit(request: Request, service: ServiceDep) -> ReferenceInfo:
 
 
 @router.delete("/reference")
-async def cancel(service: ServiceDep) -> SwapStatus:
+async def cancel(service: ServiceDep) -> SwapStatus | None:
     """End the swap or mix that is under way; the old reference serves on. 404 where there is none, or it is done."""
+    if service.together is not None:
+        await service.together.cancel()
+        return service.swaps.status
     ended = ServiceError(
         ErrorCode.SWAP_CANCELLED, "the swap was ended by DELETE /admin/reference; the old reference serves on"
     )
@@ -96,6 +99,14 @@ async def cancel(service: ServiceDep) -> SwapStatus:
 
 async def _replace(service: Service, wish: Wish, response: Response, *, wait: bool) -> ReferenceInfo | SwapStatus:
     """The task goes on when its client leaves."""
+    if service.together is not None:
+        if wish.hold or wish.version is not None or not wait:
+            raise ServiceError(
+                ErrorCode.INVALID_VALUE,
+                "the replicas of this cluster change together by themselves: leave out hold, version and wait",
+                param="hold" if wish.hold else "version" if wish.version is not None else "wait",
+            )
+        return await service.together.change(wish)
     task = service.swaps.begin(wish)
     if wait:
         return await (service.swaps.up(task) if wish.hold else asyncio.shield(task))
