@@ -52,7 +52,7 @@ test-doors: $(STAMP) $(DOORS:=/installed) ## Run the tests of the TRL, Axolotl a
 	HF_HUB_OFFLINE=1 .venv-deepspeed/bin/python -m pytest tests/doors/test_deepspeed.py $(PYTEST_FLAGS)
 
 test-ray: $(STAMP) $(RAY)/installed ## Run the tests of replicas on Ray Serve (an environment of their own, large)
-	$(RAY)/bin/python -m pytest -p no:anyio -o filterwarnings=default tests/ray $(PYTEST_FLAGS)
+	$(RAY)/bin/python -m pytest -p no:anyio -o filterwarnings=ignore tests/ray $(PYTEST_FLAGS)
 
 serve: $(STAMP) ## Serve the demo model on port 8000, or another: make serve MODEL=path-or-hub-id
 	$(VENV)/bin/grpo-server --model $(MODEL) $(SERVE_FLAGS)
