@@ -167,7 +167,7 @@ HOSTS = {"grpo_client": {"verl", "torch", "tensordict", "transfer-queue"}}
         ("grpo_client", ("otel",)),
         ("grpo_numerics", ("server",)),  # it has no extra of its own: each that brings torch brings the rest
         ("grpo_numerics", ("training",)),
-        ("grpo_server", ("server", "gpu")),
+        ("grpo_server", ("server", "gpu", "ray")),
         ("grpo_training", ("training", "trl", "axolotl", "lora", "data", "deepspeed")),
     ],
 )
