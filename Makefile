@@ -48,7 +48,7 @@ test-clients: $(STAMP) $(CLIENTS_STAMP) ## Run other projects' own clients again
 
 test-doors: $(STAMP) $(DOORS:=/installed) ## Run the tests of the TRL, Axolotl and DeepSpeed doors (an environment each, large)
 	HF_HUB_OFFLINE=1 .venv-trl/bin/python -m pytest tests/doors $(PYTEST_FLAGS)
-	HF_HUB_OFFLINE=1 .venv-axolotl/bin/python -m pytest -p no:anyio tests/doors/test_axolotl.py $(PYTEST_FLAGS)
+	HF_HUB_OFFLINE=1 .venv-axolotl/bin/python -m pytest -p no:anyio tests/doors/test_axolotl.py tests/doors/test_axolotl_kd.py $(PYTEST_FLAGS)
 	HF_HUB_OFFLINE=1 .venv-deepspeed/bin/python -m pytest tests/doors/test_deepspeed.py $(PYTEST_FLAGS)
 
 test-ray: $(STAMP) $(RAY)/installed ## Run the tests of replicas on Ray Serve (an environment of their own, large)

@@ -2,7 +2,7 @@
 
 Columns: `line` and `completion` (of the input, from 1 and from 0), `id` (as JSON), `prompt_ids`, `completion_ids`, `logprobs`,
 `top_ids` and `top_logprobs` (lists of fixed-size lists of k), `tail_logprob`, `temperature`, `status`, `request` (a digest).
-Row t of the lists predicts completion token t. For axolotl: `messages`, `logprobs` and `target_token_ids` as [T][k].
+Row t of the lists predicts completion token t. For axolotl, in place of `logprobs` and the k best, columns as in `axolotl`.
 The schema's metadata holds, under `grpo`, who scored: model, fingerprint, vocabulary, tokenizer, normalizer, temperatures, k.
 
 A file is written beside its place and put there whole, and all completions of a line are in one file: what a crash left is
@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from grpo_client.files.arrow import pyarrow
+from grpo_client.files.axolotl import NESTED, axolotl_columns
 from grpo_client.files.rollouts import Rollout
 from grpo_client.files.score_file import digest
 from grpo_client.protocol import CompletionScores, IntArray, ReferenceInfo, ScoreRequest, ScoreResult
-from grpo_client.text import TextScoreRequest
 
 TargetFormat = Literal["parquet", "arrow", "axolotl"]
 _METADATA: Final = b"grpo"
@@ -43,7 +43,6 @@ class _Row:
     scores: CompletionScores
     temperature: float
     request: str
-    messages: list[dict[str, Any]] | None
 
 
 class TargetFiles:
@@ -136,7 +135,6 @@ class TargetFiles:
 
     def _table(self, rows: list[_Row], about: dict[str, Any]) -> Any:
         pa = self._pa
-        best = {name: [np.asarray(row.scores.extras[name]) for row in rows] for name in ("top_ids", "top_logprobs")}
         columns: dict[str, Any] = {
             "line": pa.array([row.line for row in rows], pa.int64()),
             "completion": pa.array([row.place for row in rows], pa.int32()),
@@ -145,12 +143,14 @@ class TargetFiles:
             "completion_ids": self._lists([row.completion_ids for row in rows]),
         }
         if self._format == "axolotl":
-            columns["messages"] = pa.array([row.messages for row in rows], _messages_type(pa))
-            columns["logprobs"] = self._lists(best["top_logprobs"], about["top_k"], fixed=False)
-            columns["target_token_ids"] = self._lists(best["top_ids"], about["top_k"], fixed=False)
+            theirs = [axolotl_columns(row.prompt_ids, row.completion_ids, row.scores) for row in rows]
+            for name in theirs[0]:
+                width = about["top_k"] if name in NESTED else 0
+                columns[name] = self._lists([values[name] for values in theirs], width, fixed=False)
         else:
             columns["logprobs"] = self._lists([row.scores.logprobs for row in rows])
-            columns |= {name: self._lists(values, about["top_k"]) for name, values in best.items()}
+            for name in ("top_ids", "top_logprobs"):
+                columns[name] = self._lists([np.asarray(row.scores.extras[name]) for row in rows], about["top_k"])
         if "top_tail" in rows[0].scores.extras:
             columns["tail_logprob"] = self._lists([np.asarray(row.scores.extras["top_tail"]) for row in rows])
         columns["temperature"] = pa.array([row.temperature for row in rows], pa.float32())
@@ -187,28 +187,13 @@ def _about(result: ScoreResult, format: TargetFormat) -> dict[str, Any]:
 def _rows_of(rollout: Rollout, result: ScoreResult) -> list[_Row]:
     request = rollout.request
     prompts, completions = result.prompt_ids, result.completion_ids
-    messages: list[list[dict[str, Any]] | None] = [None] * len(result)
     if isinstance(request, ScoreRequest):
         prompts = tuple(group.prompt for group in request.groups)
         completions = tuple(ids for group in request.groups for ids in group.completions)
-    elif not isinstance(request.groups[0].prompt, str):
-        messages = [_turns(request, place) for place in range(len(result))]
     assert prompts is not None
     assert completions is not None
     name = None if rollout.id is None else json.dumps(rollout.id)
     return [
-        _Row(rollout.line, i, name, prompts[0], ids, scores, float(result.temperature[0]), digest(rollout), said)
-        for i, (ids, scores, said) in enumerate(zip(completions, result, messages, strict=True))
+        _Row(rollout.line, i, name, prompts[0], ids, scores, float(result.temperature[0]), digest(rollout))
+        for i, (ids, scores) in enumerate(zip(completions, result, strict=True))
     ]
-
-
-def _turns(request: TextScoreRequest, place: int) -> list[dict[str, Any]]:
-    """The conversation with the completion as the assistant's answer."""
-    group = request.groups[0]
-    said = [dict(message) for message in group.prompt if not isinstance(message, str)]
-    turns = [*said, {"role": "assistant", "content": group.completions[place]}]
-    return [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in turns]
-
-
-def _messages_type(pa: Any) -> Any:
-    return pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 from grpo_client import ReferenceClient
 from grpo_client.cli import app
 from grpo_client.files import arrow
+from grpo_client.files.axolotl import axolotl_columns
+from grpo_client.protocol import CompletionScores, Status
 from typer.testing import CliRunner
 
 LINES = [
@@ -115,13 +118,40 @@ def test_arrow_and_half_precision(run: Any, source: Path, tmp_path: Path, url: s
     assert schema.field("top_logprobs").type.value_type.value_type == pa.float16()
 
 
-def test_axolotl_has_its_names(run: Any, tmp_path: Path) -> None:
-    source = tmp_path / "chat.jsonl"
-    source.write_text(json.dumps({"messages": [{"role": "user", "content": "hi"}], "completions": ["yes"]}) + "\n")
+def test_axolotl_has_its_names_and_each_row_where_its_token_is_predicted(
+    run: Any, source: Path, tmp_path: Path, url: str
+) -> None:
     run(source, "--format", "axolotl")
-    [row] = pq.read_table(tmp_path / "targets" / "part-00000.parquet").to_pylist()
-    assert row["messages"] == [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
-    assert np.shape(row["logprobs"]) == np.shape(row["target_token_ids"]) == (3, K)
+    table = pq.read_table(tmp_path / "targets" / "part-00000.parquet")
+    for row, scores in zip(table.to_pylist(), expected(url), strict=True):
+        prompt, completion = row["prompt_ids"], row["completion_ids"]
+        length, first = len(prompt) + len(completion), len(prompt) - 1
+        assert row["input_ids"] == prompt + completion
+        assert row["labels"] == [-100] * len(prompt) + completion
+        assert row["attention_mask"] == [1] * length
+        there = np.zeros((length, K), bool)
+        there[first : length - 1] = True
+        np.testing.assert_array_equal(np.reshape(row["target_mask"], (-1, K)), there)
+        for name, values in (("target_token_ids", "top_ids"), ("target_logprobs", "top_logprobs")):
+            found = np.reshape(row[name], (-1, K))[first : length - 1]
+            np.testing.assert_array_equal(found.astype(scores.extras[values].dtype), scores.extras[values])
+
+
+def test_axolotl_is_given_no_target_where_there_is_no_score() -> None:
+    nan = np.nan
+    best = {
+        "top_ids": np.array([[4, 5], [-1, -1], [6, 7]]),
+        "top_logprobs": np.array([[-1, -2], [nan, nan], [-1, -np.inf]]),
+    }
+    scores = CompletionScores(status=Status.OK, logprobs=np.array([-1, nan, -1], np.float32), extras=best)
+    columns = axolotl_columns(np.array([1, 2]), np.array([4, 9, 6]), scores)
+    assert columns["labels"].tolist() == [-100, -100, 4, -100, 6]
+    assert columns["target_mask"].tolist() == [[0, 0], [1, 1], [0, 0], [1, 0], [0, 0]]
+    assert np.isfinite(columns["target_logprobs"]).all()
+    assert columns["target_token_ids"].shape == (5, 2)
+    lost = axolotl_columns(np.array([1, 2]), np.array([4, 9, 6]), replace(scores, status=Status.NONFINITE))
+    assert not lost["target_mask"].any()
+    assert set(lost["labels"].tolist()) == {-100}
 
 
 def test_a_resumed_run_has_no_row_twice(run: Any, source: Path, tmp_path: Path, url: str) -> None:

@@ -23,7 +23,8 @@ _METADATA = b"grpo"
 # What a teacher says is comparable only where all files agree on these.
 _ALIKE = ("format", "fingerprint", "vocab_size", "normalizer", "top_k", "tail")
 _DEFINITE = ("line", "completion", "request", "status")
-_AXOLOTL = {"top_ids": "target_token_ids", "top_logprobs": "logprobs"}
+_OURS = ("top_ids", "top_logprobs")
+_AXOLOTL = ("target_token_ids", "target_logprobs", "target_mask")
 
 Array = npt.NDArray[Any]
 
@@ -78,12 +79,11 @@ class TargetFiles:
     def row(self, part: Part, place: int) -> TargetRow:
         """The completion at `place` of `part.rows`."""
         if self._open is None or self._open[0] != part.path:
-            names = _AXOLOTL if self.about["format"] == "axolotl" else {name: name for name in _AXOLOTL}
-            wanted = {name: name for name in ("prompt_ids", "completion_ids")} | names
+            wanted = ["prompt_ids", "completion_ids", *(_AXOLOTL if self.about["format"] == "axolotl" else _OURS)]
             if self.about["tail"]:
-                wanted["tail"] = "tail_logprob"
-            table = _table(part.path, list(wanted.values()))
-            self._open = part.path, {ours: table[theirs] for ours, theirs in wanted.items()}
+                wanted.append("tail_logprob")
+            table = _table(part.path, wanted)
+            self._open = part.path, {name: table[name] for name in wanted}
         columns, index = self._open[1], int(part.rows[place])
 
         def values(name: str) -> Array:
@@ -92,13 +92,20 @@ class TargetFiles:
                 found = found.flatten()
             return found.to_numpy(zero_copy_only=False)
 
-        length, width = len(columns["completion_ids"][index]), self.about["top_k"]
+        prompt, completion, width = values("prompt_ids"), values("completion_ids"), self.about["top_k"]
+        if self.about["format"] == "axolotl":
+            # a row for each token but the first, and one more: row t predicts token t + 1
+            behind = slice(len(prompt) - 1, len(prompt) + len(completion) - 1)
+            ids, logprobs, there = (values(name).reshape(-1, width)[behind] for name in _AXOLOTL)
+            logprobs = np.where(there, logprobs, -np.inf)
+        else:
+            ids, logprobs = (values(name).reshape(len(completion), width) for name in _OURS)
         return TargetRow(
-            values("prompt_ids").tolist(),
-            values("completion_ids").tolist(),
-            values("top_ids").astype(np.int64).reshape(length, width),
-            values("top_logprobs").astype(np.float32).reshape(length, width),
-            values("tail").astype(np.float32) if self.about["tail"] else None,
+            prompt.tolist(),
+            completion.tolist(),
+            ids.astype(np.int64),
+            logprobs.astype(np.float32),
+            values("tail_logprob").astype(np.float32) if self.about["tail"] else None,
         )
 
     def _note(self, file: Path, digest: Any) -> None:
