@@ -1,14 +1,13 @@
 """examples/swift_teacher.py: each figure in the place where the other trainer reads it.
 
-ms-swift is not installed here; what it hands over and reads is written out.
+ms-swift is not installed here; what it hands over and reads is written out. With it, see `doors/test_swift`.
 """
 
 from __future__ import annotations
 
-import math
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -66,23 +65,41 @@ def example(name: str) -> ModuleType:
 
 
 @pytest.fixture
-def swift(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    module = example("swift_teacher")
-    monkeypatch.setattr(module, "ReferenceClient", Client)
-    return module
+def swift() -> ModuleType:
+    return example("swift_teacher")
 
 
 def test_swift_reads_rows_in_the_places_of_the_logits(swift: ModuleType) -> None:
-    logprobs, ids = swift.fetch_teacher_logprobs("http://teacher:1", [[3, 7, 5], [4, 9]], topk=2, temperature=2.0)
-    assert ids.tolist() == [[[4, 5], [8, 9]], [[5, 6], [0, 0]]]
-    assert logprobs.tolist() == [[[-2.0, -2.5], [-4.0, -4.5]], [[-2.5, -3.0], [-math.inf, -math.inf]]]
+    first, second = swift.teacher_rows(Client("http://teacher:1"), [[3, 7, 5], [4, 9]], 2, 2.0)
+    assert [row.tolist() for row in first[1]] == [[4, 5], [8, 9]]
+    assert [row.tolist() for row in first[0]] == [[-2.0, -2.5], [-4.0, -4.5]]
+    assert [row.tolist() for row in second[1]] == [[5, 6]]
 
 
-def test_swift_gets_no_number_for_images_or_without_a_score(swift: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="text alone"):
-        swift.fetch_teacher_logprobs("http://teacher:1", [[3, 7]], mm_raw_inputs=[{}])
+def test_swift_reads_the_token_itself_where_no_best_are_asked(swift: ModuleType) -> None:
+    assert swift.teacher_rows(Client("http://teacher:1"), [[3, 7, 5]], 0) == [([[-7.0], [-5.0]], [[7], [5]])]
+
+
+def test_swift_gets_no_number_without_a_score(swift: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert swift.teacher_rows(Client("http://teacher:1"), [], 2) == []
     with pytest.raises(ValueError, match="fewer than two"):
-        swift.fetch_teacher_logprobs("http://teacher:1", [[3]])
+        swift.teacher_rows(Client("http://teacher:1"), [[3]], 2)
     monkeypatch.setattr(Client, "status", Status.NONFINITE)
     with pytest.raises(ValueError, match="1 of 1"):
-        swift.fetch_teacher_logprobs("http://teacher:1", [[3, 7]])
+        swift.teacher_rows(Client("http://teacher:1"), [[3, 7]], 2)
+
+
+def test_swifts_trainer_asks_by_its_own_templates_ids(swift: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    class RolloutTrainerMixin:
+        template = SimpleNamespace(encode=lambda request: {"input_ids": request.ids})
+
+    mixin = SimpleNamespace(RolloutTrainerMixin=RolloutTrainerMixin)
+    monkeypatch.setattr(swift.importlib, "import_module", {"swift.rlhf_trainers.rollout_mixin": mixin}.__getitem__)
+    monkeypatch.setattr(swift, "ReferenceClient", Client)
+    swift.use_served_teachers(temperature=2.0)
+    trainer: Any = RolloutTrainerMixin()
+    trainer.teacher_clients = [mixin.VLLMInferClient(base_urls=["http://teacher:1"])]
+    handle = {"all_requests": [SimpleNamespace(ids=[3, 7])]}
+    assert trainer._infer_teacher_requests(handle, topk=0) == [([[-3.5]], [[7]])]
+    with pytest.raises(ValueError, match="text alone"):
+        trainer._infer_teacher_requests({"all_requests": [SimpleNamespace(ids=[3, 7], images=["a.png"])]}, topk=0)

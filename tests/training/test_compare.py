@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from grpo_training.compare import PANELS, app, draw
+import pytest
+from grpo_training.compare import PANELS, TAUGHT_PANELS, app, draw
 from typer.testing import CliRunner
 
 
@@ -28,9 +29,11 @@ def test_two_runs_are_drawn_and_their_last_steps_printed(tmp_path: Path) -> None
     assert "0.750" in done.output
 
 
-def test_every_panel_has_a_line_of_means_for_each_run() -> None:
-    records = [dict.fromkeys(PANELS, 1.0) | {"step": n} for n in range(3)]
-    for axes in draw({"a": records, "b": records}).axes:
+@pytest.mark.parametrize("panels", [PANELS, TAUGHT_PANELS])
+def test_every_panel_has_a_line_of_means_for_each_run(panels: dict[str, str]) -> None:
+    records = [dict.fromkeys(panels, 1.0) | {"step": n} for n in range(3)]
+    for axes, title in zip(draw({"a": records, "b": records}).axes, panels.values(), strict=True):
+        assert axes.get_title() == title
         assert [line.get_label() for line in axes.get_lines()[1::2]] == ["a", "b"]
 
 

@@ -24,16 +24,28 @@ PANELS = {
     "policy/entropy": "Entropy of the policy (nats)",
     "policy/grad_norm": "Gradient norm",
 }
+TAUGHT_PANELS = {
+    "distill/loss": "Divergence from the teacher (nats per token)",
+    "reward/correct": "Share of right answers",
+    "distill/d_mean": "log q/p of sampled tokens (nats)",
+    "distill/student_mass": "The student's mass on the teacher's best tokens",
+}
 # One token may be worth a hundred nats, and its gradient as much more than its neighbours'.
-SPIKY = {"kl", "policy/grad_norm"}
+SPIKY = {"kl", "policy/grad_norm", "distill/loss"}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
+def panels(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
+    """What is drawn, and its title: of runs that all learn from a teacher's best tokens, what becomes of that."""
+    taught = all(any("distill/loss" in record for record in records) for records in runs.values())
+    return TAUGHT_PANELS if taught else PANELS
+
+
 def draw(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """The panels of `PANELS`, one colour a run: each step faintly, a running mean boldly. runs: label -> records."""
+    """Four panels, one colour a run: each step faintly, a running mean boldly. runs: label -> records."""
     figure = Figure(figsize=(11, 7.2), layout="constrained")
-    for axes, (name, title) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+    for axes, (name, title) in zip(figure.subplots(2, 2).flat, panels(runs).items(), strict=True):
         for i, (label, records) in enumerate(runs.items()):
             values = column(records, name)
             steps = [record["step"] for record in records][: len(values)]
@@ -53,7 +65,8 @@ def compare(
     runs: Annotated[list[str], typer.Argument(metavar="LABEL=DIRECTORY...", help="Output directories of runs.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture.")] = Path("compare.png"),
 ) -> None:
-    """Draw reward, KL, entropy and gradient norm of several runs into one picture, and print the last steps' means."""
+    """Draw reward, KL, entropy and gradient norm of several runs into one picture, and print the last steps' means; of
+    runs that learn from a teacher, their divergence from it, right answers and masses."""
     named: dict[str, Sequence[Mapping[str, Any]]] = {}
     for run in runs:
         label, _, directory = run.partition("=")
@@ -63,9 +76,10 @@ def compare(
         named[label] = read_records(path)
     draw(named).savefig(output, dpi=130)
     console = Console()
-    table = Table("run", *PANELS.values(), title=f"mean of the last {WINDOW} steps")
+    drawn = panels(named)
+    table = Table("run", *drawn.values(), title=f"mean of the last {WINDOW} steps")
     for label, records in named.items():
-        last = (column(records, name)[-WINDOW:] for name in PANELS)
+        last = (column(records, name)[-WINDOW:] for name in drawn)
         table.add_row(label, *(f"{np.nanmean(v):.3f}" if np.isfinite(v).any() else "" for v in last))
     console.print(table, f"written: {output}")
 
