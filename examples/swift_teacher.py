@@ -24,7 +24,7 @@ Rows = tuple[list[Any], list[Any]]
 
 def use_served_teachers(*, temperature: float = 1.0) -> None:
     """Let ms-swift's trainers ask grpo-server; `--teacher_model_server` may also be its list of URLs with tags."""
-    mixin = importlib.import_module("swift.rlhf_trainers.rollout_mixin")
+    mixin: Any = importlib.import_module("swift.rlhf_trainers.rollout_mixin")
 
     def connected(base_urls: Sequence[str]) -> ReferenceClient:
         return ReferenceClient(base_urls[0])

@@ -1,4 +1,4 @@
-"""Clients that are not on PyPI (simple_GRPO, prime-rl, slime, TRL's older client): their bytes, with real numbers."""
+"""Clients not on PyPI (simple_GRPO, prime-rl, slime, miles, axolotl, TRL before 1.x): their bytes, with real numbers."""
 
 from __future__ import annotations
 
@@ -96,6 +96,79 @@ def test_slime(
         mine = [entry[0] for entry in answer["meta_info"]["input_token_logprobs"][1:]]
         worst = max(worst, float(np.abs(np.array(mine) - actual(logprobs(ids, temperature), ids)).max()))
     report(f"slime, temperature {temperature}: largest error", worst)
+    assert worst <= TOLERANCE
+
+
+@pytest.mark.parametrize("field", ["top_logprobs_num", "token_ids_logprob", "token_ids_logprob_positions"])
+def test_miles(
+    url: str, sequences: list[list[int]], logprobs: Oracle, field: str, report: Callable[[str, float], None]
+) -> None:
+    """Its distillation: the teacher's best, a flat list of the student's ids, or a list for each position."""
+    worst = 0.0
+    for ids in sequences:
+        table = logprobs(ids, 1.0)
+        mine = np.argsort(-table, axis=1)[:, 3:7]  # of which some student might think best
+        flat = sorted({int(i) for i in mine[PROMPT - 1 :, 0]})
+        positions = [[]] * PROMPT + mine[PROMPT - 1 :].tolist()
+        wanted = {"top_logprobs_num": 4, "token_ids_logprob": flat, "token_ids_logprob_positions": positions}
+        body = {
+            "input_ids": ids,
+            "sampling_params": {"temperature": 0, "max_new_tokens": 0, "skip_special_tokens": False},
+            "return_logprob": True,
+            "logprob_start_len": 0,
+            field: wanted[field],
+        }
+        meta = requests.post(f"{url}/generate", json=body, timeout=60).json()["meta_info"]
+        told = meta["input_top_logprobs" if field == "top_logprobs_num" else "input_token_ids_logprobs"]
+        for row, entries in zip(table[PROMPT - 1 :], told[1:][-(len(ids) - PROMPT) :], strict=True):
+            assert len(entries) == (len(flat) if field == "token_ids_logprob" else 4)
+            worst = max(worst, *(abs(entry[0] - row[entry[1]]) for entry in entries))
+    report(f"miles, {field}: largest error", worst)
+    assert worst <= TOLERANCE
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_axolotls_online_teacher(
+    url: str, sequences: list[list[int]], logprobs: Oracle, temperature: float, report: Callable[[str, float], None]
+) -> None:
+    """Both of its ways: SGLang's, and vLLM's, which names the zero new tokens otherwise."""
+    of_sglang = requests.post(
+        f"{url}/generate",
+        json={
+            "input_ids": sequences,
+            "return_logprob": True,
+            "top_logprobs_num": 4,
+            "logprob_start_len": 0,
+            "return_text_in_logprobs": True,
+            "echo": True,
+            "sampling_params": {"max_new_tokens": 0, "temperature": temperature, "skip_special_tokens": False},
+        },
+        timeout=60,
+    ).json()
+    of_vllm = requests.post(
+        f"{url}/v1/completions",
+        json={
+            "prompt": sequences,
+            "echo": True,
+            "logprobs": True,
+            "prompt_logprobs": 4,
+            "top_logprobs": 4,
+            "max_new_tokens": 0,
+            "skip_special_tokens": False,
+            "temperature": temperature,
+            "sampling_params": {"max_tokens": 0},
+        },
+        timeout=60,
+    ).json()["choices"]
+    worst = 0.0
+    for ids, first, second in zip(sequences, of_sglang, of_vllm, strict=True):
+        table = logprobs(ids, temperature)
+        for t, row in enumerate(table, start=1):
+            entries = first["meta_info"]["input_top_logprobs"][t]
+            assert all(len(entry) == 3 for entry in entries)
+            worst = max(worst, *(abs(logprob - row[i]) for logprob, i, _ in entries))
+            worst = max(worst, *(abs(e["logprob"] - row[int(i)]) for i, e in second["prompt_logprobs"][t].items()))
+    report(f"axolotl's online teacher, temperature {temperature}: largest error", worst)
     assert worst <= TOLERANCE
 
 

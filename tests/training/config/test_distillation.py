@@ -30,6 +30,11 @@ def test_teachers_may_be_a_url_a_list_or_names(written: Any, urls: dict[str, tup
     assert {name: teacher.urls for name, teacher in options.teachers.items()} == urls
 
 
+def test_null_takes_teachers_away_for_targets() -> None:
+    options = DistillConfig.model_validate({"teachers": None, "targets": "files", "kind": "forward"})
+    assert not options.teachers
+
+
 @pytest.mark.parametrize(
     ("kind", "support", "means"),
     [

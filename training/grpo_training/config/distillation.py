@@ -86,7 +86,7 @@ class DistillConfig(Section):
         if isinstance(value, str | list | tuple):
             return {"default": {"urls": value}}
         if not isinstance(value, Mapping):
-            return value
+            return {} if value is None else value
         return {name: {"urls": of} if isinstance(of, str | list | tuple) else of for name, of in value.items()}
 
     @field_validator("teachers")
@@ -103,7 +103,8 @@ class DistillConfig(Section):
     def _one_source(self) -> Self:
         if bool(self.teachers) == bool(self.targets):
             raise ValueError(
-                "give either teachers (a URL, or several by name) or targets (files that hold what one said)"
+                "give either teachers (a URL, or several by name) or targets (files that hold what one said); null takes away "
+                "what the file gives"
             )
         if self.targets is None:
             return self
