@@ -1,10 +1,10 @@
-"""What best tokens add to a whole scoring on a CPU: the engine in this process, the same tokens with and without them, in turns.
+"""What best tokens add to a whole scoring on a CPU: the engine in this process, the same tokens with and without them.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.top_k          the demo model, k = 16, 64, 256, with and without the mass outside them
+    OMP_NUM_THREADS=1 python -m benchmarks.top_k          the demo model, k = 16, 64, 256, each also with the mass outside
     python -m benchmarks.top_k --rounds 9 --k 64
 
-Each round scores each way once. A ratio is taken within a round, of the seconds that this process computed, so that other work on
-the machine counts for little; what is printed are medians and ranges.
+The ways take turns. A ratio is taken within a round, of the seconds that this process computed, so that other work on the
+machine counts for little; what is printed are medians and ranges.
 """
 
 from __future__ import annotations
