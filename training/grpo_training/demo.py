@@ -1,4 +1,4 @@
-"""The whole thing in ten minutes: `python -m grpo_training.demo`, or `make demo`.
+"""The whole thing in a few minutes: `python -m grpo_training.demo`, or `make demo`.
 
 Starts a real reference server (a process of its own, spoken to over HTTP), scores a few sentences there, trains the
 demo model against it on sums with live progress, writes the report, and stops the server; it ends with the command that shows
@@ -39,7 +39,7 @@ _SENTENCES = (
     ("Water freezes at zero degrees", (" Celsius.", " Fahrenheit.", " Tuesday.")),
 )
 
-# By then the reward stands where it stays; about six minutes on two cores.
+# By then the reward stands where it stays; five minutes of CPU time.
 STEPS = 60
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -149,7 +149,7 @@ def tell(console: Console, line: str) -> None:
 def demo(
     output: Annotated[Path, typer.Option(help="Where the report, metrics and logs go.")] = Path("runs/demo"),
     config: Annotated[Path, typer.Option(help="Settings of the run.")] = Path("examples/arithmetic.yaml"),
-    steps: Annotated[int, typer.Option(help="Steps; fewer for a quick look, 100 for the run of the settings.")] = STEPS,
+    steps: Annotated[int, typer.Option(help="Steps; fewer for a quick look.")] = STEPS,
     seed: Annotated[int, typer.Option(help="Another seed, another run.")] = 0,
 ) -> None:
     """Start a reference server, score real sentences, train against it, write a report."""

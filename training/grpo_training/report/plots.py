@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from grpo_training.report.columns import WINDOW, column, running_mean, running_median
 from grpo_training.report.summary import held_out
 
-KL_LINEAR = 0.1  # nats per token up to which the axis of the KL is linear
+KL_LINEAR = 0.01  # nats per token up to which the axis of the KL is linear
 
 
 def draw(records: Sequence[Mapping[str, Any]], *, title: str, evaluations: Sequence[Mapping[str, Any]] = ()) -> Figure:
@@ -36,14 +36,15 @@ def draw(records: Sequence[Mapping[str, Any]], *, title: str, evaluations: Seque
     # k3 is exponential: one token that the reference finds all but impossible would flatten every other step
     kl.set_yscale("symlog", linthresh=KL_LINEAR)
     kl.yaxis.set_major_formatter("{x:g}")
-    kl.set(title=f"KL, teacher (nats per token, logarithmic from {KL_LINEAR} on)")
+    taught = any("teacher/latency_s" in record for record in records)
+    kl.set(title=f"KL{', teacher' * taught} (nats per token, logarithmic from {KL_LINEAR} on)")
     _curve(length, steps, column(records, "completion/length"), "#7c3aed", "mean")
     length.set(title="Completion length (tokens)", ylim=(0, None))
     _curve(latency, steps, 1e3 * column(records, "reference/latency_s"), "#ea580c", "answered after")
     _curve(latency, steps, 1e3 * column(records, "time/reference_wait_s"), "#0f766e", "of that waited for")
     _curve(latency, steps, 1e3 * column(records, "teacher/latency_s"), "#2563eb", "teacher: answered after")
     _curve(latency, steps, 1e3 * column(records, "time/teacher_wait_s"), "#16a34a", "teacher: of that waited for")
-    latency.set(title="Latency of reference and teacher (ms)", ylim=(0, None))
+    latency.set(title=f"Latency of the reference{' and teacher' * taught} (ms)", ylim=(0, None))
     for axes, figure_name in ((reward, "reward"), (length, "length")):
         for name in held_out(evaluations):
             points = column(evaluations, f"eval/{name}/{figure_name}")
