@@ -41,6 +41,17 @@ class StableMaxTrainer(Trainer):
         if args.expand_final_layer and model is not None:
             expand_final_layer(model)
         super().__init__(model=model, args=args, **kwargs)
+        if args.deepspeed and not self.is_deepspeed_enabled:
+            raise ValueError(
+                "deepspeed is set, and accelerate leaves DeepSpeed out where ACCELERATE_USE_CPU is true in the environment: "
+                "unset that (use_cpu and DS_ACCELERATOR=cpu put DeepSpeed on a CPU)"
+            )
+        together = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        if self.is_deepspeed_enabled and args.world_size != together:
+            raise ValueError(
+                f"accelerate counts {args.world_size} process and DeepSpeed {together}: every one would train on all rows. "
+                "On a CPU, set use_cpu"
+            )
         self.loss: StableMaxLoss | None = None
         if args.stable_max:
             self.loss = StableMaxLoss(
