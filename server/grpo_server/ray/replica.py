@@ -4,12 +4,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
 from grpo_client.protocol import ReferenceInfo
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from grpo_server.config import ServerConfig
@@ -19,6 +23,11 @@ from grpo_server.errors import ServiceError
 from grpo_server.lifecycle import Phase, Service
 from grpo_server.replicas.member import Member, Outcome
 from grpo_server.swapping.swaps import Wish
+
+logger = logging.getLogger(__name__)
+
+# Within Ray's own time for a health check, 30 s.
+SECONDS_TO_AGREE = 10.0
 
 
 class Together:
@@ -77,13 +86,24 @@ class Replica:
         await self._service.loaded.wait()
         if self._service.phase is Phase.FAILED:
             raise RuntimeError(self._service.progress)
-        if not self._member.stale and not await self._references.agrees.remote(
-            self._member.hosts, self._service.engine.info, starts=not self._serves
-        ):
+        if not self._member.stale and not await self._agrees():
             self._member.leave()
         if self._member.stale:
             raise RuntimeError(f"version {self._member.hosts.version} is not what the other replicas host")
         self._serves = True
+
+    async def _agrees(self) -> bool:
+        """Whether it hosts what the others do. Nobody begins to serve unasked; who serves already goes on when the coordinator
+        is away, which Ray is then about to start anew."""
+        asked = self._references.agrees.remote(self._member.hosts, self._service.engine.info, starts=not self._serves)
+        if not self._serves:
+            return await asked
+        try:
+            async with asyncio.timeout(SECONDS_TO_AGREE):
+                return await asked
+        except (TimeoutError, RayError, RayServeException) as error:
+            logger.warning("the coordinator of the replicas does not answer: %s", type(error).__name__)
+            return True
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What `scaling` decides by."""
