@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed; make test-ray has an environment for it")
 
 from grpo_client.ring import PROMPT_KEY, Ring, prompt_key, write_key
+from grpo_server.ray import app
 from grpo_server.ray.proxy import LostReplicas
 from grpo_server.ray.router import PromptRouter
 from grpo_server.ray.scaling import QueuedTokens
@@ -89,3 +90,19 @@ def test_an_answer_goes_through_as_it_is() -> None:
         await send({"type": "http.response.body", "body": b"tea"})
 
     assert (through_proxy(alive).status_code, through_proxy(alive).text) == (418, "tea")
+
+
+def test_ray_s_own_command_takes_the_server_s_settings_as_words() -> None:
+    """As `serve run grpo_server.ray:app model=demo replicas=3 replica_cpus=2` hands them over."""
+    built = app({"model": "demo", "replicas": "3", "replica_cpus": "2"})
+    deployment = built._bound_deployment
+    assert (deployment.num_replicas, deployment.ray_actor_options["num_cpus"]) == (3, 2.0)
+    with pytest.raises(ValueError, match="replicass"):
+        app({"model": "demo", "replicass": "3"})
+
+
+def test_replicas_may_follow_the_load() -> None:
+    scaled = app({"model": "demo", "max_replicas": 5, "tokens_per_replica": "8k"})._bound_deployment
+    config = scaled._deployment_config.autoscaling_config
+    assert (config.min_replicas, config.max_replicas) == (1, 5)
+    assert config.policy.policy_kwargs == {"tokens_per_replica": 8000}

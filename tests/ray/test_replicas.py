@@ -9,14 +9,18 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-from grpo_client import FingerprintMismatch, ReferenceClient, Retry, RetryPolicy
+from grpo_client import FingerprintMismatch, GrpoClientError, ReferenceClient, Retry, RetryPolicy
+from grpo_server.config import ServerConfig
 
 ray = pytest.importorskip("ray", reason="Ray is not installed; make test-ray has an environment for it")
+
+pytestmark = pytest.mark.timeout(900)  # seconds; a busy machine takes minutes to bring Ray and two engines up
 
 PORT = 8741
 URL = f"http://127.0.0.1:{PORT}"
@@ -41,8 +45,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def _replicas(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    from grpo_server.config import ServerConfig
+def replicas(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerConfig]:
     from grpo_server.ray.application import application
     from grpo_server.ray.proxy import CALLBACK, VARIABLE
     from ray import serve
@@ -53,7 +56,7 @@ def _replicas(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> I
     state = tmp_path_factory.mktemp("state")
     config = ServerConfig(model=str(models[0]), ray=True, replicas=2, state_dir=state, threads=1, cache_bytes=0)
     serve.run(application(config), name="test", route_prefix="/")
-    yield
+    yield config
     serve.shutdown()
     ray.shutdown()
 
@@ -74,7 +77,7 @@ def asked(n: int) -> tuple[list[list[int]], list[list[list[int]]]]:
     return [rng.integers(0, 128, 12).tolist()], rng.integers(0, 128, (1, 4, 24)).tolist()
 
 
-@pytest.mark.usefixtures("_replicas")
+@pytest.mark.usefixtures("replicas")
 def test_they_answer_as_one_server_that_is_moved_as_a_whole(models: list[Path]) -> None:
     with ReferenceClient(URL, api_key="root", timeout=600, max_wait=300) as client:
         before = [client.score(*asked(n)) for n in range(8)]
@@ -95,35 +98,56 @@ def test_they_answer_as_one_server_that_is_moved_as_a_whole(models: list[Path]) 
 _KEY = {"Authorization": "Bearer root"}
 
 
-@pytest.mark.usefixtures("_replicas")
-def test_a_replica_that_is_killed_loses_nothing_and_comes_back_as_the_others_are() -> None:
-    before, stop, lost = pids(), threading.Event(), list[str]()
+@contextmanager
+def load() -> Iterator[list[Retry]]:
+    """Four clients that ask all the while. Each answer is that of the replicas as they were at the beginning, to the bit, under
+    the version that they had."""
+    stop, wrong, retries = threading.Event(), list[str](), list[Retry]()
     with ReferenceClient(URL, max_wait=300) as one:
         expected = {n: one.score(*asked(n)).logprobs.tobytes() for n in range(16)}
         version = one.info().version
-    retries: list[Retry] = []
 
-    def load(first: int) -> None:
-        policy = RetryPolicy(max_wait=300, on_retry=retries.append)
-        with ReferenceClient(URL, retry=policy) as client:
-            n = first
-            while not stop.is_set():
-                n = (n + 1) % 16
-                answer = client.score(*asked(n))
-                if answer.logprobs.tobytes() != expected[n] or answer.reference.version != version:
-                    lost.append(f"question {n}: {answer.reference}")
+    def ask(n: int) -> None:
+        try:
+            with ReferenceClient(URL, retry=RetryPolicy(max_wait=300, on_retry=retries.append)) as client:
+                while not stop.is_set():
+                    n = (n + 1) % 16
+                    answer = client.score(*asked(n))
+                    if answer.logprobs.tobytes() != expected[n] or answer.reference.version != version:
+                        wrong.append(f"question {n}: {answer.reference}")
+        except GrpoClientError as error:
+            wrong.append(str(error))
 
-    threads = [threading.Thread(target=load, args=(4 * n,)) for n in range(4)]
+    threads = [threading.Thread(target=ask, args=(4 * n,)) for n in range(4)]
     for thread in threads:
         thread.start()
-    os.kill(before[0], signal.SIGKILL)
-    with ReferenceClient(URL, max_wait=300) as client:
+    try:
+        yield retries
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+
+
+@pytest.mark.usefixtures("replicas")
+def test_a_replica_that_is_killed_loses_nothing_and_comes_back_as_the_others_are() -> None:
+    before = pids()
+    with load() as retries, ReferenceClient(URL, max_wait=300) as client:
+        os.kill(before[0], signal.SIGKILL)
         while len(set(pids()) - set(before)) < 1:
             client.score(*asked(0))
         for _ in range(50):
             client.score(*asked(1))
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert not lost
     assert all("503" in str(retry.error) or "HTTP" not in str(retry.error) for retry in retries)
+
+
+def test_a_rolling_update_loses_nothing_and_keeps_the_reference(replicas: ServerConfig) -> None:
+    from grpo_server.ray.application import application
+    from ray import serve
+
+    before = pids()
+    with load():
+        changed = replicas.model_copy(update={"max_queue_tokens": 2 * replicas.max_queue_tokens})
+        serve.run(application(changed), name="test", route_prefix="/")
+    assert not set(pids()) & set(before)
