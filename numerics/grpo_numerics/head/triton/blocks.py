@@ -43,7 +43,7 @@ def product_blocks(
     lists of the best or asked ids do, which want still more. best: lists of the best are among them.
     """
     if dtype == torch.float32:
-        return Blocks(64, 64, 32, warps=8 if best else 4, stages=2)
+        return Blocks(64, 64, 16, warps=8 if best else 4, stages=2)
     if capability[0] in _LARGE_SHARED_MEMORY:
         return Blocks(128, 64 if crowded else 128 if elaborate else 256, 64, warps=8, stages=3)
     return Blocks(128, 64 if crowded else 128, 32, warps=8, stages=4)

@@ -107,11 +107,15 @@ def test_scoring(architecture: int, elaborate: bool, chosen: str, tmp_path: Path
     check(compiled(forward.partials_kernel, architecture, options, tmp_path), architecture)
 
 
-def test_scoring_in_float32_spills_nothing(tmp_path: Path) -> None:
-    """The most crowded of all: IEEE products have no matrix units, and operands lie in registers."""
-    shape = blocks.product_blocks(torch.float32, (8, 0), elaborate=True, crowded=True, best=True)
-    options = {"TILE": 1024, **product_options(shape, DIM), **CHOSEN["best 64 and asked ids"], **ELABORATE}
-    kernel = compiled(forward.partials_kernel, 80, options, tmp_path, hidden="*fp32", weight="*fp32")
+@pytest.mark.parametrize(
+    ("architecture", "chosen"), [(80, "none"), (80, "asked ids"), (90, "asked ids"), (80, "best 64 and asked ids")]
+)
+def test_scoring_in_float32_spills_nothing(architecture: int, chosen: str, tmp_path: Path) -> None:
+    """IEEE products have no matrix units, and operands lie in registers."""
+    best = chosen.startswith("best")
+    shape = blocks.product_blocks(torch.float32, divmod(architecture, 10), elaborate=True, crowded=True, best=best)
+    options = {"TILE": 1024, **product_options(shape, DIM), **CHOSEN[chosen], **ELABORATE}
+    kernel = compiled(forward.partials_kernel, architecture, options, tmp_path, hidden="*fp32", weight="*fp32")
     assert kernel.stack_bytes == 0
     assert not re.search(r"\b(STL|LDL)\b", kernel.sass), "registers are spilled"
 
