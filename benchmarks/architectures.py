@@ -1,6 +1,6 @@
 """Every language model of the installed transformers, those that see as well, built tiny: which tier serves it, how exactly.
 
-    python -m benchmarks.architectures                    all of them, some twenty minutes on one core
+    python -m benchmarks.architectures                    all of them, some ten minutes on one core
     python -m benchmarks.architectures gemma2 qwen3_next
     python -m benchmarks.architectures --markdown docs/results/architectures.md
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from grpo_server.engine.engine import TorchEngine
 from grpo_server.engine.loading import Loaded
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -36,7 +36,19 @@ SMALL = dict(
     vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
     num_key_value_heads=2, head_dim=16, max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2,
 )  # fmt: skip
-EXPERTS = dict(num_experts=4, num_local_experts=4, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+EXPERTS = dict(
+    num_experts=4, num_local_experts=4, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, n_group=1,
+    topk_group=1,
+)  # fmt: skip
+# Of layers that carry a state, plainly computed chunk by chunk: the cost grows with the square of a chunk.
+STATES = dict(
+    chunk_size=16, mamba_chunk_size=16, mamba_d_state=16, ssm_state_size=16, state_size=16, mamba_d_head=16, mamba_head_dim=16,
+    mamba_headdim=16, mamba_n_heads=8, mamba_num_heads=8, n_mamba_heads=8, mamba_d_ssm=128, linear_num_heads=4,
+    linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16, linear_value_head_dim=16,
+)  # fmt: skip
+# Of attention whose keys and values are kept as a product of two narrow matrices.
+LATENT = dict(q_lora_rank=24, kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=16)
+TEXT: dict[str, Any] = {**SMALL, **EXPERTS, **STATES, **LATENT}
 # Of the eye of a model that sees as well; it has nothing to do here but to be there.
 EYE = dict(
     hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14, depth=1,
@@ -76,10 +88,10 @@ def tiny(kind: str) -> PreTrainedModel:
 def small_config(kind: str) -> tuple[Any, Any]:
     """The common config for this architecture, and the class that builds it; of a model that sees, text and vision apart."""
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return CONFIG_MAPPING[kind](**SMALL, **EXPERTS), AutoModelForCausalLM
+        return CONFIG_MAPPING[kind](**TEXT), AutoModelForCausalLM
     plain = CONFIG_MAPPING[kind]()
     text, eye = plain.get_text_config(decoder=True), getattr(plain, "vision_config", None)
-    parts: dict[str, Any] = {"text_config": {"model_type": text.model_type, **SMALL, **EXPERTS}}
+    parts: dict[str, Any] = {"text_config": {"model_type": text.model_type, **TEXT}}
     if "mrope_section" in str(getattr(text, "rope_parameters", None)) or kind.startswith("qwen2"):
         parts["text_config"]["rope_parameters"] = {
             "rope_type": "default",
@@ -144,17 +156,13 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # of the architectures' own making
     logging.disable(logging.ERROR)
     torch.set_num_threads(1)
-    table = Table("architecture", "tier", "bitwise", "largest |difference|, or why not")
-    counts: dict[str, int] = {}
-    rows: list[tuple[str, str, str, str]] = []
-    for kind in track(kinds, description="architectures"):
-        tier, bitwise, difference = outcome(kind)
-        counts[tier] = counts.get(tier, 0) + 1
-        rows.append((kind, tier, bitwise, " ".join(difference.split())[:120]))
-        table.add_row(*rows[-1])
     console = Console()
-    console.print(table)
-    console.print(counts)
+    rows: list[tuple[str, str, str, str]] = []
+    for kind in track(kinds, description="architectures", console=console):
+        tier, bitwise, difference = outcome(kind)
+        rows.append((kind, tier, bitwise, " ".join(difference.split())[:120]))
+        console.print(f"{kind:28} {tier:10} {bitwise:4} {rows[-1][3]}", highlight=False)
+    console.print(dict(Counter(row[1] for row in rows)))
     if asked.markdown is not None:
         asked.markdown.write_text(as_markdown(rows), encoding="utf-8")
 
