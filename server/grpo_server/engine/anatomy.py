@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from .text_path import modules_for_text
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -29,8 +31,8 @@ class Anatomy:
     max_length: most tokens of prompt + completion. attention_layers: how many calls of attention one forward makes.
     token_bytes: activation bytes one token of a batch holds at the forward's peak. window: of sliding attention, 0 without.
     rotary_edge: see `model_parts`. widths: numbers a token in the tensors between two layers, as they lie on this process.
-    parameters: numbers in the body, as they lie on this process. heads: query heads, key heads and the size of one, in the
-    first layer.
+    modules: of the body, those that text runs through. parameters: numbers in them, as they lie on this process. heads: query
+    heads, key heads and the size of one, in the first layer.
     """
 
     body: nn.Module
@@ -43,6 +45,7 @@ class Anatomy:
     window: int
     rotary_edge: int | None
     widths: tuple[int, ...]
+    modules: tuple[nn.Module, ...]
     parameters: int
     heads: tuple[int, int, int]
 
@@ -60,6 +63,8 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     body = body_of(model)
     if body is None:
         raise ValueError(f"model: the body of {type(model).__name__} was not found; use another architecture")
+    modules = modules_for_text(body)
+    own = {id(p): p for module in modules for p in module.parameters(recurse=False)}
     config = model.config.get_text_config(decoder=True)
     own_weight: Tensor = head.weight  # pyright: ignore[reportAssignmentType]
     # cut over several processes: each gets it whole, and scores its share of the rows
@@ -74,8 +79,9 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         token_bytes=max(_token_bytes(c, weight.element_size()) for c in layer_configs(config)),
         window=longest_window(config),
         rotary_edge=rotary_edge(config),
-        widths=_widths(_products(body)),
-        parameters=sum(_local(p).numel() for p in body.parameters()),
+        widths=_widths(_products(modules)),
+        modules=modules,
+        parameters=sum(_local(p).numel() for p in own.values()),
         heads=_heads(layer_configs(config)[0]),
     )
 
@@ -106,10 +112,10 @@ def _heads(config: PretrainedConfig) -> tuple[int, int, int]:
     return heads, kv_heads, int(getattr(config, "head_dim", None) or config.hidden_size // heads)
 
 
-def _products(body: nn.Module) -> tuple[Tensor, ...]:
+def _products(modules: Sequence[nn.Module]) -> tuple[Tensor, ...]:
     """One matrix (N, D) of each shape that tokens are multiplied with, as it lies on this process."""
     by_shape: dict[torch.Size, Tensor] = {}
-    for module in body.modules():
+    for module in modules:
         if isinstance(module, nn.Embedding):
             continue
         for parameter in module.parameters(recurse=False):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -42,10 +42,10 @@ class Product:
     modules: list[nn.Module] = field(default_factory=lambda: [])
 
 
-def products_of(body: nn.Module) -> list[Product]:
-    """Every kind of product in the layers of `body`, as they lie on this process."""
+def products_of(modules: Iterable[nn.Module]) -> list[Product]:
+    """Every kind of product that these make themselves, as they lie on this process."""
     kinds: dict[object, Product] = {}
-    for module in body.modules():
+    for module in modules:
         if isinstance(module, nn.Embedding):
             continue
         for found in _of_module(module):

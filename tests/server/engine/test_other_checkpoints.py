@@ -80,6 +80,7 @@ def test_a_model_that_sees_is_a_reference_for_text(kind: str, tmp_path: Path) ->
     loaded = load(EngineConfig(model=str(tmp_path), device="cpu"))
     engine = TorchEngine(EngineConfig(model=kind, mode="exact"), loaded)
     assert engine.info.tier == "packed"
+    assert engine.info.bitwise  # whatever the products of its towers, which no text runs through, do to their rows
     rng = np.random.default_rng(3)
     prompt, *completions = (rng.integers(3, IMAGE, n, dtype=np.int32) for n in (21, 7, 1, 13))
     piece = Piece(prompt, tuple(completions), 1.0)

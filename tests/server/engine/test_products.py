@@ -54,7 +54,7 @@ def whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_kernel_that_changes_at_some_height_is_caught(edge: int) -> None:
     fickle = exactly(layer(Fickle))
     fickle.edge = edge  # pyright: ignore[reportAttributeAccessIssue]
-    [product] = products_of(nn.Sequential(fickle))
+    [product] = products_of(nn.Sequential(fickle).modules())
     assert changes_bits_at(product, HEIGHTS) is not None
     problem = settle([product], HEIGHTS, trusted=False)
     assert problem is not None
@@ -65,7 +65,7 @@ def test_a_kernel_that_changes_at_one_height_alone_is_caught_and_replaced() -> N
     module = exactly(layer(nn.Linear))
     own = module.forward
     module.forward = lambda x: own(x) + (x.shape[-2] == 2720)  # type: ignore[method-assign]
-    [product] = products_of(nn.Sequential(module))
+    [product] = products_of(nn.Sequential(module).modules())
     assert changes_bits_at(product, HEIGHTS) == 2720
     assert settle([product], HEIGHTS, trusted=False) is None
     assert changes_bits_at(product, HEIGHTS) is None
@@ -76,26 +76,26 @@ def test_a_kernel_that_changes_at_one_height_alone_is_caught_and_replaced() -> N
 def test_what_keeps_its_bits_is_left_as_it_is() -> None:
     module = exactly(layer(nn.Linear))
     own = module.forward
-    assert settle(products_of(nn.Sequential(module)), HEIGHTS, trusted=False) is None
+    assert settle(products_of(nn.Sequential(module).modules()), HEIGHTS, trusted=False) is None
     assert module.forward == own
 
 
 def test_where_the_library_is_known_the_largest_batch_is_tried_all_the_same() -> None:
-    assert settle(products_of(nn.Sequential(exactly(layer(Fickle)))), HEIGHTS, trusted=True) is not None
+    assert settle(products_of(nn.Sequential(exactly(layer(Fickle))).modules()), HEIGHTS, trusted=True) is not None
 
 
 def test_all_layers_of_a_kind_are_replaced_and_a_bias_makes_another_kind() -> None:
     layers = [layer(nn.Linear), layer(nn.Linear), layer(nn.Linear, 8, 12, bias=False), layer(nn.Linear, 12, 8)]
-    kinds = products_of(nn.Sequential(*layers, nn.Embedding(5, 8), nn.LayerNorm(8)))
+    kinds = products_of(nn.Sequential(*layers, nn.Embedding(5, 8), nn.LayerNorm(8)).modules())
     assert [len(kind.modules) for kind in kinds] == [2, 1, 1]
 
 
 def test_the_layer_of_gpt2_is_multiplied_the_right_way_round() -> None:
     module = exactly(layer(FickleConv, 12, 8))  # outputs, inputs
-    [product] = products_of(nn.Sequential(module))
+    [product] = products_of(nn.Sequential(module).modules())
     assert (product.inputs, product.replaceable) == (8, False)
     plain = layer(Conv1D, 12, 8)
-    [product] = products_of(nn.Sequential(plain))
+    [product] = products_of(nn.Sequential(plain).modules())
     own, x = plain.forward, torch.randint(-3, 4, (1, 300, 8)).float()
     plain.forward = lambda x: own(x) + (x.shape[-2] == 96)
     assert settle([product], HEIGHTS, trusted=False) is None
@@ -109,7 +109,7 @@ class Experts(nn.Module):
 
 
 def test_experts_are_tried_at_any_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    [product] = products_of(nn.Sequential(Experts()))
+    [product] = products_of(nn.Sequential(Experts()).modules())
     assert product.any_rows
     seen: list[int] = []
     run = product.run
@@ -128,7 +128,7 @@ def test_a_substitute_that_gives_other_numbers_is_not_used(monkeypatch: pytest.M
     own = module.forward
     module.forward = lambda x: own(x) + (x.shape[-2] == 64)  # type: ignore[method-assign]
     monkeypatch.setattr("grpo_server.engine.products.fixed_linear", lambda x, w, b: own(x) * 1.001)
-    problem = settle(products_of(nn.Sequential(module)), HEIGHTS, trusted=False)
+    problem = settle(products_of(nn.Sequential(module).modules()), HEIGHTS, trusted=False)
     assert problem is not None
     assert "own numbers" in problem
 
@@ -139,7 +139,7 @@ def test_a_layer_that_accelerate_has_hooked_keeps_its_hook() -> None:
     module._old_forward = lambda x: own(x) + (x.shape[-2] == 64)  # type: ignore[assignment]
     module.forward = lambda x: module._old_forward(x)  # type: ignore[method-assign,operator]
     hooked = module.forward
-    assert settle(products_of(nn.Sequential(module)), HEIGHTS, trusted=False) is None
+    assert settle(products_of(nn.Sequential(module).modules()), HEIGHTS, trusted=False) is None
     assert module.forward is hooked
     x = torch.ones(1, 64, 8)
     assert torch.equal(module(x), own(x))
