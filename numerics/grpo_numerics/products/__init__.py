@@ -6,6 +6,17 @@ is one Triton program a tile, with a shape that never looks at the rows, for NVI
 """
 
 from .choice import fixed_linear, runs_kernel
+from .grouped import ExpertRows, expert_rows, grouped_linear, runs_grouped
 from .slabs import CPU_SLAB, GPU_SLAB, linear_in_slabs
 
-__all__ = ["CPU_SLAB", "GPU_SLAB", "fixed_linear", "linear_in_slabs", "runs_kernel"]
+__all__ = [
+    "CPU_SLAB",
+    "GPU_SLAB",
+    "ExpertRows",
+    "expert_rows",
+    "fixed_linear",
+    "grouped_linear",
+    "linear_in_slabs",
+    "runs_grouped",
+    "runs_kernel",
+]

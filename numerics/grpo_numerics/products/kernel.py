@@ -24,6 +24,34 @@ GROUP = 8
 
 
 @triton.jit
+def tile_sums(
+    left,
+    right,
+    inputs,
+    right_step,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
+):
+    """(BLOCK_M, BLOCK_N) fp32: the sums over `inputs` of left (BLOCK_M, BLOCK_K) times right (BLOCK_K, BLOCK_N), pointers to
+    the first of them. right_step: numbers from one input to the next in `right`; in `left` they lie side by side."""
+    k = tl.arange(0, BLOCK_K)
+    sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for start in range(0, inputs, BLOCK_K):
+        if EVEN_K:
+            a, b = tl.load(left), tl.load(right)
+        else:
+            inside = start + k < inputs
+            a = tl.load(left, mask=inside[None, :], other=0.0)
+            b = tl.load(right, mask=inside[:, None], other=0.0)
+        sums = tl.dot(a, b, sums, input_precision="ieee")
+        left += BLOCK_K
+        right += BLOCK_K * right_step
+    return sums
+
+
+@triton.jit
 def linear_kernel(
     x,
     weight,
@@ -59,17 +87,7 @@ def linear_kernel(
     k = tl.arange(0, BLOCK_K)
     left = x + held_row[:, None] * inputs + k[None, :]
     right = weight + held_column[None, :] * inputs + k[:, None]
-    sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for start in range(0, inputs, BLOCK_K):
-        if EVEN_K:
-            a, b = tl.load(left), tl.load(right)
-        else:
-            inside = start + k < inputs
-            a = tl.load(left, mask=inside[None, :], other=0.0)
-            b = tl.load(right, mask=inside[:, None], other=0.0)
-        sums = tl.dot(a, b, sums, input_precision="ieee")
-        left += BLOCK_K
-        right += BLOCK_K
+    sums = tile_sums(left, right, inputs, 1, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K)
     if bias is not None:
         sums += tl.load(bias + held_column).to(tl.float32)[None, :]
     place = out + row.to(tl.int64)[:, None] * outputs + column[None, :]
@@ -83,12 +101,16 @@ def linear_by_kernel(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     out = flat.new_empty(rows, outputs)
     if not rows:
         return out.view(*x.shape[:-1], outputs)
-    capability = torch.cuda.get_device_capability(weight.device) if weight.is_cuda else (8, 0)
-    blocks = product_blocks(weight.dtype, capability)
+    blocks = blocks_on(weight)
     grid = (triton.cdiv(rows, blocks.m) * triton.cdiv(outputs, blocks.n),)
     with torch.cuda.device_of(flat):
         linear_kernel[grid](flat, weight, bias, out, rows, outputs, inputs, **launch_options(blocks, inputs))
     return out.view(*x.shape[:-1], outputs)
+
+
+def blocks_on(weight: Tensor) -> ProductBlocks:
+    """Of a product with this weight, on its device."""
+    return product_blocks(weight.dtype, torch.cuda.get_device_capability(weight.device) if weight.is_cuda else (8, 0))
 
 
 def launch_options(blocks: ProductBlocks, inputs: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from torch import nn
 from .anatomy import Anatomy
 from .config import TIERS, Mode, Tier
 from .contract import Piece
+from .experts import settle_experts
 from .head_pass import Head, in_whole_blocks
 from .heights import Heights, spread
 from .probe import Score, full_batch, later_turns
@@ -57,7 +58,10 @@ def prepare_ground(mode: Mode, parts: Anatomy, head: Head, most: int) -> Ground:
     threads = torch.get_num_threads() if parts.device.type == "cpu" else 1
     heights = Heights(parts.widths, threads, coarse=not trusted)
     obstacles: dict[Tier, str] = {"cache": "a product has as many rows as the completions of its group"}
-    if (obstacle := settle(products_of(parts.body), heights.reachable(most), trusted=trusted)) is not None:
+    settled, obstacle = settle_experts(parts.modules, trusted=trusted)
+    others = products_of(module for module in parts.modules if module not in settled)
+    obstacle = obstacle or settle(others, heights.reachable(most), trusted=trusted)
+    if obstacle is not None:
         obstacles["packed"] = obstacle  # alone, a sequence has its own number of rows every time
     if not _head_keeps_bits(head, parts, trusted):
         head = in_whole_blocks(head)
@@ -102,16 +106,17 @@ def _strict_mkl(parts: Anatomy) -> bool:
     return (
         parts.device.type == "cpu"
         and parts.weight.dtype == torch.float32
-        and _multiplied_by_mkl(parts.body)
+        and _multiplied_by_mkl(parts.modules)
         and torch.backends.mkl.is_available()
         and os.environ.get("MKL_CBWR", "").endswith(",STRICT")
     )
 
 
-def _multiplied_by_mkl(body: nn.Module) -> bool:
+def _multiplied_by_mkl(modules: Sequence[nn.Module]) -> bool:
     """Whether every matrix of the layers is float32; a quantised one is multiplied by a package of its own."""
-    matrices = [p for p in body.parameters() if p.dim() > 1]
-    packed = [b for b in body.buffers() if b.dim() > 1 and not b.is_floating_point() and b.dtype != torch.bool]
+    matrices = [p for m in modules for p in m.parameters(recurse=False) if p.dim() > 1]
+    buffers = [b for m in modules for b in m.buffers(recurse=False) if b.dim() > 1]
+    packed = [b for b in buffers if not b.is_floating_point() and b.dtype != torch.bool]
     return not packed and all(p.dtype == torch.float32 for p in matrices)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import pytest
 import torch
 from grpo_numerics.products import fixed_linear, runs_kernel
+from grpo_numerics.products.grouped_kernel import grouped_by_kernel
+from grpo_numerics.products.kernel import blocks_on
 from torch.nn.functional import linear
 
 
@@ -40,3 +42,24 @@ def test_a_row_keeps_its_bits_at_every_height_and_place() -> None:
 
 def test_no_rows_is_no_launch() -> None:
     assert fixed_linear(torch.zeros(1, 0, 8), torch.zeros(5, 8)).shape == (1, 0, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_each_block_meets_the_matrix_of_its_expert(dtype: torch.dtype, transposed: bool, with_bias: bool) -> None:
+    generator = torch.Generator().manual_seed(2)
+    outputs, inputs, experts = 70, 40, torch.tensor([2, 2, 0, -1], dtype=torch.int32)
+    weight = torch.randn(3, outputs, inputs, generator=generator).to(dtype)
+    block = blocks_on(weight).m
+    x = torch.randn(len(experts) * block, inputs, generator=generator).to(dtype)
+    bias = torch.randn(3, outputs, generator=generator).to(dtype) if with_bias else None
+    laid_out = weight.transpose(1, 2).contiguous() if transposed else weight
+    ours = grouped_by_kernel(x, laid_out, bias, experts, transposed=transposed)
+    for n, expert in enumerate(experts.tolist()):
+        rows = slice(n * block, (n + 1) * block)
+        if expert < 0:
+            assert (ours[rows] == 0).all()
+            continue
+        # the same order of the same sum as the product of one matrix
+        assert torch.equal(ours[rows], fixed_linear(x[rows], weight[expert], None if bias is None else bias[expert]))

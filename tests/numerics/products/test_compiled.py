@@ -1,4 +1,4 @@
-"""The product kernel as a GPU would get it: compiled for sm_80 and sm_90, without a GPU. No spilled register, and the matrix
+"""The product kernels as a GPU would get them: compiled for sm_80 and sm_90, without a GPU. No spilled register, and the matrix
 instructions of the architecture where the operands are halves."""
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ pytest.importorskip("triton", reason="the CUDA kernels need triton: pip install 
 
 import triton
 from grpo_numerics.products.blocks import product_blocks
+from grpo_numerics.products.grouped_kernel import grouped_kernel
 from grpo_numerics.products.kernel import launch_options, linear_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -22,24 +23,37 @@ pytestmark = pytest.mark.timeout(900)  # seconds of work; on a machine full of o
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 INPUTS = 4096
+NUMBERS = {"rows", "outputs", "inputs", "blocks_m", "output_step", "input_step"}
+# Of the grouped kernel: a weight's outputs lie one behind another, or its inputs do.
+LAID_OUT = {"linear": None, "grouped": "input_step", "grouped, transposed": "output_step"}
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
-@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "with_bias"), [("linear", False), ("linear", True), ("grouped", True), ("grouped, transposed", True)]
+)
 @pytest.mark.parametrize("dtype", TYPES, ids=TYPES.get)
 @pytest.mark.parametrize(("architecture", "instruction"), [(80, "HMMA"), (90, "HGMMA")])
 def test_it_fits_the_machine(
-    architecture: int, instruction: str, dtype: torch.dtype, with_bias: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: int, instruction: str, dtype: torch.dtype, with_bias: bool, kind: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     options = launch_options(product_blocks(dtype, divmod(architecture, 10)), INPUTS)
     launch = {name: options.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
+    kernel = linear_kernel if LAID_OUT[kind] is None else grouped_kernel
     fixed = {**options} if with_bias else {**options, "bias": None}
-    names = linear_kernel.arg_names
-    types = {name: "i32" if name in ("rows", "outputs", "inputs") else f"*{TYPES[dtype]}" for name in names}
+    if LAID_OUT[kind] is not None:
+        fixed[LAID_OUT[kind]] = 1
+    names = kernel.arg_names
+    types = {name: "i32" if name in NUMBERS else f"*{TYPES[dtype]}" for name in names} | {"experts": "*i32"}
     signature = {name: "constexpr" if name in fixed else types[name] for name in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name not in fixed and name != "rows"}
-    source = ASTSource(fn=linear_kernel, signature=signature, constexprs=fixed, attrs=aligned)
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if name not in fixed and name not in ("rows", "blocks_m")
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=fixed, attrs=aligned)
     binary = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch)
     (cubin := tmp_path / "kernel.cubin").write_bytes(binary.asm["cubin"])
 

@@ -30,6 +30,7 @@ MODELS = {
     "llama": SIZES,
     # soft-capped scores, which are computed without flash attention; tanh-GELU; a window; soft-capped logits
     "gemma2": SIZES | dict(sliding_window=40, query_pre_attn_scalar=32),
+    "qwen3_moe": SIZES | dict(num_experts=8, num_experts_per_tok=3, moe_intermediate_size=88, norm_topk_prob=True),
     "gpt2": dict(vocab_size=1021, n_embd=96, n_layer=2, n_head=3, n_positions=512),
 }
 

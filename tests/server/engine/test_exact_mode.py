@@ -39,7 +39,7 @@ def test_a_thousand_batch_compositions_keep_every_bit():
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("model", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("model", ["llama", "gemma2", "gpt2", "qwen3_moe"])
 def test_three_threads_keep_every_bit(model):
     """Shares of three leave a remainder wherever rows are not padded for it, which two hide."""
     three, one = run(3, 60, model=model), run(1, 20, model=model)
@@ -72,7 +72,14 @@ def test_a_claim_is_kept_in_every_mode_of_mkl(mkl):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("model", "dtype"),
-    [("llama", "bfloat16"), ("gemma2", "bfloat16"), ("gpt2", "bfloat16"), ("llama", "float16"), ("llama", "float32")],
+    [
+        ("llama", "bfloat16"),
+        ("gemma2", "bfloat16"),
+        ("gpt2", "bfloat16"),
+        ("qwen3_moe", "bfloat16"),
+        ("llama", "float16"),
+        ("llama", "float32"),
+    ],
 )
 def test_invariant_mode_keeps_every_bit(model, dtype):
     first, again = run(2, 40, "invariant", dtype, model), run(2, 1, "invariant", dtype, model)
