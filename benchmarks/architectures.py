@@ -116,12 +116,15 @@ def questions() -> list[Piece]:
 
 
 @torch.no_grad()
-def own(model: PreTrainedModel, piece: Piece) -> np.ndarray:
-    """(N,) by the model itself, sequence by sequence."""
+def by_itself(model: PreTrainedModel, piece: Piece) -> np.ndarray:
+    """(N,) by the model itself, sequence by sequence. Raises NotBuilt when its own forward fails."""
     rows: list[np.ndarray] = []
     for completion in piece.completions:
         ids = torch.tensor(np.concatenate([piece.prompt, completion]))[None].long()
-        logits = model(input_ids=ids, use_cache=False).logits[0, len(piece.prompt) - 1 : -1].double()
+        try:
+            logits = model(input_ids=ids, use_cache=False).logits[0, len(piece.prompt) - 1 : -1].double()
+        except Exception as error:  # likewise
+            raise NotBuilt(f"its own forward fails: {type(error).__name__}: {error}") from error
         rows.append(torch.log_softmax(logits, -1).gather(1, ids[0, len(piece.prompt) :, None])[:, 0].numpy())
     return np.concatenate(rows)
 
@@ -130,16 +133,16 @@ def outcome(kind: str) -> tuple[str, str, str]:
     """(tier, bitwise, largest |difference| in nats), or why there are none."""
     try:
         model = tiny(kind)
+        pieces = questions()
+        truth = [by_itself(model, piece) for piece in pieces]
     except NotBuilt as error:
         return "not built", "", str(error)
     try:
         engine = TorchEngine(EngineConfig(model=kind, mode="exact"), Loaded(model, None, None))
     except (ValueError, RuntimeError, AssertionError) as error:
         return "refused", "", str(error)
-    pieces = questions()
     answers = engine.compute(engine.prepare(pieces)).pieces
-    model.set_attn_implementation("eager")
-    worst = max(np.abs(own(model, p) - a.logprobs).max() for p, a in zip(pieces, answers, strict=True))
+    worst = max(np.abs(by_model - a.logprobs).max() for by_model, a in zip(truth, answers, strict=True))
     verdict = "" if worst <= TOLERANCE else " WRONG"
     return str(engine.info.tier), "yes" if engine.info.bitwise else "no", f"{worst:.1e}{verdict}"
 
