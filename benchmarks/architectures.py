@@ -1,4 +1,4 @@
-"""Every language model of the installed transformers, those that see as well, built tiny: which tier serves it, how exactly.
+"""Every language model of the installed transformers, those that see as well, built tiny: which tier serves it, how exactly, and whether it keeps its bits.
 
     python -m benchmarks.architectures                    all of them, some ten minutes on one core
     python -m benchmarks.architectures gemma2 qwen3_next
@@ -18,15 +18,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from grpo_server.engine import EngineConfig, Piece
-from grpo_server.engine.engine import TorchEngine
-from grpo_server.engine.loading import Loaded
-from rich.console import Console
-from rich.progress import track
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
-from transformers.models.auto.modeling_auto import (
+from grpo_server.engine import environment
+
+environment.set_environment("exact")
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from grpo_server.engine import EngineConfig, Piece  # noqa: E402
+from grpo_server.engine.engine import TorchEngine  # noqa: E402
+from grpo_server.engine.loading import Loaded  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import track  # noqa: E402
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel  # noqa: E402
+from transformers.models.auto.modeling_auto import (  # noqa: E402
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
