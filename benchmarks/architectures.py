@@ -1,4 +1,5 @@
-"""Every language model of the installed transformers, those that see as well, built tiny: which tier serves it, how exactly, and whether it keeps its bits.
+"""Every language model of the installed transformers, those that see as well, built tiny: which tier serves it, how exactly,
+and whether it keeps its bits.
 
     python -m benchmarks.architectures                    all of them, some ten minutes on one core
     python -m benchmarks.architectures gemma2 qwen3_next
@@ -50,9 +51,10 @@ STATES = dict(
     mamba_headdim=16, mamba_n_heads=8, mamba_num_heads=8, n_mamba_heads=8, mamba_d_ssm=128, linear_num_heads=4,
     linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16, linear_value_head_dim=16,
 )  # fmt: skip
-# Of attention whose keys and values are kept as a product of two narrow matrices.
-LATENT = dict(q_lora_rank=24, kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=16)
-TEXT: dict[str, Any] = {**SMALL, **EXPERTS, **STATES, **LATENT}
+# Of attention whose keys and values are kept as a product of two narrow matrices: each head has its own.
+LATENT = dict(
+    q_lora_rank=24, kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=16, num_key_value_heads=4
+)  # fmt: skip
 # Of the eye of a model that sees as well; it has nothing to do here but to be there.
 EYE = dict(
     hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14, depth=1,
@@ -89,13 +91,18 @@ def tiny(kind: str) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
+def small_text(config: type) -> dict[str, Any]:
+    """The common figures for a text model with this class of config."""
+    return {**SMALL, **EXPERTS, **STATES, **(LATENT if hasattr(config, "kv_lora_rank") else {})}
+
+
 def small_config(kind: str) -> tuple[Any, Any]:
     """The common config for this architecture, and the class that builds it; of a model that sees, text and vision apart."""
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return CONFIG_MAPPING[kind](**TEXT), AutoModelForCausalLM
+        return CONFIG_MAPPING[kind](**small_text(CONFIG_MAPPING[kind])), AutoModelForCausalLM
     plain = CONFIG_MAPPING[kind]()
     text, eye = plain.get_text_config(decoder=True), getattr(plain, "vision_config", None)
-    parts: dict[str, Any] = {"text_config": {"model_type": text.model_type, **TEXT}}
+    parts: dict[str, Any] = {"text_config": {"model_type": text.model_type, **small_text(type(text))}}
     if "mrope_section" in str(getattr(text, "rope_parameters", None)) or kind.startswith("qwen2"):
         parts["text_config"]["rope_parameters"] = {
             "rope_type": "default",
