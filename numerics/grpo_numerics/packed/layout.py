@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -53,6 +54,7 @@ class PackedLayout:
     segments: in the order of the stream, which they fill without gaps.
     predict_rows: (N,) for each completion token, in the caller's order, the row whose hidden state predicts it.
     targets: (N,) the token ids to be predicted.
+    spans: rows [start, end) of each owner, ascending, which fill the stream; where there are no owners all are of owner 0.
     """
 
     token_ids: Tokens
@@ -60,6 +62,7 @@ class PackedLayout:
     segments: tuple[Segment, ...]
     predict_rows: Index
     targets: Tokens
+    spans: Mapping[int, tuple[int, int]] = field(default_factory=lambda: {})
 
     @property
     def tokens(self) -> int:
@@ -73,16 +76,28 @@ class PackedLayout:
         completions: Sequence[Sequence[Tokens]],
         *,
         share_prefixes: bool = True,
+        owners: Sequence[int] | None = None,
     ) -> PackedLayout:
         """Pack K groups: prompts[k], (P,) with P >= 1, and its completions[k], each (C,) with C >= 0.
 
         share_prefixes: compute once whatever sequences have in common, where that saves more than it costs (`worth`); a prompt
         with several completions always. False: share equal prompts, and equal completions of them, and nothing else; then the
         way a sequence is cut, prompt from completion, depends on the sequence alone, which bitwise reproducibility needs.
+        owners: (K,) whose each group is, for models that are not the same for all: nothing is shared between two owners, and
+        each has rows of its own, side by side.
         """
-        forest = Forest()
-        ends = _planted(forest, prompts, completions) if share_prefixes else _apart(forest, prompts, completions)
-        return _laid(forest, ends, [len(p) for p in prompts], completions)
+        groups: dict[int, list[int]] = {}
+        for k in range(len(prompts)):
+            groups.setdefault(0 if owners is None else owners[k], []).append(k)
+        plant = _planted if share_prefixes else _apart
+        forests: dict[int, Forest] = {}
+        ends: _Ends = [[] for _ in prompts]
+        for owner, members in sorted(groups.items()):
+            forests[owner] = Forest()
+            planted = plant(forests[owner], [prompts[k] for k in members], [completions[k] for k in members])
+            for k, places in zip(members, planted, strict=True):
+                ends[k] = places
+        return _laid(forests, ends, [len(p) for p in prompts], completions)
 
 
 # the place of the row that predicts each completion's last token, [k][g]; None where a completion is empty
@@ -126,13 +141,14 @@ def _apart(forest: Forest, prompts: Sequence[Tokens], completions: Sequence[Sequ
 
 
 def _laid(
-    forest: Forest, ends: _Ends, prompt_lengths: Sequence[int], completions: Sequence[Sequence[Tokens]]
+    forests: Mapping[int, Forest], ends: _Ends, prompt_lengths: Sequence[int], completions: Sequence[Sequence[Tokens]]
 ) -> PackedLayout:
-    """The forest as a stream, and in it the rows that predict."""
-    nodes = list(forest.nodes())
+    """The forests as a stream, and in it the rows that predict."""
+    trees = [list(forest.nodes()) for forest in forests.values()]
+    nodes = list(chain.from_iterable(trees))
     sizes = np.array([len(node.tokens) for node in nodes], dtype=np.int64)
     starts = np.cumsum(sizes) - sizes
-    index: dict[Node | None, int] = {forest.root: -1}
+    index: dict[Node | None, int] = {forest.root: -1 for forest in forests.values()}
     index.update((node, i) for i, node in enumerate(nodes))
     reach: list[int] = (starts + sizes).tolist()
     for i in range(len(nodes) - 1, -1, -1):  # children come after their parents
@@ -149,12 +165,14 @@ def _laid(
             if place is not None:
                 rows += _rows(place, before - 1, segments, index)
                 targets.append(completion)
+    bounds = np.cumsum([0, *(sum(len(node.tokens) for node in tree) for tree in trees)]).tolist()
     return PackedLayout(
         token_ids=np.concatenate([np.zeros(0, np.int32), *(node.tokens for node in nodes)], dtype=np.int32),
         positions=np.concatenate([np.zeros(0, np.int64), *(np.arange(n.depth, n.end, dtype=np.int64) for n in nodes)]),
         segments=segments,
         predict_rows=np.concatenate(rows),
         targets=np.concatenate(targets, dtype=np.int32),
+        spans=dict(zip(forests, pairwise(bounds), strict=True)),
     )
 
 

@@ -86,9 +86,7 @@ def keeps_bits(
     if ground.heights is None:
         return False
     if (obstacle := ground.obstacles.get(tier)) is None:
-        most = ground.most
-        if ground.trusted:
-            most = min(most, int(_FLOPS_WHERE_TRUSTED / (2 * parts.parameters)))
+        most = most_tried(ground, parts)
         turns = later_turns(pieces, max_length) if shares else []
         crowd = turns + full_batch(parts.vocab_size, max_length, most - sum(p.tokens for p in (*pieces, *turns)))
         if same_bits(score, pieces, together, crowd, permuted=not ground.trusted):
@@ -100,6 +98,13 @@ def keeps_bits(
         obstacle,
     )
     return False
+
+
+def most_tried(ground: Ground, parts: Anatomy) -> int:
+    """Tokens of the batch in which scores are tried."""
+    if not ground.trusted:
+        return ground.most
+    return min(ground.most, int(_FLOPS_WHERE_TRUSTED / (2 * parts.parameters)))
 
 
 def _strict_mkl(parts: Anatomy) -> bool:

@@ -104,12 +104,17 @@ class Hosted:
 @dataclass(frozen=True, slots=True)
 class BatchScores:
     """Scores of each piece in the order given, the tokens that really ran (shared prompts counted once), and who computed
-    them."""
+    them. references: of each piece, where they are of several."""
 
     pieces: list[PieceScores]
     computed_tokens: int
     reference: ReferenceInfo
     splits: int = 0  # how often the batch was halved because memory ran out
+    references: Sequence[ReferenceInfo] | None = None
+
+    def reference_of(self, piece: int) -> ReferenceInfo:
+        """Who computed the scores of this one."""
+        return self.reference if self.references is None else self.references[piece]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +157,13 @@ class Engine(Protocol):
     @property
     def info(self) -> ReferenceInfo: ...
 
-    def prepare(self, pieces: Sequence[Piece]) -> Any: ...
+    def prepare(self, pieces: Sequence[Piece], engines: Sequence[Any] | None = None) -> Any:
+        """A batch for `compute`. engines: whose each piece is, all of which share batches with this one; None: all its own."""
+        ...
+
+    def shares_batches_with(self, other: Any) -> bool:
+        """Whether pieces of both may be computed in one batch, with the scores that each would have alone."""
+        ...
 
     def compute(self, batch: Any) -> BatchScores: ...
 
@@ -201,10 +212,6 @@ class HostedEngine(Engine, Protocol):
         """Another engine, which hosts this reference with an adapter on it and shares its weights; either may be closed first.
         On any thread; this one may serve meanwhile. Raises OSError or ValueError when the adapter cannot be loaded, does not
         fit this base, or has no room."""
-        ...
-
-    def shares_batches_with(self, other: HostedEngine) -> bool:
-        """Whether pieces of both may be computed in one batch, with the scores that each would have alone."""
         ...
 
     def no_room_beside(self, source: str) -> str | None:

@@ -7,7 +7,6 @@ reproducibility only where the probe shows it. `prepare` and `beside` may run on
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +20,8 @@ from grpo_client.tokenizers import TokenizerIdentity
 from grpo_numerics import score_rows
 from transformers import PreTrainedTokenizerBase
 
+from .adapters.base import Base
+from .adapters.engine import AdaptedEngine
 from .anatomy import anatomy, media_tokens
 from .bits import prepare_ground
 from .config import BatchLimits, EngineConfig, mode_on
@@ -31,7 +32,6 @@ from .contract import (
     Hosted,
     HostedEngine,
     OnStage,
-    OutOfMemory,
     Piece,
     PieceScores,
     Tally,
@@ -41,18 +41,17 @@ from .fingerprint import fingerprint
 from .forwards import Prepared
 from .head_pass import Head, score_pieces
 from .loading import Loaded, load
-from .memory import batch_limits, halve, is_out_of_memory
+from .memory import batch_limits
 from .mixing import mix
-from .own_memory import let_go
+from .own_memory import Tenants
 from .precision import pin, require_ieee
 from .pricing import measure
 from .probe import probe_pieces
 from .quickest import quickest_head
+from .retrying import scores_of
 from .room import no_room, weight_bytes
 from .saving import save
 from .tiers import choose, warm
-
-log = logging.getLogger(__name__)
 
 
 class TorchEngine:
@@ -90,6 +89,7 @@ class TorchEngine:
             limits = self._limits or batch_limits(config, device, parts.token_bytes)
             head = quickest_head(self._given_head, parts) if mode == "fast" else self._given_head
             ground = prepare_ground(mode, parts, head, limits.tokens)
+            attention = model.config._attn_implementation or "eager"
             chosen = choose(config, mode, model, parts, max_length, ground)
             rows = ground.heights.of if ground.heights is not None and chosen.forward.tier == "packed" else int
             with self._turn:  # a GPU's account is of all that it computes
@@ -112,7 +112,7 @@ class TorchEngine:
         )
         self._config, self._model, self._parts, self._device = config, model, parts, device
         self._forward, self._head, self._limits = chosen.forward, chosen.head, limits
-        self._price = price
+        self._price, self._ground, self._attention, self._tenants = price, ground, attention, Tenants(model)
         tokens = None if loaded.tokenizer is None else TokenizerIdentity.of(loaded.tokenizer)
         self._hosted = Hosted(info, loaded.tokenizer, media_tokens(model.config), tokens)
 
@@ -145,30 +145,22 @@ class TorchEngine:
         """What pieces cost together, by what this engine shares between them."""
         return self._forward.tally()
 
-    def prepare(self, pieces: Sequence[Piece]) -> Prepared:
-        """Lay the pieces out as one batch."""
+    @property
+    def device(self) -> Device:
+        """What it computes on."""
+        return self._device
+
+    def prepare(self, pieces: Sequence[Piece], engines: Sequence[HostedEngine] | None = None) -> Prepared:
+        """Lay the pieces out as one batch; with pieces of its adapters among them, by one of those."""
+        if (adapted := next((e for e in engines or () if e is not self), None)) is not None:
+            return adapted.prepare(pieces, engines)
         return self._forward.prepare(pieces)
 
     def compute(self, batch: Prepared) -> BatchScores:
-        """Score a prepared batch. Out of memory: halve and try again; raises OutOfMemory when one completion does not fit."""
-        try:
-            return self.compute_whole(batch)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        # outside the handler: the traceback held the tensors that did not fit
-        self._device.release()
-        halves = halve(batch.pieces)
-        if halves is None:
-            raise OutOfMemory("one completion with its prompt does not fit into the memory that is free")
-        log.warning("out of memory at %d tokens: trying in two halves", batch.tokens)
-        first, second = (self.compute(self.prepare(half)) for half in (halves.first, halves.second))
-        return BatchScores(
-            halves.join(first.pieces, second.pieces),
-            first.computed_tokens + second.computed_tokens,
-            self.info,
-            1 + first.splits + second.splits,
-        )
+        """See `contract.Engine`. With pieces of its adapters, by the one that prepared it."""
+        if batch.engines is not None:
+            return next(e for e in batch.engines if e is not self).compute(batch)
+        return scores_of(self, batch)
 
     def compute_whole(self, batch: Prepared) -> BatchScores:
         """Score a prepared batch in one go. Raises whatever torch raises when memory runs out."""
@@ -202,11 +194,28 @@ class TorchEngine:
 
     def adapt(self, change: AdapterChange, on_stage: OnStage) -> HostedEngine:
         """See `contract.HostedEngine`."""
-        return self.beside(Change(change.source, change.revision, change.name), on_stage)
+        return AdaptedEngine(self._base(), change, on_stage)
 
     def shares_batches_with(self, other: HostedEngine) -> bool:
-        """With itself."""
-        return other is self
+        """With its adapters, as they see it."""
+        return other is self or (isinstance(other, AdaptedEngine) and other.shares_batches_with(self))
+
+    def _base(self) -> Base:
+        return Base(
+            config=self._config,
+            model=self._model,
+            parts=self._parts,
+            hosted=self._hosted,
+            forward=self._forward,
+            head=self._head,
+            ground=self._ground,
+            attention=self._attention,
+            device=self._device,
+            limits=self.limits,
+            price=self._price,
+            turn=self._turn,
+            tenants=self._tenants,
+        )
 
     def replace(self, change: Change, on_stage: OnStage = lambda _: None) -> ReferenceInfo:
         """Host another reference in this engine, which must not compute meanwhile: for whoever uses one without a server.
@@ -249,5 +258,5 @@ class TorchEngine:
 
     def close(self) -> None:
         """Let go of the weights."""
-        let_go(self._model)
+        self._tenants.leave()
         del self._model, self._parts, self._forward

@@ -33,7 +33,7 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
     digest = hashlib.sha256()
     state = {name: whole(tensor) for name, tensor in model.state_dict().items()}
     with ThreadPoolExecutor(_HASH_THREADS) as pool:  # hashing releases the interpreter's lock
-        for part in pool.map(_tensor_digest, sorted(state), [state[name] for name in sorted(state)]):
+        for part in pool.map(tensor_digest, sorted(state), [state[name] for name in sorted(state)]):
             digest.update(part)
     digest.update(type(model).__name__.encode())  # "architectures" is only filled in when a model is saved
     digest.update(json.dumps(_plain(model.config.to_dict()), sort_keys=True).encode())
@@ -49,7 +49,8 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _tensor_digest(name: str, tensor: torch.Tensor) -> bytes:
+def tensor_digest(name: str, tensor: torch.Tensor) -> bytes:
+    """SHA-256 over name, type, shape and bytes."""
     head = f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode()
     raw = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
     digest = hashlib.sha256(head)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from .anatomy import Anatomy
 from .config import Tier
-from .contract import Piece, Tally
+from .contract import HostedEngine, Piece, Tally
 from .head_pass import Questions
 from .heights import Heights
 from .quickest import stacked_attention
@@ -45,16 +45,27 @@ from .tallies import Beginnings, EqualPrompts, EveryPiece
 @dataclass(frozen=True)
 class Prepared:
     """A batch ready to run. targets: (M,) ids of the completion tokens that are asked; tokens: rows that will go through the
-    model."""
+    model. parts: with the head of each piece, unless all have the model's own. engines: whose each piece is, unless all are of
+    the engine that computes them."""
 
     pieces: Sequence[Piece]
     targets: IntArray
     tokens: int
     plan: Any = None
+    parts: Sequence[Anatomy] = ()
+    engines: Sequence[HostedEngine] | None = None
     questions: Questions = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "questions", Questions.of(self.pieces, self.targets))
+        object.__setattr__(self, "questions", Questions.of(self.pieces, self.targets, self.parts))
+
+
+class Laid(NamedTuple):
+    """Pieces laid out, as `Prepared` has them."""
+
+    targets: IntArray
+    tokens: int
+    plan: Any
 
 
 class Forward(Protocol):
@@ -67,6 +78,10 @@ class Forward(Protocol):
     def prepare(self, pieces: Sequence[Piece]) -> Prepared: ...
 
     def rows(self, batch: Prepared) -> Tensor: ...
+
+    def lay(self, pieces: Sequence[Piece]) -> Laid: ...
+
+    def run(self, plan: Any) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +116,22 @@ class PackedForward:
         return Beginnings() if self.shares else EqualPrompts()
 
     def prepare(self, pieces: Sequence[Piece]) -> Prepared:
+        return Prepared(pieces, *self.lay(pieces))
+
+    def rows(self, batch: Prepared) -> Tensor:
+        return self.run(batch.plan)
+
+    def lay(self, pieces: Sequence[Piece], owners: Sequence[int] | None = None) -> Laid:
+        """owners: as `PackedLayout.build` has them, of each piece."""
         needed = [p.needed(whole=not self.shares) for p in pieces]
         wanted = [p.completions if any(len(c) for c in p.completions) else () for p in needed]
-        used = [(p.prompt, c) for p, c in zip(pieces, wanted, strict=True) if c]
-        layout = PackedLayout.build([p for p, _ in used], [c for _, c in used], share_prefixes=self.shares)
+        used = [i for i, completions in enumerate(wanted) if completions]
+        layout = PackedLayout.build(
+            [pieces[i].prompt for i in used],
+            [wanted[i] for i in used],
+            share_prefixes=self.shares,
+            owners=None if owners is None else [owners[i] for i in used],
+        )
         schedule = Schedule(
             layout,
             self.parts.device,
@@ -117,10 +144,10 @@ class PackedForward:
         schedule.ahead(self.asked)
         asked = _asked(needed)
         stream = _Stream(schedule, Parcel({"rows": layout.predict_rows[asked]}))
-        return Prepared(pieces, layout.targets[asked], layout.tokens, stream)
+        return Laid(layout.targets[asked], layout.tokens, stream)
 
-    def rows(self, batch: Prepared) -> Tensor:
-        stream: _Stream = batch.plan
+    def run(self, plan: Any) -> Tensor:
+        stream: _Stream = plan
         schedule = stream.schedule
         if self.model.config._attn_implementation != NAME:
             self.model.set_attn_implementation(NAME)
@@ -150,18 +177,24 @@ class _OwnAttention:
         return EveryPiece()
 
     def prepare(self, pieces: Sequence[Piece]) -> Prepared:
+        return Prepared(pieces, *self.lay(pieces))
+
+    def rows(self, batch: Prepared) -> Tensor:
+        return self.run(batch.plan)
+
+    def lay(self, pieces: Sequence[Piece]) -> Laid:
         needed = [p.needed(whole=True) for p in pieces]
         used = [p for p in needed if any(len(c) for c in p.completions)]
         targets = np.concatenate([np.zeros(0, np.int32), *(c for p in used for c in p.completions)])
-        return Prepared(pieces, targets[_asked(used)], sum(map(self._tokens, used)), used)
+        return Laid(targets[_asked(used)], sum(map(self._tokens, used)), used)
 
     def _tokens(self, piece: Piece) -> int:
         return sum(len(piece.prompt) + len(c) - 1 for c in piece.completions if len(c))
 
-    def rows(self, batch: Prepared) -> Tensor:
+    def run(self, plan: Any) -> Tensor:
         if self.model.config._attn_implementation != self.attention:
             self.model.set_attn_implementation(self.attention)
-        used: list[Piece] = batch.plan
+        used: list[Piece] = plan
         return torch.cat([self._of(p) if p.completion_mask is None else self._of(p)[self._index(p)] for p in used])
 
     def _index(self, piece: Piece) -> Tensor:

@@ -25,12 +25,13 @@ Head = Callable[..., HeadScores]  # `grpo_numerics.score_rows`, or the same over
 @dataclass(frozen=True, slots=True)
 class Question:
     """What pieces ask that the head answers in one pass. spans: of each piece in the batch's rows, in order; whole: they are
-    all of these rows."""
+    all of these rows. parts: with the head, where it is not the model's own."""
 
     members: list[int]
     spans: list[range]
     whole: bool
     asked: dict[str, Any]
+    parts: Anatomy | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +42,14 @@ class Questions:
     values: Parcel[tuple[int, str]]
 
     @classmethod
-    def of(cls, pieces: Sequence[Piece], targets: IntArray) -> Questions:
-        """targets: (M,) over all pieces. May run beside the thread that computes."""
+    def of(cls, pieces: Sequence[Piece], targets: IntArray, parts: Sequence[Anatomy] = ()) -> Questions:
+        """targets: (M,) over all pieces. parts: with the head of each piece, unless all have the model's own. May run beside
+        the thread that computes."""
         sizes = [p.asked_tokens for p in pieces]
         ends = np.cumsum(sizes)
         passes: list[Question] = []
         values: dict[tuple[int, str], npt.NDArray[np.generic]] = {}
-        for n, alike in enumerate(_by_question(pieces)):
+        for n, alike in enumerate(_by_question(pieces, parts)):
             spans = [range(ends[i] - sizes[i], ends[i]) for i in alike]
             rows = np.concatenate([np.arange(s.start, s.stop) for s in spans])
             first = pieces[alike[0]]
@@ -65,7 +67,8 @@ class Questions:
             values[n, "targets"] = targets[rows].astype(np.int64)
             if (ids := _asked_ids([pieces[i] for i in alike])) is not None:
                 values[n, "token_ids"] = ids
-            passes.append(Question(alike, spans, len(rows) == len(targets), asked))
+            own = parts[alike[0]] if parts else None
+            passes.append(Question(alike, spans, len(rows) == len(targets), asked, own))
         return cls(passes, Parcel(values))
 
 
@@ -96,9 +99,9 @@ def head_passes(rows: Tensor, questions: Questions, parts: Anatomy, head: Head) 
     return [
         head(
             rows if question.whole else rows[there[n, "rows"]],
-            parts.weight,
+            (question.parts or parts).weight,
             there[n, "targets"],
-            spec=parts.spec,
+            spec=(question.parts or parts).spec,
             token_ids=there.get((n, "token_ids")),
             checked=True,
             **{"temperature": there.get((n, "temperature")), **question.asked},
@@ -140,12 +143,13 @@ def in_whole_blocks(head: Head) -> Head:
     return score
 
 
-def _by_question(pieces: Sequence[Piece]) -> Iterator[list[int]]:
+def _by_question(pieces: Sequence[Piece], parts: Sequence[Anatomy]) -> Iterator[list[int]]:
     """Indices of pieces that the head can score in one pass; temperatures may differ."""
     alike: dict[object, list[int]] = {}
     for i, piece in enumerate(pieces):
         width = None if piece.token_ids is None else next((t.shape[1] for t in piece.token_ids), 0)
-        alike.setdefault((piece.normalizer, piece.extras, piece.top_k, width), []).append(i)
+        head = id(parts[i].weight) if parts else 0
+        alike.setdefault((piece.normalizer, piece.extras, piece.top_k, width, head), []).append(i)
     yield from alike.values()
 
 

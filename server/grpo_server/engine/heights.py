@@ -34,6 +34,15 @@ class Heights:
         """Rows of the stream that holds so many tokens."""
         return stream_rows(tokens, self.step(tokens), self.widths, self.threads)
 
+    def part(self, tokens: int) -> int:
+        """Rows of a product over the part of a stream that holds so many tokens, and some of what is behind it."""
+        step = self.step(tokens)
+        return -(-tokens // step) * step
+
+    def parts(self, most: int) -> list[int]:
+        """Every count of rows that a part of a stream of up to `most` tokens can have, ascending."""
+        return sorted({self.part(tokens) for tokens in range(1, most + 1)})
+
     def reachable(self, most: int) -> list[int]:
         """Every count of rows that a stream of up to `most` tokens can have, ascending."""
         block = row_block(self.threads)  # steps change only at its multiples

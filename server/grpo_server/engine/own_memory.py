@@ -6,6 +6,7 @@ process.
 from __future__ import annotations
 
 import itertools
+import threading
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,28 @@ def own_memory(model: nn.Module) -> None:
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         if type(tensor.data) is Tensor and tensor.device.type == "cpu":
             tensor.data = tensor.data.clone(memory_format=torch.preserve_format)
+
+
+class Tenants:
+    """Who has a model's weights: they are let go of when the last has left. Begins with one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._count, self._lock = model, 1, threading.Lock()
+
+    def enter(self) -> None:
+        """One more has them. Raises ValueError when they are gone."""
+        with self._lock:
+            if not self._count:
+                raise ValueError("the base of this adapter is not hosted any more")
+            self._count += 1
+
+    def leave(self) -> None:
+        """One of those needs them no longer."""
+        with self._lock:
+            self._count -= 1
+            last = not self._count
+        if last:
+            let_go(self._model)
 
 
 def let_go(model: nn.Module) -> None:

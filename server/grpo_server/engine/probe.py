@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -102,13 +103,20 @@ def every_variant(pieces: Sequence[Piece], vocab_size: int) -> list[list[Piece]]
 
 
 def check_scores(
-    score: Score, model: PreTrainedModel, parts: Anatomy, pieces: Sequence[Piece], eager: str
+    score: Score,
+    model: PreTrainedModel,
+    parts: Anatomy,
+    pieces: Sequence[Piece],
+    eager: str,
+    within: AbstractContextManager[object] | None = None,
 ) -> Comparison:
-    """Compare `score` with `model` itself, one unpadded sequence at a time, attention implementation `eager`."""
+    """Compare `score` with `model` itself, one unpadded sequence at a time, attention implementation `eager`. within: entered
+    around the model's own forwards."""
     logprobs = [scores.logprobs for scores in score(pieces)]
     ours = np.concatenate(logprobs)
     model.set_attn_implementation(eager)
-    truth = np.concatenate([_own_logprobs(model, parts, piece) for piece in pieces])
+    with within or nullcontext():
+        truth = np.concatenate([_own_logprobs(model, parts, piece) for piece in pieces])
     differences = np.abs(ours - truth)
     largest, mean = float(differences.max()), float(differences.mean())
     right = same_scores(ours, truth, parts.weight.dtype)

@@ -145,7 +145,7 @@ class LeadingEngine:
     def tally(self) -> Tally:
         return self._engine.tally()
 
-    def prepare(self, pieces: Sequence[Piece]) -> Prepared:
+    def prepare(self, pieces: Sequence[Piece], engines: Sequence[HostedEngine] | None = None) -> Prepared:
         return self._engine.prepare(pieces)
 
     def compute(self, batch: Prepared) -> BatchScores:

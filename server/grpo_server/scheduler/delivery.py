@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from grpo_server.engine.contract import BatchScores
+from grpo_server.engine.contract import BatchScores, Engine
 from grpo_server.scheduler.cache import ResultCache
 from grpo_server.scheduler.events import BatchDone
 from grpo_server.scheduler.job import Job
@@ -20,6 +20,11 @@ def jobs_of(entries: Sequence[Entry]) -> list[Job]:
     return list(dict.fromkeys(e.job for e in entries))
 
 
+def engines_of(entries: Sequence[Entry]) -> list[Engine]:
+    """Who hosts the references of these requests, each once."""
+    return list(dict.fromkeys(e.job.engine for e in entries))
+
+
 def tokens_of(entries: Sequence[Entry]) -> int:
     """Of a batch, as priced."""
     return sum(e.cut.tokens for e in entries)
@@ -30,9 +35,9 @@ async def place_scores(entries: Sequence[Entry], scores: BatchScores, cache: Res
     gets none of them."""
     tokens = tokens_of(entries)
     placed = 0
-    for entry, piece_scores in zip(entries, scores.pieces, strict=True):
+    for number, (entry, piece_scores) in enumerate(zip(entries, scores.pieces, strict=True)):
         job, places = entry.job, entry.cut.places
-        if job.reference != scores.reference:
+        if job.reference != scores.reference_of(number):
             continue
         job.assembly.place(places, piece_scores)
         for place in places:

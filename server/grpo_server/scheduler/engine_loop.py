@@ -4,7 +4,8 @@ Two threads of the engine are driven from the event loop: `prepare` (packing) an
 only). A batch is prepared ahead only when it is full: a partial one waits for the compute thread to come free, since
 until then more requests may join it at no cost.
 
-A batch is of one engine; which engine that is may change from batch to batch.
+A batch is of one engine, or of several that share batches: then the first of them computes it, and is told whose each piece
+is. Which engines that are may change from batch to batch.
 
 When a batch fails, its requests are tried one by one, so that only the one at fault is told of it.
 """
@@ -21,7 +22,7 @@ from grpo_server.engine.contract import BatchScores, OutOfMemory
 from grpo_server.errors import ErrorCode, ReferenceReplaced, ServiceError
 from grpo_server.scheduler.admission import Admission
 from grpo_server.scheduler.cache import ResultCache
-from grpo_server.scheduler.delivery import batch_done, jobs_of, place_scores, tokens_of
+from grpo_server.scheduler.delivery import batch_done, engines_of, jobs_of, place_scores, tokens_of
 from grpo_server.scheduler.door import Door
 from grpo_server.scheduler.events import Listener
 from grpo_server.scheduler.job import Job
@@ -100,7 +101,8 @@ class EngineLoop:
     def _take(self) -> list[Entry]:
         entries = self._queue.take()
         self._door.let_in()
-        self._tenancy.enter(entries[0].job.engine)
+        for engine in engines_of(entries):
+            self._tenancy.enter(engine)
         now = self._clock()
         for entry in entries:
             if entry.job.started is None:
@@ -111,7 +113,9 @@ class EngineLoop:
 
     async def _prepare(self, entries: Sequence[Entry]) -> Any:
         started = self._clock()
-        prepared = await _outcome(self._prepare_thread, entries[0].job.engine.prepare, [e.cut.piece for e in entries])
+        engine, pieces = entries[0].job.engine, [e.cut.piece for e in entries]
+        whose = [[e.job.engine for e in entries]] if len(engines_of(entries)) > 1 else []
+        prepared = await _outcome(self._prepare_thread, engine.prepare, pieces, *whose)
         self._note("prepare", entries, started)
         return prepared
 
@@ -131,7 +135,8 @@ class EngineLoop:
             self._admission.computing(0)
             self._admission.computed(tokens_of(entries))
             self._door.let_out()
-            self._tenancy.leave(entries[0].job.engine)
+            for engine in engines_of(entries):
+                self._tenancy.leave(engine)
             self.wake()
 
     async def _score(self, entries: Sequence[Entry], prepared: Any) -> None:
@@ -149,8 +154,10 @@ class EngineLoop:
         await self._hand_out(entries, scores, self._clock() - started)
 
     async def _hand_out(self, entries: Sequence[Entry], scores: BatchScores, seconds: float) -> None:
-        for entry in entries:
-            if entry.job.reference != scores.reference:  # an answer is of one reference, the one that is named in it
+        for number, entry in enumerate(entries):
+            if entry.job.reference != scores.reference_of(
+                number
+            ):  # an answer is of one reference, the one that is named in it
                 self.fail(entry.job, ReferenceReplaced())
         await place_scores(entries, scores, self._cache)
         self._admission.throughput.add(tokens_of(entries), seconds)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from grpo_server.engine.contract import Engine
 from grpo_server.scheduler.cutting import Cut
 from grpo_server.scheduler.job import Job
 
@@ -65,14 +66,15 @@ class FairQueue:
         return tokens
 
     def take(self) -> list[Entry]:
-        """The next batch: cuts for one engine, with those that follow them, in fair order until none that waits would fit."""
+        """The next batch: cuts for one engine, or for several that share batches, with those that follow them, in fair order
+        until none that waits would fit."""
         batch: list[Entry] = []
         room = self._max_tokens
         room_bytes = self._max_bytes
         did_not_fit: deque[Job] = deque()
         while self._rotation:
             job = self._rotation.popleft()
-            if batch and job.engine is not batch[0].job.engine:
+            if batch and not _share(batch[0].job.engine, job.engine):
                 did_not_fit.append(job)
                 continue
             cuts = job.next_cuts()
@@ -96,3 +98,7 @@ class FairQueue:
                     (self._rotation.appendleft if stays else self._rotation.append)(job)
         self._rotation = did_not_fit
         return batch
+
+
+def _share(engine: Engine, other: Engine) -> bool:
+    return other is engine or engine.shares_batches_with(other)

@@ -182,3 +182,25 @@ def test_nothing_asked_is_nothing_computed():
         assert layout.token_ids.tolist() == [3]
     assert build([([1], [[]])]).tokens == 0
     assert list(itertools.chain(build([([1], [[]])]).segments)) == []
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_owners_share_nothing_and_have_rows_side_by_side(share):
+    groups = [
+        ([1, 2, 3], [[4, 5, 6], [4, 5, 7]]),
+        ([1, 2, 3], [[4, 5, 6]]),
+        ([1, 2, 3, 4], [[9, 9]]),
+        ([1, 2, 3], [[4, 5, 6]]),
+    ]
+    owners = [2, 0, 2, 0]
+    prompts, completions = [ids(p) for p, _ in groups], [[ids(c) for c in cs] for _, cs in groups]
+    layout = PackedLayout.build(prompts, completions, share_prefixes=share, owners=owners)
+    assert_right(layout, groups)
+    alone = {
+        owner: build([group for group, own in zip(groups, owners, strict=True) if own == owner], share)
+        for owner in (0, 2)
+    }
+    ends = list(itertools.accumulate(part.tokens for part in alone.values()))
+    assert layout.spans == {0: (0, ends[0]), 2: (ends[0], ends[1])}
+    assert layout.token_ids.tolist() == [token for part in alone.values() for token in part.token_ids.tolist()]
+    assert build(groups, share).spans == {0: (0, build(groups, share).tokens)}

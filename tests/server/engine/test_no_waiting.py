@@ -17,8 +17,8 @@ from grpo_server.engine.anatomy import anatomy
 from grpo_server.engine.contract import Piece
 from grpo_server.engine.forwards import PackedForward
 from grpo_server.engine.head_pass import fetched, head_passes, score_pieces
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig
+from waits import Waits
 
 VOCAB = 99
 SMALL: dict[str, Any] = {
@@ -30,29 +30,6 @@ CONFIGS = {
     "a window": MistralConfig(**SMALL, sliding_window=6),
     "windows and soft-caps": Gemma2Config(**SMALL, sliding_window=6, query_pre_attn_scalar=8),
 }
-READS = ("aten._local_scalar_dense", "aten.nonzero", "aten.item", "aten.is_nonzero", "aten.masked_select")
-
-
-class Waits(TorchDispatchMode):
-    """Writes down each operator that reads a value on the host, or copies between devices and waits for it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reads: list[str] = []
-        self.copies: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if str(func).startswith(READS):
-            self.reads.append(str(func))
-        to = [kwargs.get("device"), *args]
-        device = next((d for d in to if isinstance(d, torch.device)), None)
-        if str(func).startswith(("aten._to_copy", "aten.to.")) and device and device.type != args[0].device.type:
-            queued = " queued" if kwargs.get("non_blocking") or any(a is True for a in args) else ""
-            self.copies.append(f"{args[0].device.type} to {device.type}{queued}")
-            if device.type == "cpu":
-                return torch.zeros(args[0].shape, dtype=args[0].dtype)
-        return func(*args, **kwargs)
 
 
 def asking(rng: np.random.Generator, **asked: Any) -> list[Piece]:

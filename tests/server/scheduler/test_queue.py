@@ -168,3 +168,17 @@ def test_a_batch_is_of_one_engine_and_the_others_come_next(loop: asyncio.Abstrac
     assert [e.job for e in queue.take()] == [jobs[0], jobs[2]]
     assert [e.job for e in queue.take()] == [jobs[1], jobs[3]]
     assert not queue
+
+
+def test_engines_that_share_batches_fill_one_together(loop: asyncio.AbstractEventLoop) -> None:
+    class Sharing(FakeEngine):
+        def shares_batches_with(self, other: object) -> bool:
+            return isinstance(other, Sharing)
+
+    first, second, alone = Sharing("first"), Sharing("second"), FakeEngine("alone")
+    queue = FairQueue(BATCH)
+    jobs = [job(loop, 2, engine=engine) for engine in (first, alone, second, first)]
+    for one in jobs:
+        queue.add(one)
+    assert [e.job for e in queue.take()] == [jobs[0], jobs[2], jobs[3]]
+    assert [e.job for e in queue.take()] == [jobs[1]]

@@ -1,0 +1,128 @@
+"""Whether what an adapter's engine computes is right, and keeps its bits in company: shown on the loaded adapter."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from grpo_client.models.files import UnusableModel
+from grpo_client.protocol import FloatArray
+from grpo_numerics.checkpoint.names import told
+from torch import Tensor
+
+from ..bits import most_tried, same_bits
+from ..contract import Piece, PieceScores
+from ..forwards import PackedForward
+from ..head_pass import score_pieces
+from ..heights import spread
+from ..probe import check_scores, full_batch, later_turns, probe_pieces
+from ..products import Product, changes_bits_at
+from .adapter import Adapter, Pair
+from .applied import AtFixedShape, InOne, Products
+from .base import Base
+from .forward import AdaptedForward, Owner
+
+log = logging.getLogger(__name__)
+
+
+def products_for(base: Base, adapter: Adapter) -> tuple[Products, str | None]:
+    """The products that keep the bits of their rows at every height that a part of a stream can have, and why none do."""
+    heights = base.ground.heights
+    if heights is None:
+        return InOne(), None
+    parts = heights.parts(base.ground.most)
+    tried = spread(parts) if base.ground.trusted else parts
+    held = [*adapter.pairs.values(), *(() if adapter.embedding is None else [adapter.embedding])]
+    kinds = {(p.down.shape, p.up.shape, p.down.dtype, p.down.device): p for p in held}
+    with base.turn:
+        why = None
+        for products, of_these in ((InOne(), tried), (AtFixedShape(), spread(parts))):
+            why = next((said for pair in kinds.values() if (said := _changes(products, pair, of_these))), None)
+            if why is None:
+                return products, None
+    return InOne(), why
+
+
+def _changes(products: Products, pair: Pair, heights: Sequence[int]) -> str | None:
+    def run(x: Tensor) -> Tensor:
+        low = products.down(x[0], pair) if pair.down.shape[0] == pair.up.shape[1] else x[0]
+        out = x.new_ones(len(low), pair.up.shape[0])
+        products.up(out, low, pair, len(low))
+        return out[None]
+
+    rank = pair.up.shape[1]
+    inputs = pair.down.shape[1] if pair.down.shape[0] == rank else rank
+    name = f"{inputs} to {rank} to {pair.up.shape[0]}"
+    height = changes_bits_at(Product(name, run, inputs, pair.up), heights)
+    return None if height is None else f"the adapter's product {name} changes the bits of a row at {height} rows"
+
+
+class Trial:
+    """Of one adapter. The base serves meanwhile, between two batches."""
+
+    def __init__(self, base: Base, forward: AdaptedForward, adapter: Adapter) -> None:
+        self._base, self._forward, self._adapter = base, forward, adapter
+        self._max_length = base.hosted.info.max_length
+        self._pieces = probe_pieces(base.parts, self._max_length)
+
+    def scores(self) -> list[FloatArray]:
+        """Those of the probe's groups, found equal to the base's own forward, sequence by sequence, with the adapter applied.
+        Raises UnusableModel when they are not, or when a layer's product is never made."""
+        base, adapter, forward = self._base, self._adapter, self._forward
+        score = self._scorer(lambda _: adapter)
+        with base.turn:
+            comparison = check_scores(
+                score, base.model, base.parts, self._pieces, base.attention, forward.whole(adapter)
+            )
+        if silent := adapter.pairs.keys() - forward.layers:
+            raise UnusableModel(
+                f"the base computes {told(silent)} without calling the layer, so that an adapter of it has no effect; "
+                "serve it merged: --model name=path"
+            )
+        if not comparison.right:
+            raise UnusableModel(
+                f"scores with the adapter do not reproduce the base's own forward with it: {comparison.note}"
+            )
+        log.info("scores with the adapter: within %.1e nats of the model itself", comparison.largest)
+        return list(comparison.logprobs)
+
+    def keeps_bits(self, alone: Sequence[FloatArray]) -> bool:
+        """Whether its scores keep their bits among those of the base and of another adapter, and the base's among its."""
+        base, ground, adapter = self._base, self._base.ground, self._adapter
+        if ground.heights is None or not base.hosted.info.bitwise:
+            return False
+        stranger = replace(adapter)  # another one to everybody
+        shares = isinstance(self._forward.inner, PackedForward) and self._forward.inner.shares
+        turns = later_turns(self._pieces, self._max_length) if shares else []
+        room = most_tried(ground, base.parts) - sum(p.tokens for p in (*self._pieces, *turns))
+        crowd = full_batch(base.parts.vocab_size, self._max_length, room)
+        if not self._forward.packs:
+            return same_bits(self._scorer(lambda _: adapter), self._pieces, alone, turns, permuted=False)
+        own: dict[int, Owner] = {id(piece): (None, stranger)[n % 2] for n, piece in enumerate(crowd)}
+        of_others: dict[int, Owner] = {
+            id(piece): (adapter, stranger)[n % 2] for n, piece in enumerate((*crowd, *turns))
+        }
+        in_company = self._scorer(lambda piece: own.get(id(piece), adapter))
+        base_in_company = self._scorer(lambda piece: of_others.get(id(piece)))
+        of_base = [s.logprobs for s in self._scorer(lambda _: None)(self._pieces)]
+        more = {"permuted": not ground.trusted}
+        company = [*turns, *crowd]
+        if same_bits(in_company, self._pieces, alone, company, **more) and same_bits(
+            base_in_company, self._pieces, of_base, company, **more
+        ):
+            return True
+        log.warning("scores with this adapter depend on the batch here: `bitwise` is not claimed")
+        return False
+
+    def _scorer(self, owner: Callable[[Piece], Owner]) -> Callable[[Sequence[Piece]], list[PieceScores]]:
+        base, forward = self._base, self._forward
+
+        def score(pieces: Sequence[Piece]) -> list[PieceScores]:
+            batch = forward.prepare(pieces, [owner(piece) for piece in pieces])
+            with base.turn, torch.inference_mode():
+                rows = forward.rows(batch).to(base.parts.weight.device)
+                return score_pieces(pieces, rows, batch.questions, base.parts, base.head)
+
+        return score
