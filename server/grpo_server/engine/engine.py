@@ -113,6 +113,7 @@ class TorchEngine:
         self._config, self._model, self._parts, self._device = config, model, parts, device
         self._forward, self._head, self._limits = chosen.forward, chosen.head, limits
         self._price, self._ground, self._attention, self._tenants = price, ground, attention, Tenants(model)
+        self._known_products: dict[object, str | None] = {}
         tokens = None if loaded.tokenizer is None else TokenizerIdentity.of(loaded.tokenizer)
         self._hosted = Hosted(info, loaded.tokenizer, media_tokens(model.config), tokens)
 
@@ -215,6 +216,7 @@ class TorchEngine:
             price=self._price,
             turn=self._turn,
             tenants=self._tenants,
+            known=self._known_products,
         )
 
     def replace(self, change: Change, on_stage: OnStage = lambda _: None) -> ReferenceInfo:

@@ -68,16 +68,20 @@ class Laid(NamedTuple):
     plan: Any
 
 
-class Forward(Protocol):
+class Runs(Protocol):
     """`rows`: (M, D) hidden states, one per completion token that is asked, in the pieces' order."""
-
-    tier: Tier
-
-    def tally(self) -> Tally: ...
 
     def prepare(self, pieces: Sequence[Piece]) -> Prepared: ...
 
     def rows(self, batch: Prepared) -> Tensor: ...
+
+
+class Forward(Runs, Protocol):
+    """A way of computing. `lay` and `run` are what `prepare` and `rows` do, for who prepares batches of a kind of its own."""
+
+    tier: Tier
+
+    def tally(self) -> Tally: ...
 
     def lay(self, pieces: Sequence[Piece]) -> Laid: ...
 

@@ -19,7 +19,7 @@ from grpo_numerics.head.spec import GATHER_FLOATS, ROW_MULTIPLE, VOCAB_MULTIPLE
 from .anatomy import Anatomy
 from .contract import Piece
 from .device import Device
-from .forwards import Forward, Prepared
+from .forwards import Prepared, Runs
 
 _SHORT, _LONG = 8, 192  # tokens of the sequences that are measured
 # Bytes of one number, in bfloat16, float32, int64 and float64; and a row's running sums, targets and scores in the head.
@@ -75,7 +75,7 @@ def head_bytes(piece: Piece, wanted: int, parts: Anatomy) -> int:
 
 
 @torch.inference_mode()
-def measure(forward: Forward, device: Device, parts: Anatomy, max_length: int, rows: Callable[[int], int]) -> Price:
+def measure(forward: Runs, device: Device, parts: Anatomy, max_length: int, rows: Callable[[int], int]) -> Price:
     """Run a batch of short sequences and a long one, and see what they take."""
     short = _batch(forward, parts, min(_SHORT, max_length // 2), 24)
     row_bytes = device.peak(lambda: forward.rows(short)) / rows(short.tokens)
@@ -91,7 +91,7 @@ def _up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _batch(forward: Forward, parts: Anatomy, length: int, groups: int) -> Prepared:
+def _batch(forward: Runs, parts: Anatomy, length: int, groups: int) -> Prepared:
     rng = np.random.default_rng(length)
     half = max(1, length)
     return forward.prepare(

@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from ..anatomy import Anatomy
 from ..fingerprint import tensor_digest
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """What a layer gets beside its own product: scale * (x @ down^T) @ up^T. down (r, K), up (N, r); of an embedding, whose
-    inputs are ids, down is (V, r), one row a token."""
-
-    down: Tensor
-    up: Tensor
-    scale: float
+from .products import InOne, Pair, Products
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
     """pairs: by the name of the layer. embedding: the pair of the input embedding. table: the input embedding of its own, as a
-    module. head: the base's parts with the output head of its own. All in the base's type, on the devices of the layers that
-    they are for. Each adapter is itself and no other."""
+    module. head: the base's parts with the output head of its own. products: how its pairs are multiplied. All in the base's
+    type, on the devices of the layers that they are for. Each adapter is itself and no other."""
 
     pairs: Mapping[str, Pair]
     embedding: Pair | None = None
     table: nn.Module | None = None
     head: Anatomy | None = None
+    products: Products = field(default_factory=InOne)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that is held, by name."""

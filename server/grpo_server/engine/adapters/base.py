@@ -23,7 +23,7 @@ from ..pricing import Price
 @dataclass(frozen=True, slots=True, eq=False)
 class Base:
     """hosted: the base as a reference. attention: implementation of the model itself. turn: held for a batch. price: of its own
-    batches. tenants: who holds the weights."""
+    batches. tenants: who holds the weights. known: why a kind of product keeps no bits, or None, as far as it was tried."""
 
     config: EngineConfig
     model: PreTrainedModel
@@ -38,6 +38,7 @@ class Base:
     price: Price
     turn: threading.RLock
     tenants: Tenants
+    known: dict[object, str | None]
     modules: dict[str, nn.Module] = field(init=False)
 
     def __post_init__(self) -> None:

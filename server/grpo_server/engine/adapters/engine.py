@@ -56,7 +56,7 @@ class AdaptedEngine:
         products, obstacle = products_for(base, adapter)
         if obstacle is not None:
             log.warning("scores with this adapter depend on the batch here: `bitwise` is not claimed (%s)", obstacle)
-        forward = AdaptedForward(base, products)
+        adapter, forward = replace(adapter, products=products), AdaptedForward(base)
         trial = Trial(base, forward, adapter)
         alone = trial.scores()
         bitwise = obstacle is None and trial.keeps_bits(alone)
@@ -186,13 +186,10 @@ class AdaptedEngine:
 
 
 class _OneOwner:
-    """Batches of one adapter, as `Forward` has them."""
+    """Batches of one adapter."""
 
     def __init__(self, forward: AdaptedForward, adapter: Adapter) -> None:
-        self.tier, self._forward, self._adapter = forward.tier, forward, adapter
-
-    def tally(self) -> Tally:
-        return self._forward.tally()
+        self._forward, self._adapter = forward, adapter
 
     def prepare(self, pieces: Sequence[Piece]) -> Prepared:
         return self._forward.prepare(pieces, [self._adapter] * len(pieces))

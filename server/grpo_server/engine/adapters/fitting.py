@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..anatomy import Anatomy
-from .adapter import Adapter, Pair, in_base_type
+from .adapter import Adapter, in_base_type
+from .products import Pair
 from .settings import MERGED, Settings
 
 log = logging.getLogger(__name__)

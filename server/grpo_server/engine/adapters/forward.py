@@ -7,19 +7,20 @@ states. Where the base does not pack, a batch is of one adapter.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from grpo_numerics.model_parts import output_head
+from grpo_numerics.packed import Schedule
 from torch import Tensor
 
 from ..anatomy import Anatomy
 from ..contract import Piece, Tally
 from ..forwards import PackedForward, Prepared
 from .adapter import Adapter
-from .applied import Applied, Products, Span, applied
+from .applied import Applied, Span, applied
 from .base import Base
 
 # None: the base itself
@@ -37,8 +38,8 @@ class _Batch:
 class AdaptedForward:
     """The base's way of computing, with the adapters of each batch applied. layers: those that the last forward added to."""
 
-    def __init__(self, base: Base, products: Products) -> None:
-        self.base, self.products, self.tier = base, products, base.forward.tier
+    def __init__(self, base: Base) -> None:
+        self.base, self.tier = base, base.forward.tier
         self.inner = copy.copy(base.forward)  # what it notes of a forward is its own
         self.layers: set[str] = set()
         self._compiled = base.compiled
@@ -58,7 +59,7 @@ class AdaptedForward:
         mine = [numbers.setdefault(owner, len(numbers)) for owner in owners]
         if isinstance(self.inner, PackedForward):
             laid = self.inner.lay(pieces, mine)
-            spans = self._spans(laid.plan.schedule.layout.spans, list(numbers))
+            spans = self._spans(laid.plan.schedule, list(numbers))
         else:
             assert len(set(mine)) <= 1, "pieces of several adapters share no batch here"
             laid = self.inner.lay(pieces)
@@ -70,7 +71,7 @@ class AdaptedForward:
         """As `Forward.rows`."""
         plan: _Batch = batch.plan
         base, compiled = self.base, self._compiled if plan.spans else ()
-        with applied(base.modules, base.embedding, plan.spans, self.products, compiled) as done:
+        with applied(base.modules, base.embedding, plan.spans, compiled) as done:
             rows = self.inner.run(plan.laid)
         self.layers = done.called
         return rows
@@ -79,15 +80,16 @@ class AdaptedForward:
         """Inside, the base's own forward, up to its logits, is that of base and adapter."""
         base = self.base
         spans, head = [Span(adapter)], output_head(base.model)
-        return applied(base.modules, base.embedding, spans, self.products, self._compiled, head)
+        return applied(base.modules, base.embedding, spans, self._compiled, head)
 
     def _parts_of(self, owner: Owner) -> Anatomy:
         return self.base.parts if owner is None or owner.head is None else owner.head
 
-    def _spans(self, rows: Mapping[int, tuple[int, int]], owners: Sequence[Owner]) -> list[Span]:
+    def _spans(self, schedule: Schedule, owners: Sequence[Owner]) -> list[Span]:
         heights = self.inner.heights if isinstance(self.inner, PackedForward) else None
+        of = schedule.padded_tokens
         return [
-            Span(owner, start, stop, stop - start if heights is None else heights.part(stop - start))
-            for number, (start, stop) in rows.items()
+            Span(owner, start, stop, stop - start if heights is None else heights.part(stop - start), of)
+            for number, (start, stop) in schedule.layout.spans.items()
             if (owner := owners[number]) is not None
         ]

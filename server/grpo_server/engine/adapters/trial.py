@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -19,10 +20,11 @@ from ..head_pass import score_pieces
 from ..heights import spread
 from ..probe import check_scores, full_batch, later_turns, probe_pieces
 from ..products import Product, changes_bits_at
-from .adapter import Adapter, Pair
-from .applied import AtFixedShape, InOne, Products
+from .adapter import Adapter
 from .base import Base
 from .forward import AdaptedForward, Owner
+from .products import AtFixedShape, InOne, Pair, Products
+from .settings import MERGED
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +38,24 @@ def products_for(base: Base, adapter: Adapter) -> tuple[Products, str | None]:
     tried = spread(parts) if base.ground.trusted else parts
     held = [*adapter.pairs.values(), *(() if adapter.embedding is None else [adapter.embedding])]
     kinds = {(p.down.shape, p.up.shape, p.down.dtype, p.down.device): p for p in held}
-    with base.turn:
-        why = None
-        for products, of_these in ((InOne(), tried), (AtFixedShape(), spread(parts))):
-            why = next((said for pair in kinds.values() if (said := _changes(products, pair, of_these))), None)
-            if why is None:
-                return products, None
+    why = None
+    for products, of_these in ((InOne(), tried), (AtFixedShape(), spread(parts))):
+        why = next((said for kind in kinds.items() if (said := _known(base, products, *kind, of_these))), None)
+        if why is None:
+            return products, None
     return InOne(), why
 
 
+def _known(base: Base, products: Products, kind: object, pair: Pair, heights: Sequence[int]) -> str | None:
+    """What was found of this kind of pair, which adapters of one base have in common."""
+    key = type(products), kind
+    if key not in base.known:
+        with base.turn:
+            base.known[key] = _changes(products, pair, heights)
+    return base.known[key]
+
+
+@torch.inference_mode()
 def _changes(products: Products, pair: Pair, heights: Sequence[int]) -> str | None:
     def run(x: Tensor) -> Tensor:
         low = products.down(x[0], pair) if pair.down.shape[0] == pair.up.shape[1] else x[0]
@@ -57,6 +68,11 @@ def _changes(products: Products, pair: Pair, heights: Sequence[int]) -> str | No
     name = f"{inputs} to {rank} to {pair.up.shape[0]}"
     height = changes_bits_at(Product(name, run, inputs, pair.up), heights)
     return None if height is None else f"the adapter's product {name} changes the bits of a row at {height} rows"
+
+
+def _kind(layer: str) -> str:
+    """Its name in any layer of the model, and for any expert: not all of those are asked for."""
+    return re.sub(r"\d+", "*", layer)
 
 
 class Trial:
@@ -76,10 +92,9 @@ class Trial:
             comparison = check_scores(
                 score, base.model, base.parts, self._pieces, base.attention, forward.whole(adapter)
             )
-        if silent := adapter.pairs.keys() - forward.layers:
+        if silent := {_kind(name) for name in adapter.pairs} - {_kind(name) for name in forward.layers}:
             raise UnusableModel(
-                f"the base computes {told(silent)} without calling the layer, so that an adapter of it has no effect; "
-                "serve it merged: --model name=path"
+                f"the base computes {told(silent)} without calling the layer, so that an adapter of it has no effect; {MERGED}"
             )
         if not comparison.right:
             raise UnusableModel(

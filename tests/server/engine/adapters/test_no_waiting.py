@@ -10,10 +10,10 @@ import torch
 from checkpoints import llama
 from grpo_numerics import score_rows
 from grpo_numerics.packed import attention
-from grpo_server.engine.adapters.adapter import Adapter, Pair
-from grpo_server.engine.adapters.applied import InOne
+from grpo_server.engine.adapters.adapter import Adapter
 from grpo_server.engine.adapters.base import Base
 from grpo_server.engine.adapters.forward import AdaptedForward
+from grpo_server.engine.adapters.products import Pair
 from grpo_server.engine.anatomy import anatomy
 from grpo_server.engine.forwards import PackedForward
 from grpo_server.engine.head_pass import head_passes
@@ -28,7 +28,9 @@ def test_a_batch_of_adapters_on_a_gpu_waits_for_nothing(monkeypatch: pytest.Monk
     parts = anatomy(model)
     nothing = cast(Any, None)
     base = Base(
-        **dict.fromkeys(("config", "hosted", "ground", "device", "limits", "price", "turn", "tenants"), nothing),
+        **dict.fromkeys(
+            ("config", "hosted", "ground", "device", "limits", "price", "turn", "tenants", "known"), nothing
+        ),
         model=model,
         parts=parts,
         forward=PackedForward(model, parts, heights=None),
@@ -46,7 +48,7 @@ def test_a_batch_of_adapters_on_a_gpu_waits_for_nothing(monkeypatch: pytest.Monk
         return Adapter({n: pair(m.in_features, m.out_features, 0.3) for n, m in linears.items()}, embedding)
 
     first, second = adapter(4), adapter(3)
-    forward = AdaptedForward(base, InOne())
+    forward = AdaptedForward(base)
     pieces = pieces_of(groups=4)
     with torch.inference_mode():
         batch = forward.prepare(pieces, [second, None, first, second])
