@@ -38,13 +38,13 @@ from .contract import (
 )
 from .device import Device, device_of
 from .fingerprint import fingerprint
-from .forwards import Prepared
 from .head_pass import Head, score_pieces
 from .loading import Loaded, load
 from .memory import batch_limits
 from .mixing import mix
 from .own_memory import Tenants
 from .precision import pin, require_ieee
+from .prepared import Prepared
 from .pricing import measure
 from .probe import probe_pieces
 from .quickest import quickest_head

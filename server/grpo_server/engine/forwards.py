@@ -11,13 +11,12 @@ arithmetic and may run beside `rows`, which is the forward.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from grpo_client.masking import Mask
-from grpo_client.protocol import IntArray
 from grpo_numerics.model_parts import fresh_rotary
 from grpo_numerics.packed import (
     NAME,
@@ -35,57 +34,11 @@ from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from .anatomy import Anatomy
 from .config import Tier
-from .contract import HostedEngine, Piece, Tally
-from .head_pass import Questions
+from .contract import Piece, Tally
 from .heights import Heights
+from .prepared import Laid, Prepared
 from .quickest import stacked_attention
 from .tallies import Beginnings, EqualPrompts, EveryPiece
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A batch ready to run. targets: (M,) ids of the completion tokens that are asked; tokens: rows that will go through the
-    model. parts: with the head of each piece, unless all have the model's own. engines: whose each piece is, unless all are of
-    the engine that computes them."""
-
-    pieces: Sequence[Piece]
-    targets: IntArray
-    tokens: int
-    plan: Any = None
-    parts: Sequence[Anatomy] = ()
-    engines: Sequence[HostedEngine] | None = None
-    questions: Questions = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "questions", Questions.of(self.pieces, self.targets, self.parts))
-
-
-class Laid(NamedTuple):
-    """Pieces laid out, as `Prepared` has them."""
-
-    targets: IntArray
-    tokens: int
-    plan: Any
-
-
-class Runs(Protocol):
-    """`rows`: (M, D) hidden states, one per completion token that is asked, in the pieces' order."""
-
-    def prepare(self, pieces: Sequence[Piece]) -> Prepared: ...
-
-    def rows(self, batch: Prepared) -> Tensor: ...
-
-
-class Forward(Runs, Protocol):
-    """A way of computing. `lay` and `run` are what `prepare` and `rows` do, for who prepares batches of a kind of its own."""
-
-    tier: Tier
-
-    def tally(self) -> Tally: ...
-
-    def lay(self, pieces: Sequence[Piece]) -> Laid: ...
-
-    def run(self, plan: Any) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from grpo_numerics.head.spec import GATHER_FLOATS, ROW_MULTIPLE, VOCAB_MULTIPLE
 from .anatomy import Anatomy
 from .contract import Piece
 from .device import Device
-from .forwards import Prepared, Runs
+from .prepared import Prepared, Runs
 
 _SHORT, _LONG = 8, 192  # tokens of the sequences that are measured
 # Bytes of one number, in bfloat16, float32, int64 and float64; and a row's running sums, targets and scores in the head.

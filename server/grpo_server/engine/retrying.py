@@ -10,8 +10,8 @@ from grpo_client.protocol import ReferenceInfo
 
 from .contract import BatchScores, HostedEngine, OutOfMemory, Piece
 from .device import Device
-from .forwards import Prepared
 from .memory import halve, is_out_of_memory
+from .prepared import Prepared
 
 log = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from .config import BatchLimits
 from .contract import AdapterChange, BatchScores, Change, Hosted, HostedEngine, OnStage, Piece, Tally
-from .forwards import Prepared
+from .prepared import Prepared
 
 log = logging.getLogger(__name__)
 

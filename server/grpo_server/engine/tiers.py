@@ -17,9 +17,10 @@ from .anatomy import Anatomy
 from .bits import Ground, keeps_bits
 from .config import EngineConfig, Mode
 from .contract import Piece, PieceScores
-from .forwards import CachedForward, Forward, PackedForward, PlainForward
+from .forwards import CachedForward, PackedForward, PlainForward
 from .fused_layers import keep_if_right, ways_on
 from .head_pass import Head, score_pieces
+from .prepared import Forward
 from .probe import Comparison, Score, check_scores, every_variant, probe_pieces
 from .refusal import refusal
 

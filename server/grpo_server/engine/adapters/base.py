@@ -14,9 +14,9 @@ from ..bits import Ground
 from ..config import BatchLimits, EngineConfig
 from ..contract import Hosted
 from ..device import Device
-from ..forwards import Forward
 from ..head_pass import Head
 from ..own_memory import Tenants
+from ..prepared import Forward
 from ..pricing import Price
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,9 @@ from grpo_client.protocol import ReferenceInfo
 from ..config import BatchLimits
 from ..contract import AdapterChange, BatchScores, Change, Hosted, HostedEngine, OnStage, Piece, PieceScores, Tally
 from ..device import Device
-from ..forwards import Prepared
 from ..head_pass import score_pieces
 from ..precision import pin
+from ..prepared import Prepared
 from ..pricing import Price, measure
 from ..retrying import scores_of
 from ..room import no_room
@@ -117,15 +118,14 @@ class AdaptedEngine:
             return False
         if isinstance(other, AdaptedEngine):
             return other._base.model is self._base.model
-        return other.hosted is self._base.hosted and not self._base.compiled
+        return other.hosted is self._base.hosted and self._forward.takes_base
 
     def prepare(self, pieces: Sequence[Piece], engines: Sequence[HostedEngine] | None = None) -> Prepared:
         """See `contract.Engine`."""
         if engines is None:
             return self._forward.prepare(pieces, [self._adapter] * len(pieces))
         owners = [e._adapter if isinstance(e, AdaptedEngine) else None for e in engines]
-        batch = self._forward.prepare(pieces, owners)
-        return replace(batch, engines=engines)
+        return self._forward.prepare(pieces, owners, engines)
 
     def compute(self, batch: Prepared) -> BatchScores:
         """See `contract.Engine`."""
@@ -199,6 +199,10 @@ class _OneOwner:
 
 
 def _no_room(base: Base, files: Files) -> str | None:
-    """What is read is held twice for a moment."""
-    needed = files.numbers * base.model.dtype.itemsize
+    """By the header of its file; a pair on the output head makes a whole one."""
+    shapes, (vocab, hidden) = files.shapes(), base.parts.weight.shape
+    numbers = sum(map(math.prod, shapes.values()))
+    if any(name.endswith(".lora_B.weight") and shape[0] == vocab for name, shape in shapes.items()):
+        numbers += vocab * hidden
+    needed = numbers * base.model.dtype.itemsize
     return no_room(needed, base.price.full_batch(base.limits.tokens), base.device.free_bytes())

@@ -17,8 +17,9 @@ from grpo_numerics.packed import Schedule
 from torch import Tensor
 
 from ..anatomy import Anatomy
-from ..contract import Piece, Tally
-from ..forwards import PackedForward, Prepared
+from ..contract import HostedEngine, Piece, Tally
+from ..forwards import PackedForward
+from ..prepared import Prepared
 from .adapter import Adapter
 from .applied import Applied, Span, applied
 from .base import Base
@@ -49,12 +50,19 @@ class AdaptedForward:
         """Whether several adapters share a batch."""
         return isinstance(self.inner, PackedForward)
 
+    @property
+    def takes_base(self) -> bool:
+        """Whether the base computes the same in a batch with adapters as in one of its own."""
+        return self.packs and not self._compiled
+
     def tally(self) -> Tally:
         """What pieces of one adapter cost together."""
         return self.inner.tally()
 
-    def prepare(self, pieces: Sequence[Piece], owners: Sequence[Owner]) -> Prepared:
-        """owners: whose each piece is; one alone unless `packs`."""
+    def prepare(
+        self, pieces: Sequence[Piece], owners: Sequence[Owner], engines: Sequence[HostedEngine] | None = None
+    ) -> Prepared:
+        """owners: whose each piece is; one alone unless `packs`. engines: as `Prepared` has them."""
         numbers: dict[Owner, int] = {None: 0}
         mine = [numbers.setdefault(owner, len(numbers)) for owner in owners]
         if isinstance(self.inner, PackedForward):
@@ -65,7 +73,7 @@ class AdaptedForward:
             laid = self.inner.lay(pieces)
             spans = [Span(owner) for owner in owners[:1] if owner is not None]
         parts = [self._parts_of(owner) for owner in owners] if any(o and o.head for o in owners) else ()
-        return Prepared(pieces, laid.targets, laid.tokens, _Batch(laid.plan, spans), parts)
+        return Prepared(pieces, laid.targets, laid.tokens, _Batch(laid.plan, spans), parts, engines)
 
     def rows(self, batch: Prepared) -> Tensor:
         """As `Forward.rows`."""

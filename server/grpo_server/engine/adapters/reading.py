@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +29,10 @@ class Files:
     settings: Settings
     base: str
 
-    @property
-    def numbers(self) -> int:
-        """How many the file holds, by its header."""
-        with Reading(self.source), safe_open(self.weights, framework="np") as tensors:
-            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of its tensors, by the header of the file."""
+        with Reading(self.source), safe_open(self.weights, framework="np") as held:
+            return {name: tuple(held.get_slice(name).get_shape()) for name in held.keys()}  # noqa: SIM118
 
     def tensors(self) -> dict[str, Tensor]:
         """All of them, by name, on the CPU."""

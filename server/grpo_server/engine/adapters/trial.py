@@ -115,18 +115,17 @@ class Trial:
         crowd = full_batch(base.parts.vocab_size, self._max_length, room)
         if not self._forward.packs:
             return same_bits(self._scorer(lambda _: adapter), self._pieces, alone, turns, permuted=False)
-        own: dict[int, Owner] = {id(piece): (None, stranger)[n % 2] for n, piece in enumerate(crowd)}
-        of_others: dict[int, Owner] = {
-            id(piece): (adapter, stranger)[n % 2] for n, piece in enumerate((*crowd, *turns))
-        }
-        in_company = self._scorer(lambda piece: own.get(id(piece), adapter))
-        base_in_company = self._scorer(lambda piece: of_others.get(id(piece)))
-        of_base = [s.logprobs for s in self._scorer(lambda _: None)(self._pieces)]
-        more = {"permuted": not ground.trusted}
-        company = [*turns, *crowd]
-        if same_bits(in_company, self._pieces, alone, company, **more) and same_bits(
-            base_in_company, self._pieces, of_base, company, **more
-        ):
+        others = (None, stranger) if self._forward.takes_base else (stranger, stranger)
+        company, permuted = [*turns, *crowd], not ground.trusted
+        owners: dict[int, Owner] = {id(piece): others[n % 2] for n, piece in enumerate(crowd)}
+        in_company = self._scorer(lambda piece: owners.get(id(piece), adapter))
+        kept = same_bits(in_company, self._pieces, alone, company, permuted=permuted)
+        if kept and self._forward.takes_base:
+            owners_beside_base: dict[int, Owner] = {id(p): (adapter, stranger)[n % 2] for n, p in enumerate(company)}
+            base_in_company = self._scorer(lambda piece: owners_beside_base.get(id(piece)))
+            of_base = [scores.logprobs for scores in self._scorer(lambda _: None)(self._pieces)]
+            kept = same_bits(base_in_company, self._pieces, of_base, company, permuted=permuted)
+        if kept:
             return True
         log.warning("scores with this adapter depend on the batch here: `bitwise` is not claimed")
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,23 +12,7 @@ import torch
 from checkpoints import VOCAB, Tensors, saved, with_config, with_tensors, without
 from grpo_server.engine.contract import AdapterChange, Change
 from grpo_server.engine.engine import TorchEngine
-from safetensors.torch import save_file
-from tuned import CONFIG, FILE, engine_of, pieces_of, put_on, scores
-
-PREFIX = "base_model.model.model.layers"
-
-
-def written(directory: Path, rank: int = 4, **config: Any) -> Path:
-    """A LoRA on all q_proj, without peft."""
-    torch.manual_seed(0)
-    directory.mkdir()
-    names = [f"{PREFIX}.{n}.self_attn.q_proj" for n in range(2)]
-    tensors = {f"{name}.lora_A.weight": torch.randn(rank, 32) for name in names}
-    tensors |= {f"{name}.lora_B.weight": torch.randn(32, rank) for name in names}
-    save_file(tensors, directory / FILE)
-    said = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": ["q_proj"], **config}
-    (directory / CONFIG).write_text(json.dumps(said))
-    return directory
+from tuned import CONFIG, FILE, PREFIX, engine_of, pieces_of, put_on, scores, written
 
 
 @pytest.fixture(scope="module")

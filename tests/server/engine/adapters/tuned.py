@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -16,8 +17,10 @@ from grpo_server.engine.adapters.engine import AdaptedEngine
 from grpo_server.engine.contract import AdapterChange
 from grpo_server.engine.engine import TorchEngine
 from grpo_server.engine.loading import load
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+PREFIX = "base_model.model.model.layers"
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -43,6 +46,19 @@ def adapted(directory: Path, base: Path, seed: int = 3, **settings: Any) -> Path
             if "modules_to_save" in name:
                 torch.nn.init.normal_(parameter, std=0.3)
         model.save_pretrained(directory)
+    return directory
+
+
+def written(directory: Path, rank: int = 4, **config: Any) -> Path:
+    """A LoRA on all q_proj, without peft."""
+    torch.manual_seed(0)
+    directory.mkdir()
+    names = [f"{PREFIX}.{n}.self_attn.q_proj" for n in range(2)]
+    tensors = {f"{name}.lora_A.weight": torch.randn(rank, 32) for name in names}
+    tensors |= {f"{name}.lora_B.weight": torch.randn(32, rank) for name in names}
+    save_file(tensors, directory / FILE)
+    said = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": ["q_proj"], **config}
+    (directory / CONFIG).write_text(json.dumps(said))
     return directory
 
 
