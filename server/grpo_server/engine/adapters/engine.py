@@ -170,7 +170,8 @@ class AdaptedEngine:
                 f"swap it, or {MERGED}"
             )
         asked = AdapterChange(change.source, change.name or self.info.model, change.revision)
-        return AdaptedEngine(self._base, asked, on_stage, self.info.version + 1)
+        version = self.info.version + 1 if change.version is None else change.version
+        return AdaptedEngine(self._base, asked, on_stage, version)
 
     def save(self, directory: Path) -> None:
         """Refused: its owner has base and adapter, and starts with them."""

@@ -132,6 +132,7 @@ def test_another_adapter_under_its_name(engine: TorchEngine, path: Path, tmp_pat
     first = put_on(engine, path, "tuned")
     second = first.beside(Change(str(written(tmp_path / "next", rank=2))), lambda _: None)
     assert (second.info.model, second.info.version) == ("tuned", first.info.version + 1)
+    assert first.beside(Change(str(path), version=7), lambda _: None).info.version == 7
     with pytest.raises(ValueError, match="average of two adapters"):
         first.beside(Change(str(path), decay=0.5), lambda _: None)
 
