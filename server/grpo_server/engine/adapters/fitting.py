@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from grpo_client.models.files import UnusableModel
-from grpo_numerics.checkpoint.loaded import WeightsError
 from grpo_numerics.checkpoint.names import is_needed, remedy, told
 from grpo_numerics.model_parts import output_head
 from torch import Tensor, nn
@@ -49,10 +48,10 @@ class Fitting:
         self._embedding: Any = model.get_input_embeddings()
 
     def adapter(self, tensors: Mapping[str, Tensor]) -> Adapter:
-        """Raises WeightsError or UnusableModel, naming the tensors."""
+        """Raises UnusableModel, naming the tensors."""
         named = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
         if broken := [name for name, t in named.items() if t.is_floating_point() and not t.isfinite().all()]:
-            raise WeightsError(f"the adapter holds NaN or infinity, in {told(broken)}; use one saved before that")
+            raise UnusableModel(f"the adapter holds NaN or infinity, in {told(broken)}; use one saved before that")
         sides: dict[str, dict[str, Tensor]] = {}
         whole: dict[str, dict[str, Tensor]] = {}
         for name, tensor in named.items():
@@ -84,7 +83,7 @@ class Fitting:
             told_ = (
                 f"the adapter does not fit its base model: the model has no place for {told(self._strangers(named))}"
             )
-            raise WeightsError(f"{told_}; {help_}" if help_ else told_)
+            raise UnusableModel(f"{told_}; {help_}" if help_ else told_)
         if found:
             return layer, found["side"]
         if module is not self._head and module is not self._embedding:
@@ -109,9 +108,9 @@ class Fitting:
             if multiplies and layer not in sides and self._settings.targets_layer(layer):
                 lacking.append(f"{layer}.lora_A")
         if lacking:
-            raise WeightsError(f"the adapter does not fit its base model: it lacks {told(lacking)}")
+            raise UnusableModel(f"the adapter does not fit its base model: it lacks {told(lacking)}")
         if not sides:
-            raise WeightsError("the adapter holds no LoRA matrices (lora_A, lora_B)")
+            raise UnusableModel("the adapter holds no LoRA matrices (lora_A, lora_B)")
 
     def _pair(self, layer: str, both: Mapping[str, Tensor]) -> Pair:
         module: Any = self._modules[layer]
@@ -134,7 +133,7 @@ class Fitting:
             if tensor.shape != shape
         ]
         if wrong:
-            raise WeightsError(f"the adapter does not fit its base model: of another shape are {told(wrong)}")
+            raise UnusableModel(f"the adapter does not fit its base model: of another shape are {told(wrong)}")
         down = down.t() if is_embedding else down
         return Pair(in_base_type(down, weight), in_base_type(up, weight), self._settings.scale_of(layer))
 
@@ -173,7 +172,7 @@ class Fitting:
                 if ours is None or ours.shape != tensor.shape:
                     shape = "none" if ours is None else "x".join(map(str, ours.shape))
                     theirs = "x".join(map(str, tensor.shape))
-                    raise WeightsError(
+                    raise UnusableModel(
                         f"the adapter does not fit its base model: of another shape are {layer}.{part} {theirs}, not {shape}"
                     )
                 mine = in_base_type(tensor, ours)
