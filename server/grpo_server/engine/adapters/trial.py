@@ -28,6 +28,9 @@ from .settings import MERGED
 
 log = logging.getLogger(__name__)
 
+# Tokens of each of two others, where MKL's mode is proof already and a batch that would show more costs too much.
+_LEAST_COMPANY = 256
+
 
 def products_for(base: Base, adapter: Adapter) -> tuple[Products, str | None]:
     """The products that keep the bits of their rows at every height that a part of a stream can have, and why none do."""
@@ -105,30 +108,41 @@ class Trial:
 
     def keeps_bits(self, alone: Sequence[FloatArray]) -> bool:
         """Whether its scores keep their bits among those of the base and of another adapter, and the base's among its."""
-        base, ground, adapter = self._base, self._base.ground, self._adapter
-        if ground.heights is None or not base.hosted.info.bitwise:
+        base, adapter = self._base, self._adapter
+        if base.ground.heights is None or not base.hosted.info.bitwise:
             return False
-        stranger = replace(adapter)  # another one to everybody
-        shares = isinstance(self._forward.inner, PackedForward) and self._forward.inner.shares
-        turns = later_turns(self._pieces, self._max_length) if shares else []
-        room = most_tried(ground, base.parts) - sum(p.tokens for p in (*self._pieces, *turns))
-        crowd = full_batch(base.parts.vocab_size, self._max_length, room)
         if not self._forward.packs:
-            return same_bits(self._scorer(lambda _: adapter), self._pieces, alone, turns, permuted=False)
+            return same_bits(self._scorer(lambda _: adapter), self._pieces, alone, [], permuted=False)
+        stranger = replace(adapter)  # another one to everybody
         others = (None, stranger) if self._forward.takes_base else (stranger, stranger)
-        company, permuted = [*turns, *crowd], not ground.trusted
-        owners: dict[int, Owner] = {id(piece): others[n % 2] for n, piece in enumerate(crowd)}
-        in_company = self._scorer(lambda piece: owners.get(id(piece), adapter))
-        kept = same_bits(in_company, self._pieces, alone, company, permuted=permuted)
-        if kept and self._forward.takes_base:
-            owners_beside_base: dict[int, Owner] = {id(p): (adapter, stranger)[n % 2] for n, p in enumerate(company)}
-            base_in_company = self._scorer(lambda piece: owners_beside_base.get(id(piece)))
-            of_base = [scores.logprobs for scores in self._scorer(lambda _: None)(self._pieces)]
-            kept = same_bits(base_in_company, self._pieces, of_base, company, permuted=permuted)
-        if kept:
+        if self._same_among(others, adapter, alone) and (
+            not self._forward.takes_base or self._base_keeps_bits(adapter, stranger)
+        ):
             return True
         log.warning("scores with this adapter depend on the batch here: `bitwise` is not claimed")
         return False
+
+    def _base_keeps_bits(self, adapter: Adapter, stranger: Adapter) -> bool:
+        """The base's rows come first and nothing is added to them: what is seen beside one adapter holds beside all."""
+        known, key = self._base.known, "the base beside adapters"
+        if key not in known:
+            alone = [scores.logprobs for scores in self._scorer(lambda _: None)(self._pieces)]
+            known[key] = (
+                None if self._same_among((adapter, stranger), None, alone) else "scores changed beside an adapter"
+            )
+        return known[key] is None
+
+    def _same_among(self, others: tuple[Owner, Owner], mine: Owner, alone: Sequence[FloatArray]) -> bool:
+        """Whether the groups, of `mine`, keep their bits behind and among groups of the others, at least one of each."""
+        base, ground = self._base, self._base.ground
+        shares = isinstance(self._forward.inner, PackedForward) and self._forward.inner.shares
+        turns = later_turns(self._pieces, self._max_length) if shares else []
+        room = most_tried(ground, base.parts) - sum(p.tokens for p in (*self._pieces, *turns))
+        halves = [full_batch(base.parts.vocab_size, self._max_length, max(_LEAST_COMPANY, room // 2)) for _ in others]
+        owners = {id(piece): other for other, half in zip(others, halves, strict=True) for piece in half}
+        crowd = [piece for both in zip(*halves, strict=True) for piece in both]
+        score = self._scorer(lambda piece: owners.get(id(piece), mine))
+        return same_bits(score, self._pieces, alone, [*turns, *crowd], permuted=not ground.trusted)
 
     def _scorer(self, owner: Callable[[Piece], Owner]) -> Callable[[Sequence[Piece]], list[PieceScores]]:
         base, forward = self._base, self._forward
