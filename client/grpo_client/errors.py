@@ -7,10 +7,10 @@
     │   ├── RequestRefused (ValueError)     400, 413, 415, 422: the request itself cannot succeed
     │   ├── NotAuthorized                   401, 403
     │   ├── NotFound                        404: not a grpo-server, or an older one
-    │   ├── Unavailable                     429, 502, 503, 504: perhaps later
+    │   ├── Unavailable                     408, 429, 502, 503, 504: perhaps later
     │   └── ServerFailed                    any other: a fault of the server
     ├── FingerprintMismatch (RuntimeError)  another reference answered than the one that was pinned, or two differ
-    ├── ConnectionFailed (ConnectionError)  no answer at all: refused, reset, cut off, timed out while reading
+    ├── ConnectionFailed (ConnectionError)  no answer: refused, reset, cut off, changed on the way, timed out while reading
     ├── InvalidSetting (ValueError)         a client was told something impossible: a URL, a timeout, a key
     ├── DeadlineExceeded (TimeoutError)     still failing when `max_wait` ran out; the last failure is its __cause__
     └── ClientClosed (RuntimeError)         used after close()
@@ -113,8 +113,9 @@ class NotFound(APIError):
 
 
 class Unavailable(APIError):
-    """The server cannot answer now: its queue is full (429), it loads or drains (503), a proxy lost it (502, 504), or its
-    reference is being replaced, or a file written, by somebody else (409)."""
+    """The server cannot answer now: its queue is full (429), it loads or drains (503), a proxy lost it (502, 504), its
+    reference is being replaced, or a file written, by somebody else (409), or the request did not arrive whole (408) or not
+    as it was sent (400, digest_mismatch)."""
 
 
 class ServerFailed(APIError):
@@ -149,7 +150,7 @@ class FingerprintMismatch(GrpoClientError, RuntimeError):
 
 
 class ConnectionFailed(GrpoClientError, ConnectionError):
-    """No answer at all: refused, reset, cut off half way, or nothing came for `timeout` seconds.
+    """No answer: refused, reset, cut off half way, changed on the way, or nothing came for `timeout` seconds.
 
     url: which server was asked. request_id: under which it may have logged what it got.
     """

@@ -20,6 +20,7 @@ from grpo_server.lifecycle import Phase, Service
 from grpo_server.middleware.bodies.budget import ByteBudget
 from grpo_server.middleware.bodies.limit import BodyLimit
 from grpo_server.middleware.boundary import Boundary
+from grpo_server.middleware.digest import DigestOfAnswers
 from grpo_server.middleware.head import HeadAsGet
 from grpo_server.middleware.key_gate import KeyGate, check_route
 from grpo_server.middleware.tracing import Tracing
@@ -90,7 +91,7 @@ def create_app(
     error_responses.install(app)
     for router in routes.routers(inspector=config.ui):
         app.include_router(router)
-    # Added last is outermost: a request passes Tracing, Boundary, KeyGate, BodyLimit, HeadAsGet, then its route.
+    # Added last is outermost: a request passes Tracing, DigestOfAnswers, Boundary, KeyGate, BodyLimit, HeadAsGet, its route.
     app.add_middleware(HeadAsGet)
     app.add_middleware(
         BodyLimit,
@@ -102,6 +103,7 @@ def create_app(
     )
     app.add_middleware(KeyGate, keys=service.keys)
     app.add_middleware(Boundary, metrics=service.metrics, draining=lambda: service.phase is Phase.DRAINING)
+    app.add_middleware(DigestOfAnswers)
     if tracing.available():
         app.add_middleware(Tracing)
     return app

@@ -16,6 +16,7 @@ class ErrorCode(Enum):
     """value: (the `code` clients read, HTTP status, the `type` of OpenAI's error object)."""
 
     MALFORMED = ("malformed_request", 400, "invalid_request_error")
+    DIGEST_MISMATCH = ("digest_mismatch", 400, "invalid_request_error")
     MISSING_API_KEY = ("missing_api_key", 401, "authentication_error")
     INVALID_API_KEY = ("invalid_api_key", 401, "authentication_error")
     ADMIN_FORBIDDEN = ("admin_forbidden", 403, "permission_error")
@@ -122,6 +123,17 @@ class ServiceError(Exception):
 
 def _restored(code: ErrorCode, message: str, param: str | None, retry_after: float | None) -> ServiceError:
     return ServiceError(code, message, param=param, retry_after=retry_after)
+
+
+class DigestMismatch(ServiceError):
+    """A body is not the one that its Content-Digest was taken of."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            ErrorCode.DIGEST_MISMATCH,
+            "the body changed on the way: its bytes are not those of its Content-Digest; send it again",
+            param="Content-Digest",
+        )
 
 
 class ReferenceReplaced(ServiceError):

@@ -34,6 +34,8 @@ _LONGEST_MESSAGE = 2000  # characters of what a server says that go into an erro
 
 # 409s that say nothing of who answers.
 _PASSING_CONFLICTS = frozenset({"not_held", "swap_under_way", "upload_busy", "upload_offset"})
+# The request changed on the way.
+_DIGEST_MISMATCH = "digest_mismatch"
 
 
 def _new_request_id() -> str:
@@ -173,7 +175,7 @@ def raise_for_status(reply: Reply) -> None:
         raise errors.FingerprintMismatch(
             message, status=reply.status, code=code, param=param, request_id=reply.named_id
         )
-    raise _kind_of(reply.status)(
+    raise _kind_of(reply.status, code)(
         message,
         status=reply.status,
         code=code,
@@ -193,15 +195,17 @@ def code_of(answer: Reply | errors.GrpoClientError) -> str | None:
     return str(_error_object(answer.body).get("code") or answer.status)
 
 
-def _kind_of(status: int) -> type[errors.APIError]:
+def _kind_of(status: int, code: str | None) -> type[errors.APIError]:
     match status:
+        case 400 if code == _DIGEST_MISMATCH:
+            return errors.Unavailable
         case 400 | 413 | 415 | 422:
             return errors.RequestRefused
         case 401 | 403:
             return errors.NotAuthorized
         case 404:
             return errors.NotFound
-        case 409 | 429 | 502 | 503 | 504:
+        case 408 | 409 | 429 | 502 | 503 | 504:
             return errors.Unavailable
         case _:
             return errors.ServerFailed

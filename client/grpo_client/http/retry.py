@@ -1,8 +1,9 @@
 """When to try again, how long to wait first, and when to give up: tenacity, told our rules.
 
-Tried again: no answer at all, 429, 502, 503, 504. Scoring is a pure function, so a request that was perhaps already
-computed may be sent twice. Never tried again: what fails for a reason of its own (400, 401, 403, 404, 409, 413, 422,
-500). So a trainer outlives its server: kill it, start it again, and the step goes on.
+Tried again: no answer at all, or one that changed on the way; 408, 429, 502, 503, 504, and a request that arrived changed.
+Scoring is a pure function, so a request that was perhaps already computed may be sent twice. Never tried again: what fails
+for a reason of its own (400, 401, 403, 404, 409, 413, 422, 500). So a trainer outlives its server: kill it, start it again,
+and the step goes on.
 
 The wait grows exponentially with jitter and is never shorter than the server's `Retry-After`. While another server is
 ready there is no wait at all. What is waited for is said; see `retry_log`.

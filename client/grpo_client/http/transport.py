@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import httpx
 
+from grpo_client.content_digest import HEADER, ContentDigest, header_of
 from grpo_client.errors import ClientClosed, ConnectionFailed, InvalidResponse, InvalidSetting
 from grpo_client.http.exchange import Call, Reply
 from grpo_client.http.tls import TLS
@@ -90,17 +91,18 @@ class SyncTransport:
         self._http = settings.sync(transport)
 
     def send(self, call: Call, base_url: str) -> Reply:
-        """One try. Raises ConnectionFailed when no whole response came."""
+        """One try. Raises ConnectionFailed when no whole response came, or not the one that was sent."""
         with _failures(self._http, call, base_url), _traced(call, base_url) as (span, headers):
             response = self._http.send(_request(self._http, call, base_url, headers), stream=True)
-            body = bytearray()
+            body, digest = bytearray(), ContentDigest()
             try:
                 for chunk in response.iter_bytes():
                     body += chunk
+                    digest.add(chunk)
             finally:
                 response.close()
             span.answered(response.status_code, error_from=400)
-            return _reply(call, response, body)
+            return _reply(call, response, body, digest)
 
     def close(self) -> None:
         self._http.close()
@@ -113,17 +115,18 @@ class AsyncTransport:
         self._http = settings.asynchronous(transport)
 
     async def send(self, call: Call, base_url: str) -> Reply:
-        """One try. Raises ConnectionFailed when no whole response came."""
+        """One try. Raises ConnectionFailed when no whole response came, or not the one that was sent."""
         with _failures(self._http, call, base_url), _traced(call, base_url) as (span, headers):
             response = await self._http.send(_request(self._http, call, base_url, headers), stream=True)
-            body = bytearray()
+            body, digest = bytearray(), ContentDigest()
             try:
                 async for chunk in response.aiter_bytes():
                     body += chunk
+                    digest.add(chunk)
             finally:
                 await response.aclose()
             span.answered(response.status_code, error_from=400)
-            return _reply(call, response, body)
+            return _reply(call, response, body, digest)
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -137,11 +140,20 @@ def _request(
     http: httpx.Client | httpx.AsyncClient, call: Call, base_url: str, trace: Mapping[str, str]
 ) -> httpx.Request:
     headers = {**call.headers, **trace, "X-Request-Id": call.request_id}
+    if call.body:
+        headers[HEADER] = header_of([call.body])
     return http.build_request(call.method, base_url + call.path, content=call.body, headers=headers)
 
 
-def _reply(call: Call, response: httpx.Response, body: bytearray) -> Reply:
-    """body: of this reply alone, so that arrays which are views into it may be written to."""
+def _reply(call: Call, response: httpx.Response, body: bytearray, digest: ContentDigest) -> Reply:
+    """body: of this reply alone, so that arrays which are views into it may be written to. digest: of it, as our servers
+    take it; a proxy may have packed it since. Raises ConnectionFailed when it is not what was sent."""
+    if not digest.fits(response.headers.get(HEADER)):
+        raise ConnectionFailed(
+            f"{response.url}: the answer changed on the way: its bytes are not those of its {HEADER}",
+            url=str(response.url),
+            request_id=call.request_id,
+        )
     return Reply(response.status_code, response.headers, body, str(response.url), call.request_id)
 
 

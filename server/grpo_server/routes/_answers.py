@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from fastapi import Request, Response
+from grpo_client.content_digest import HEADER, header_of
 from starlette.types import Receive, Scope, Send
 
 from grpo_server.middleware.bodies.budget import ByteBudget
@@ -42,10 +43,13 @@ class ChunkwiseResponse(Response):
             self._budget.release(held)
 
 
-def response_of(request: Request, chunks: Sequence[Chunk], media_type: str, headers: Mapping[str, str]) -> Response:
+async def response_of(
+    request: Request, chunks: Sequence[Chunk], media_type: str, headers: Mapping[str, str]
+) -> Response:
     """An answer of these chunks (see `gathered`)."""
     if len(chunks) > 1:
-        return ChunkwiseResponse(chunks, request.app.state.budget, media_type, headers)
+        digest = await request.app.state.service.in_codec(header_of, chunks)
+        return ChunkwiseResponse(chunks, request.app.state.budget, media_type, {**headers, HEADER: digest})
     return Response(b"".join(chunks), media_type=media_type, headers=dict(headers))
 
 

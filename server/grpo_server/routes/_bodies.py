@@ -113,7 +113,7 @@ async def json_response(request: Request, service: Service, who: ReferenceInfo, 
     """What `build` returns, as JSON: see `wire_json.json_chunks`, which takes large lists as iterators. who: computed it."""
     with span("encode"):
         chunks = await service.in_codec(lambda: gathered(wire_json.json_chunks(build())))
-    return response_of(request, chunks, MEDIA_JSON, identity_headers(who))
+    return await response_of(request, chunks, MEDIA_JSON, identity_headers(who))
 
 
 def described(model: type[BaseModel]) -> dict[str, Any]:

@@ -78,6 +78,6 @@ async def logprobs(request: Request, scoring: ScoringDep, service: ServiceDep) -
         result: ScoreResult = await scoring.score(message)
         with span("encode"):
             chunks = await service.in_codec(lambda: gathered(WIRES[media_out].result_chunks(result)))
-        return response_of(request, chunks, media_out, identity_headers(result.reference))
+        return await response_of(request, chunks, media_out, identity_headers(result.reference))
 
     return await answer_to(request, answer())

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
+from grpo_client.content_digest import HEADER
 from starlette._utils import get_route_path
 from starlette.requests import ClientDisconnect
 from starlette.types import Scope
@@ -99,7 +100,8 @@ async def append(id: str, file: str, request: Request, response: Response, uploa
             ErrorCode.UNSUPPORTED_MEDIA_TYPE, "send the bytes of the file as they are", param="Content-Encoding"
         )
     offset, length = _place(request, size)
-    status = await uploads.append(upload, file, offset, length, _pieces(request))
+    digest = request.headers.get(HEADER)
+    status = await uploads.append(upload, file, offset, length, _pieces(request), digest)
     response.headers["Upload-Offset"] = str(status.offset)
     response.headers["Upload-Complete"] = "?1" if status.complete else "?0"
     return status

@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
-from grpo_server.errors import ErrorCode, ServiceError
+from grpo_client.content_digest import ContentDigest
+
+from grpo_server.errors import DigestMismatch, ErrorCode, ServiceError
 from grpo_server.uploading.area import UploadArea, no_room
 from grpo_server.uploading.manifest import FileStatus, Manifest
 from grpo_server.uploading.upload import Upload
@@ -37,13 +39,19 @@ class Receiving:
         return await self._in_thread(lambda: self.area.create(manifest))
 
     async def append(
-        self, upload: Upload, name: str, offset: int, length: int | None, pieces: AsyncIterable[bytes]
+        self,
+        upload: Upload,
+        name: str,
+        offset: int,
+        length: int | None,
+        pieces: AsyncIterable[bytes],
+        digest: str | None = None,
     ) -> FileStatus:
         """Write what comes behind the `offset` bytes that are there; hash the file when that was its end. length: of the
-        piece, where it was announced.
+        piece, where it was announced. digest: its Content-Digest, without whose bytes the file is left as it was.
 
-        Raises ServiceError: 404, 409 when the file has another offset or another writer, 413 beyond its size, 422 for a wrong
-        hash, 507 when the disk is full. Bytes that came before a failure are kept.
+        Raises ServiceError: 400 for another digest, 404, 409 when the file has another offset or another writer, 413
+        beyond its size, 422 for a wrong hash, 507 when the disk is full. Bytes that came before a failure are kept.
         """
         size = upload.manifest.entry(name).size
         with self._sole_writer(upload, name):
@@ -54,12 +62,21 @@ class Receiving:
                 raise _too_long(name, size)
             if there.complete:
                 return there
-            await self._write(upload, name, size - offset if length is None else length, pieces)
+            await self._write(upload, name, size - offset if length is None else length, pieces, digest)
             return await self._in_thread(lambda: _finished(upload, name))
 
-    async def _write(self, upload: Upload, name: str, room: int, pieces: AsyncIterable[bytes]) -> None:
+    async def _write(
+        self, upload: Upload, name: str, room: int, pieces: AsyncIterable[bytes], told: str | None
+    ) -> None:
+        digest = ContentDigest()
+
+        def write(data: bytearray) -> None:
+            digest.add(data)
+            _write_all(file, data)
+
         with _a_full_disk_named(name):
             file = await self._in_thread(lambda: upload.open_part(name))
+            before = os.fstat(file).st_size
             waiting = bytearray()
             try:
                 async for piece in pieces:
@@ -69,7 +86,12 @@ class Receiving:
                     waiting += piece
                     if len(waiting) >= STEP_BYTES:
                         taken, waiting = waiting, bytearray()
-                        await self._in_thread(lambda taken=taken: _write_all(file, taken))
+                        await self._in_thread(lambda taken=taken: write(taken))
+                taken, waiting = waiting, bytearray()
+                await self._in_thread(lambda: write(taken))
+                if not digest.fits(told):
+                    await self._in_thread(lambda: os.ftruncate(file, before))
+                    raise DigestMismatch
             finally:
                 await self._in_thread(lambda: _close(file, waiting))
 

@@ -1,8 +1,8 @@
 """No body grows beyond its limit in memory, whoever sends it and however slowly, packed or not.
 
 A body is read at once when the route first asks for it: counted against the limit of one body and against what all may
-hold together (`byte_budget`), held to a least speed, unpacked (`content_coding`), and handed over whole. A body that no
-route asks for is not read.
+hold together (`byte_budget`), held to a least speed, compared with its Content-Digest if it has one, unpacked
+(`content_coding`), and handed over whole. A body that no route asks for is not read.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from grpo_client.content_digest import HEADER, ContentDigest
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.errors import DigestMismatch, ErrorCode, ServiceError
 from grpo_server.middleware.bodies import coding as content_coding
 from grpo_server.middleware.bodies.budget import ByteBudget
 from grpo_server.middleware.bodies.pace import Pace
@@ -27,8 +28,8 @@ UNPACKING = 2
 
 
 class BodyLimit:
-    """ASGI middleware. Raises ServiceError: 400 for a body that cannot be unpacked, 408 for one that stands still, 413
-    beyond max_bytes, 415 for an unknown Content-Encoding, 429 when `budget` has no room.
+    """ASGI middleware. Raises ServiceError: 400 for a body that changed on the way or cannot be unpacked, 408 for one
+    that stands still, 413 beyond max_bytes, 415 for an unknown Content-Encoding, 429 when `budget` has no room.
 
     Whoever reads the body gets the error as an exception. A framework may turn that into a response of its own; it is
     held back, and ours goes out instead.
@@ -79,7 +80,7 @@ class BodyLimit:
             read = True
             try:
                 coding = _coding_of(headers)
-                await self._collect(body, receive)
+                await self._collect(body, receive, headers.get(HEADER))
                 if coding is not None:
                     await self._unpack(body, coding)
             except ServiceError as error:
@@ -98,17 +99,21 @@ class BodyLimit:
         finally:
             body.release()
 
-    async def _collect(self, body: _Body, receive: Receive) -> None:
-        pace = Pace(receive, self._stall_seconds)
+    async def _collect(self, body: _Body, receive: Receive, digest_told: str | None) -> None:
+        pace, digest = Pace(receive, self._stall_seconds), ContentDigest()
         more = True
         while more:
             message = await pace.next()
             if message["type"] == "http.disconnect":
                 raise ServiceError(ErrorCode.CLIENT_LEFT, "the client closed the connection before its body was whole")
             body.add(message.get("body", b""))
+            if digest_told is not None:
+                digest.add(message.get("body", b""))
             if body.size > self._max_bytes:
                 raise self._too_large(f"more than {self._max_bytes} bytes")
             more = message.get("more_body", False)
+        if not digest.fits(digest_told):
+            raise DigestMismatch
 
     async def _unpack(self, body: _Body, coding: str) -> None:
         """Replace a packed body by the unpacked one. Both are held meanwhile."""

@@ -119,9 +119,9 @@ async def infer(
             content, json_length = await service.in_codec(encode, asked, result)
         headers = identity_headers(result.reference)
         if json_length is None:
-            return response_of(request, content, "application/json", headers)
+            return await response_of(request, content, "application/json", headers)
         headers[HEADER_LENGTH] = str(json_length)
-        return response_of(request, content, "application/octet-stream", headers)
+        return await response_of(request, content, "application/octet-stream", headers)
 
     return await answer_to(request, answer())
 
