@@ -1,0 +1,1 @@
+"""A training run under faults; see `__main__`."""
