@@ -19,7 +19,7 @@ from grpo_client.protocol import Group, ScoreRequest
 KEY = "benchmark"
 VOCAB = 2000
 # Seconds that a server may take until it is ready, on a machine that has other work.
-PATIENCE = 300.0
+PATIENCE = 1800.0
 
 
 def llama(path: Path, seed: int, **sizes: int) -> Path:

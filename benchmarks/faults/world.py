@@ -26,7 +26,8 @@ from .policy import QUESTIONS
 from .proxy import Proxy
 
 MOST_STARTS = 60
-PATIENCE = 300.0
+# Seconds, on a machine that has other work.
+PATIENCE = 1800.0
 
 
 class Trainer:
