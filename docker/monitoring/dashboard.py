@@ -117,6 +117,27 @@ PANELS: dict[str, list[Panel]] = {
             {"{{instance}}": "grpo_server_reference_version"},
         ),
     ],
+    "Swaps, and the way of computing": [
+        Panel(
+            "Swaps and mixes",
+            "An hour, by how they ended.",
+            "short",
+            {"{{kind}}: {{result}}": f"3600 * {rate('swaps_total', by='kind, result')}"},
+        ),
+        Panel("Time of a swap", "From being asked for to its end.", "s", quantiles("swap_seconds")),
+        Panel(
+            "References in memory",
+            "2 while one serves what it accepted before a swap.",
+            "short",
+            {"{{instance}}": "grpo_server_engines", "under way at {{instance}}": "grpo_server_swap_in_progress"},
+        ),
+        Panel(
+            "Modes and paths",
+            "Replicas, by mode and by the way in which sequences share their prompts.",
+            "short",
+            {"{{mode}}, {{tier}}": "count by (mode, tier) (grpo_server_reference_info)"},
+        ),
+    ],
     "Health": [
         Panel("Ready", "1 where a request would be taken.", "short", {"{{instance}}": "grpo_server_ready"}),
         Panel("Batches halved", "A second, because memory ran out.", "short", {"halved": rate("oom_splits_total")}),

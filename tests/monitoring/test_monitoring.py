@@ -21,7 +21,11 @@ from server_fakes import PATIENCE, FakeEngine, real_server
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "docker" / "monitoring"
 RULES = MONITORING / "rules" / "alerts.yml"
-KEYS = "keys:\n  - {name: trainer, key: score-key}\n  - {name: prometheus, key: metrics-key, scopes: [metrics]}\n"
+KEYS = """keys:
+  - {name: trainer, key: score-key}
+  - {name: prometheus, key: metrics-key, scopes: [metrics]}
+  - {name: operator, key: admin-key, scopes: [admin]}
+"""
 
 
 def needs(program: str) -> pytest.MarkDecorator:
@@ -50,12 +54,13 @@ def alerts() -> dict[str, str]:
 
 
 def load(http: httpx.Client, turn: int = 0) -> None:
-    """A little of everything: scored twice, so that the cache has it, refused, unknown. turn: makes it new."""
+    """A little of everything: scored twice, so that the cache has it, refused, unknown, swapped. turn: makes it new."""
     body = {"groups": [{"prompt": [1 + turn % 90, 1 + turn // 90], "completions": [[3, 4], [5]]}]}
     key = {"Authorization": "Bearer score-key"}
     for asked in (body, body, {**body, "temperature": 0}):
         http.post("/v1/logprobs", json=asked, headers=key)
     http.get("/no/such/route", headers=key)
+    http.post("/admin/reference", json={"model": f"fake-{turn}"}, headers={"Authorization": "Bearer admin-key"})
 
 
 @pytest.fixture
