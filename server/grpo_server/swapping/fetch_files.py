@@ -3,9 +3,11 @@
     python -I fetch_files.py SOURCE TARGET ROOT       TARGET "": only look; ROOT "": links may lead anywhere
 
 Whatever blocks in here (a file system that does not answer, a pipe that nobody writes to) ends with the process, which ends
-when its standard input does. It writes lines of JSON: {"total": bytes}, then {"path": where} or {"error": why}.
+when its standard input does. It writes lines of JSON: {"total": bytes}, then {"path": where} or {"error": why, "full": whether
+the disk is}.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -43,7 +45,9 @@ def main(source: str, target: str, root: str) -> None:
     except Unfit as error:
         tell(error=str(error))
     except OSError as error:
-        tell(error=f"{error.strerror}: {error.filename}" if error.filename else str(error))
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        where = target if full else error.filename
+        tell(error=f"{error.strerror}: {where}" if where else str(error), full=full)
 
 
 def _files(directory: str) -> list[str]:

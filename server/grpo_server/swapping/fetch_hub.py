@@ -22,6 +22,8 @@ from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import disable_progress_bars
 
+from grpo_server.durable import is_full
+
 _TEXTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _NOT_OURS = ("original/*", "onnx/*", "optimizer*", "training_args.bin")
 
@@ -41,7 +43,7 @@ def main(name: str, revision: str, code: str) -> None:
             _fetched(base, None, code == "code")
         tell(path=str(path), revision=path.name)
     except UnusableModel as error:
-        tell(error=str(error))
+        tell(error=str(error), full=is_full(error))
 
 
 def _fetched(name: str, revision: str | None, code: bool) -> Path:

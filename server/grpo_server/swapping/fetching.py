@@ -13,7 +13,7 @@ from typing import Any
 from grpo_client.models.demo import ModelSource
 
 from grpo_server.swapping.progress import Progress
-from grpo_server.swapping.sources import unavailable
+from grpo_server.swapping.sources import no_room, unavailable
 
 # A line of a child; an error's sentence may be long.
 _LONGEST_LINE = 2**20
@@ -30,7 +30,8 @@ class Fetched:
 async def look_through(source: ModelSource, root: Path | None, into: Path | None, progress: Progress) -> Fetched:
     """See that all files of a directory, or one .gguf file, can be read, and copy them if `into` says where to.
 
-    root: none of them may lie elsewhere. Raises ServiceError (422) for files that are not fit to be read, or do not fit here.
+    root: none of them may lie elsewhere. Raises ServiceError: 422 for files that are not fit to be read, or do not fit
+    here, 507 when the disk is full.
     """
     path = source.path if source.gguf_file is None else str(Path(source.path, source.gguf_file))
     script = str(Path(__file__).with_name("fetch_files.py"))
@@ -46,7 +47,8 @@ async def look_through(source: ModelSource, root: Path | None, into: Path | None
 
 
 async def from_hub(name: str, revision: str | None, *, code: bool, progress: Progress) -> Fetched:
-    """Bring a model into the hub's cache. code: its Python files too. Raises ServiceError (422) with what the hub said."""
+    """Bring a model into the hub's cache. code: its Python files too. Raises ServiceError (422, or 507 when the disk
+    is full) with what the hub said."""
     arguments = ["-m", "grpo_server.swapping.fetch_hub", name, revision or "", "code" if code else ""]
     answer = await _of_child(arguments, progress)
     return Fetched(str(answer["path"]), str(answer["revision"]))
@@ -77,5 +79,5 @@ async def _of_child(arguments: list[str], progress: Progress) -> dict[str, Any]:
         await child.wait()
     progress.arriving, progress.brought = None, progress.total_bytes
     if "error" in answer:
-        raise unavailable(answer["error"])
+        raise no_room(answer["error"]) if answer.get("full") else unavailable(answer["error"])
     return answer

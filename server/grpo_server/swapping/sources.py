@@ -59,6 +59,15 @@ class Allowed:
         return ServiceError(ErrorCode.SOURCE_FORBIDDEN, f"{why}; the old reference serves on", param="model")
 
 
+def no_room(why: str) -> ServiceError:
+    """507: its files, or what a restart must know, cannot be stored."""
+    return ServiceError(
+        ErrorCode.INSUFFICIENT_STORAGE,
+        f"the disk is full ({why}): free some of it, below --state-dir or in the hub's cache, and swap again; the old "
+        "reference serves on",
+    )
+
+
 def unavailable(why: str) -> ServiceError:
     """422: it cannot be hosted."""
     return ServiceError(

@@ -84,10 +84,14 @@ class StateDir:
     def record(self, recorded: Recorded) -> None:
         """From now on a restart serves this. Raises OSError; then it serves what was recorded before."""
         with tempfile.NamedTemporaryFile("w", dir=self.path, prefix=_NEW, delete=False) as file:
-            file.write(recorded.model_dump_json(indent=1))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, self.path / _STATE)
+            try:
+                file.write(recorded.model_dump_json(indent=1))
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(file.name, self.path / _STATE)
+            except OSError:
+                os.unlink(file.name)
+                raise
         sync(self.path)
         self.recorded = recorded
 

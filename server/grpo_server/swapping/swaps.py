@@ -26,7 +26,7 @@ from grpo_client.models.demo import DEMO, ModelSource
 from grpo_client.protocol import ReferenceInfo
 
 from grpo_server.config import ServerConfig
-from grpo_server.durable import sync_below
+from grpo_server.durable import is_full, sync_below
 from grpo_server.engine.contract import Change, HostedEngine
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.scheduler import Scheduler
@@ -35,7 +35,7 @@ from grpo_server.swapping.fetching import Fetched, from_hub, look_through
 from grpo_server.swapping.house import House
 from grpo_server.swapping.metrics import SwapMetrics
 from grpo_server.swapping.progress import Kind, Outcome, Progress, SwapStatus
-from grpo_server.swapping.sources import Allowed, unavailable
+from grpo_server.swapping.sources import Allowed, no_room, unavailable
 from grpo_server.swapping.state import StateDir
 from grpo_server.swapping.uploaded import held, is_upload, settle
 from grpo_server.uploading.area import UploadArea
@@ -200,10 +200,11 @@ class Swaps:
 
     async def _run(self, wish: Wish, source: ModelSource | None, progress: Progress) -> ReferenceInfo:
         """What is told of a swap, however it ends."""
-        staging = self._staging(wish, source)
+        staging: Path | None = None
         outcome: Outcome = "failed"
         error = unavailable("the server failed; its log says where")
         try:
+            staging = self._staging(wish, source)
             with held(self._uploads, wish.model):
                 info = await self._change(wish, source, staging, progress)
             settle(self._uploads, wish.model, mixed=wish.decay is not None)
@@ -220,7 +221,7 @@ class Swaps:
             error = refusal
         except (OSError, ValueError) as failure:
             logger.info("the model was refused", exc_info=failure)
-            error = unavailable(str(failure))
+            error = no_room(str(failure)) if is_full(failure) else unavailable(str(failure))
         else:
             outcome = "done"
             return info

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 from collections.abc import AsyncIterable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import TypeVar
 
 from grpo_client.content_digest import ContentDigest
 
+from grpo_server.durable import is_full
 from grpo_server.errors import DigestMismatch, ErrorCode, ServiceError
 from grpo_server.uploading.area import UploadArea, no_room
 from grpo_server.uploading.manifest import FileStatus, Manifest
@@ -22,8 +22,6 @@ T = TypeVar("T")
 STEP_BYTES = 2**20
 # For writing and hashing; so many uploads go on at once without waiting for each other.
 THREADS = 4
-# No space, no quota: what is on disk stays, and the upload goes on when there is room again.
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Receiving:
@@ -174,9 +172,10 @@ def _too_long(name: str, size: int) -> ServiceError:
 
 @contextmanager
 def _a_full_disk_named(name: str) -> Iterator[None]:
+    """What is on disk stays, and the upload goes on when there is room again."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if not is_full(error):
             raise
         raise no_room(f"{name}: the disk is full") from error
