@@ -2,7 +2,7 @@
 scored by the wrong reference.
 
     python -m benchmarks.faults
-    python -m benchmarks.faults --rounds 3 --seed 1 --json faults.json
+    python -m benchmarks.faults --only network --rounds 3 --seed 1 --json faults.json
 
 Two replicas of a tiny model serve `grpo-train` through proxies, and a witness that asks all the while and knows the answers.
 Every fault happens once a round, in random order, at a random moment of a step. All processes have a wall clock that jumps. A
@@ -58,7 +58,7 @@ def storm(world: World, faults: list[Fault], witness: Witness, console: Console)
         for n, fault in enumerate(faults, 1):
             progress.update(bar, description=f"{fault.name:42}")
             loud, starts, answered = len(witness.loud), trainer.starts, witness.answered
-            began, done, harmed = time.monotonic(), trainer.steps, sum(p.harmed for p in world.proxies)
+            began, done, harmed = time.monotonic(), trainer.steps, world.harmed
             trainer.allowed = n + 1
             world.step_later()
             note = fault.begin(world)
@@ -66,7 +66,7 @@ def storm(world: World, faults: list[Fault], witness: Witness, console: Console)
             fault.end(world)
             row = {"fault": fault.name, "seen": note, "seconds": round(time.monotonic() - began, 1)}
             row |= {"starts": trainer.starts - starts, "answers": witness.answered - answered}
-            row |= {"harmed": sum(p.harmed for p in world.proxies) - harmed}
+            row |= {"harmed": world.harmed - harmed}
             row |= {"errors": witness.loud[loud:], "held": went_on}
             row["held"] = went_on and (fault.loud or not row["errors"])
             seen.append(row)
@@ -75,9 +75,8 @@ def storm(world: World, faults: list[Fault], witness: Witness, console: Console)
     return seen
 
 
-def run(place: Path, rounds: int, seed: int, console: Console) -> tuple[dict[str, Any], bool]:
+def run(place: Path, kinds: list[Fault], rounds: int, seed: int, console: Console) -> tuple[dict[str, Any], bool]:
     rng = random.Random(seed)
-    kinds = [*network(), *processes()]
     faults = [fault for _ in range(rounds) for fault in rng.sample(kinds, len(kinds))]
     steps = len(faults) + 2
     reference, other = tiny_policy(place / "reference", 0), tiny_policy(place / "other", 1)
@@ -165,6 +164,7 @@ def tell(figures: dict[str, Any], held: bool, console: Console) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["network", "processes"])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
@@ -174,7 +174,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as own:
         place = asked.keep or Path(own)
         place.mkdir(exist_ok=True)
-        figures, held = run(place, asked.rounds, asked.seed, console)
+        kinds = [*(network() if asked.only != "processes" else []), *(processes() if asked.only != "network" else [])]
+        figures, held = run(place, kinds, asked.rounds, asked.seed, console)
     tell(figures, held, console)
     if asked.json:
         asked.json.write_text(json.dumps(figures, indent=1) + "\n")

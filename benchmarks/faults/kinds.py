@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -15,6 +16,10 @@ from ..small import ServerProcess
 from .proxy import Calm, Weather
 from .weather import Delays, Drops, Flips, Truncates
 from .world import World
+
+# What bad weather has harmed before it ends, and how long it lasts at most.
+HARMS = 20
+MOST_SECONDS = 60.0
 
 
 class Fault:
@@ -71,18 +76,23 @@ class KillTrainer(Fault):
 
 @dataclass
 class BadWeather(Fault):
-    """Of all connections to all replicas."""
+    """Of all connections to all replicas. least: it lasts until so much has come to harm, be the step done long before."""
 
     weather: Weather
     name: str  # pyright: ignore[reportIncompatibleVariableOverride]
     loud: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
+    least: int = 0
 
     def begin(self, world: World) -> str:
+        self._before = world.harmed
         for proxy in world.proxies:
             proxy.weather = self.weather
         return repr(self.weather)
 
     def end(self, world: World) -> None:
+        ends = time.monotonic() + MOST_SECONDS
+        while world.harmed < self._before + self.least and time.monotonic() < ends:
+            time.sleep(0.05)
         for proxy in world.proxies:
             proxy.weather = Calm()
 
@@ -192,11 +202,11 @@ def network() -> list[Fault]:
     """What happens to connections."""
     return [
         ResetAll(),
-        BadWeather(Drops(), "connections dropped"),
+        BadWeather(Drops(), "connections dropped", least=HARMS),
         BadWeather(Delays(), "bytes delayed"),
-        BadWeather(Truncates(), "answers and requests truncated"),
-        BadWeather(Flips(), "bits flipped in bodies"),
-        BadWeather(Flips(0.1, heads=True), "bits flipped anywhere, heads too", loud=True),
+        BadWeather(Truncates(), "answers and requests truncated", least=HARMS),
+        BadWeather(Flips(), "bits flipped in bodies", least=HARMS),
+        BadWeather(Flips(0.1, heads=True), "bits flipped anywhere, heads too", loud=True, least=HARMS),
     ]
 
 

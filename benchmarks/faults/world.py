@@ -146,6 +146,11 @@ class World:
     rng: random.Random
     trainer: Trainer | None = None
 
+    @property
+    def harmed(self) -> int:
+        """How often bytes did not arrive as they were sent."""
+        return sum(proxy.harmed for proxy in self.proxies)
+
     def host(self, server: ServerProcess, model: Path) -> httpx.Response:
         """Swap, behind the proxies' backs."""
         body = {"model": str(model)}
