@@ -89,6 +89,7 @@ class Swaps:
         self._task: asyncio.Task[ReferenceInfo] | None = None
         self._thread: asyncio.Future[Any] | None = None
         self._why: ServiceError | None = None
+        self._begun = False
         self._word = asyncio.Event()
         self._up = asyncio.Event()
         self._count = 0
@@ -135,7 +136,7 @@ class Swaps:
         reads = self._house.engine.reads_files or is_upload(wish.model)
         source = self._allowed.check(wish.model) if reads else None
         self._count += 1
-        self._why = None
+        self._why, self._begun = None, False
         self._word, self._up = asyncio.Event(), asyncio.Event()
         self._progress = progress = Progress(self._count, wish.kind, wish.model)
 
@@ -150,7 +151,10 @@ class Swaps:
         assert self._task is not None
         self._why = why
         self._progress.ending = True
-        self._task.cancel()
+        if (
+            self._begun
+        ):  # else its first step sees to it: a task that is cancelled ahead of that says nothing to anybody
+            self._task.cancel()
         return True
 
     async def up(self, task: asyncio.Task[ReferenceInfo]) -> ReferenceInfo:
@@ -204,6 +208,9 @@ class Swaps:
         outcome: Outcome = "failed"
         error = unavailable("the server failed; its log says where")
         try:
+            self._begun = True
+            if progress.ending:
+                raise asyncio.CancelledError
             staging = self._staging(wish, source)
             with held(self._uploads, wish.model):
                 info = await self._change(wish, source, staging, progress)

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from grpo_client import wire_json
 from grpo_server.app import create_app
+from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.lifecycle import Service
 from grpo_server.swapping.state import StateDir
+from grpo_server.swapping.swaps import Wish
 from server_fakes import FakeEngine, ask, expected, fingerprint, make_config, running, serving
 
 pytestmark = pytest.mark.anyio
@@ -200,3 +202,17 @@ async def test_a_restart_knows_the_last_version(engine: FakeEngine, tmp_path: Pa
     assert (state.recorded.version, state.recorded.model) == (2, "other")
     assert state.recorded.fingerprint == fingerprint("other")
     state.close()
+
+
+async def test_a_swap_that_is_ended_before_its_first_step_says_so(engine: FakeEngine) -> None:
+    """The loop may come to both requests in one turn."""
+    app = create_app(make_config(), lambda: engine)
+    async with running(app) as client:
+        swaps = app.state.service.swaps
+        task = swaps.begin(Wish("other"))
+        assert swaps.cancel(ServiceError(ErrorCode.SWAP_CANCELLED, "ended"))
+        with pytest.raises(ServiceError) as ended:
+            await task
+        assert ended.value.code is ErrorCode.SWAP_CANCELLED
+        assert (await swap_status(client))["state"] == "cancelled"
+        assert (await swap(client, "other")).json()["version"] == 2
