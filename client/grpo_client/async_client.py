@@ -81,6 +81,7 @@ class AsyncReferenceClient:
         max_in_flight: int = DEFAULT_IN_FLIGHT,
         retry: RetryPolicy | None = None,
         tls: TLS | None = None,
+        model: str | None = None,
         transport: AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -94,6 +95,7 @@ class AsyncReferenceClient:
             max_in_flight=max_in_flight,
             retry=retry,
             tls=tls,
+            model=model,
         )
         self._open(ClientSettings.of(base_url, options), transport, sleep)
 
@@ -176,12 +178,17 @@ class AsyncReferenceClient:
         self, text: Prompt, *, add_special_tokens: bool = True, add_generation_prompt: bool = True
     ) -> NDArray[np.int32]:
         """See `ReferenceClient.tokenize`."""
-        call = tokenize_call(text, add_special_tokens=add_special_tokens, add_generation_prompt=add_generation_prompt)
+        call = tokenize_call(
+            text,
+            add_special_tokens=add_special_tokens,
+            add_generation_prompt=add_generation_prompt,
+            model=self._core().model,
+        )
         return await self._retried(self._core().settings.retry, read_ids, call)
 
     async def detokenize(self, ids: Ids) -> str:
         """See `ReferenceClient.detokenize`."""
-        return await self._retried(self._core().settings.retry, read_text, detokenize_call(ids))
+        return await self._retried(self._core().settings.retry, read_text, detokenize_call(ids, self._core().model))
 
     def teachers(
         self,
@@ -201,14 +208,14 @@ class AsyncReferenceClient:
     async def info(self) -> ReferenceInfo:
         """See `ReferenceClient.info`."""
         core = self._core()
-        return await self._retried(core.settings.retry, core.info, info_call())
+        return await self._retried(core.settings.retry, core.info, info_call(core.model))
 
     async def move(
         self, model: str, *, decay: float | None = None, revision: str | None = None, admin_key: str | None = None
     ) -> ReferenceInfo:
         """See `ReferenceClient.move`."""
         core = self._core()
-        steps = core.steps(Move(model, decay, revision, admin_key))
+        steps = core.steps(Move(model, decay, revision, admin_key, core.model))
         step = advance_move(steps, None)
         while not isinstance(step, list):
             patient, urls = step.patient, list(step.calls)
@@ -269,7 +276,7 @@ class AsyncReferenceClient:
     async def accept(self) -> ReferenceInfo:
         """See `ReferenceClient.accept`."""
         core = self._core()
-        return await self._retried(core.settings.retry, core.accepted, info_call())
+        return await self._retried(core.settings.retry, core.accepted, info_call(core.model))
 
     async def health(self) -> bool:
         """See `ReferenceClient.health`."""
@@ -284,7 +291,7 @@ class AsyncReferenceClient:
         core = self._core()
         policy = core.until_ready(timeout)
         await self._retried(policy, raise_for_status, ready_call())
-        return await self._retried(policy, core.info, info_call())
+        return await self._retried(policy, core.info, info_call(core.model))
 
     async def aclose(self) -> None:
         """Close the connections."""

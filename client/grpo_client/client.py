@@ -67,6 +67,7 @@ class ReferenceClient:
         max_in_flight: int = DEFAULT_IN_FLIGHT,
         retry: RetryPolicy | None = None,
         tls: TLS | None = None,
+        model: str | None = None,
         transport: BaseTransport | None = None,
         sleep: Callable[[float], None] | None = None,
     ) -> None:
@@ -80,6 +81,7 @@ class ReferenceClient:
             max_in_flight=max_in_flight,
             retry=retry,
             tls=tls,
+            model=model,
         )
         self._open(ClientSettings.of(base_url, options), transport, sleep)
 
@@ -204,13 +206,18 @@ class ReferenceClient:
         add_special_tokens: for a string; a template brings its own. add_generation_prompt: for messages.
         """
         here = self._here()
-        call = tokenize_call(text, add_special_tokens=add_special_tokens, add_generation_prompt=add_generation_prompt)
+        call = tokenize_call(
+            text,
+            add_special_tokens=add_special_tokens,
+            add_generation_prompt=add_generation_prompt,
+            model=here.core.model,
+        )
         return here.retried(here.core.settings.retry, read_ids, call)
 
     def detokenize(self, ids: Ids) -> str:
         """The text of (n,) ids, special tokens included."""
         here = self._here()
-        return here.retried(here.core.settings.retry, read_text, detokenize_call(ids))
+        return here.retried(here.core.settings.retry, read_text, detokenize_call(ids, here.core.model))
 
     def teachers(
         self,
@@ -233,7 +240,7 @@ class ReferenceClient:
     def info(self) -> ReferenceInfo:
         """Who answers: model, fingerprint, version, dtype, mode, limits. With several servers, one of them."""
         here = self._here()
-        return here.retried(here.core.settings.retry, here.core.info, info_call())
+        return here.retried(here.core.settings.retry, here.core.info, info_call(here.core.model))
 
     def move(
         self, model: str, *, decay: float | None = None, revision: str | None = None, admin_key: str | None = None
@@ -248,7 +255,7 @@ class ReferenceClient:
         NotAuthorized, Unavailable while another move is under way, ConnectionFailed; then all host what they did.
         """
         here = self._here()
-        return here.core.moved(here.moved(here.core.steps(Move(model, decay, revision, admin_key))))
+        return here.core.moved(here.moved(here.core.steps(Move(model, decay, revision, admin_key, here.core.model))))
 
     def upload(self, source: Source, *, on_progress: OnProgress | None = None, admin_key: str | None = None) -> str:
         """Bring a model to every server, for `move`: what its files are called there, as `upload:ID`.
@@ -267,7 +274,7 @@ class ReferenceClient:
     def accept(self) -> ReferenceInfo:
         """Take the reference that answers now for the pinned one, after another process of the same run has had it moved."""
         here = self._here()
-        return here.retried(here.core.settings.retry, here.core.accepted, info_call())
+        return here.retried(here.core.settings.retry, here.core.accepted, info_call(here.core.model))
 
     def health(self) -> bool:
         """Whether a server takes requests now; one try, no waiting."""
@@ -286,7 +293,7 @@ class ReferenceClient:
         here = self._here()
         policy = here.core.until_ready(timeout)
         here.retried(policy, raise_for_status, ready_call())
-        return here.retried(policy, here.core.info, info_call())
+        return here.retried(policy, here.core.info, info_call(here.core.model))
 
     def close(self) -> None:
         """Give up what is waiting, let what is under way finish, and close the connections. In a forked child, its own."""

@@ -109,13 +109,16 @@ class ClientCore:
 
     def call(self, part: AnyRequest) -> Call:
         """The call for one part, pinned as far as the fingerprint is known by now."""
-        pinned = part if part.fingerprint else replace(part, fingerprint=self._pin.fingerprint)
+        asked = part if part.model else replace(part, model=self.settings.model)
+        of_ours = asked.model == self.settings.model
+        pinned = asked if asked.fingerprint or not of_ours else replace(asked, fingerprint=self._pin.fingerprint)
         return score_call(pinned, self.settings.encoding)
 
     def scores(self, reply: Reply, part: AnyRequest) -> ScoreResult:
         """The answer to a part. Raises what `read_scores` raises, and FingerprintMismatch."""
         result = read_scores(reply, part)
-        self._pin.check(result.reference)
+        if part.model in (None, self.settings.model):
+            self._pin.check(result.reference)
         FingerprintPin(part.fingerprint).check(result.reference)
         return result
 
@@ -124,6 +127,11 @@ class ClientCore:
         info = read_info(reply)
         self._pin.check(info)
         return info
+
+    @property
+    def model(self) -> str | None:
+        """The name of the reference that is asked; None: the server's default."""
+        return self.settings.model
 
     def accepted(self, reply: Reply) -> ReferenceInfo:
         """Who answers, pinned from now on."""

@@ -43,16 +43,25 @@ Steps = Generator[Round, Answers, list[ReferenceInfo]]
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """What all are to host: a model that each can read; or with decay, decay * hosted + (1 - decay) * model."""
+    """What all are to host: a model that each can read; or with decay, decay * hosted + (1 - decay) * model. reference: under
+    which name; None: the default one."""
 
     model: str
     decay: float | None = None
     revision: str | None = None
     admin_key: str | None = None
+    reference: str | None = None
 
     def call(self, version: int | None = None) -> Call:
         """The call that has one server host it. version: bring it up as this one, and hold it."""
-        return move_call(self.model, self.decay, self.admin_key, revision=self.revision, version=version)
+        return move_call(
+            self.model,
+            self.decay,
+            self.admin_key,
+            revision=self.revision,
+            version=version,
+            reference=self.reference,
+        )
 
 
 def alone(move: Move, url: str) -> Steps:
@@ -63,7 +72,7 @@ def alone(move: Move, url: str) -> Steps:
 
 def together(move: Move, urls: Sequence[str]) -> Steps:
     """Returns who is hosted from now on by every server. Raises what the first that failed said, when none has moved."""
-    answers = yield Round({url: info_call() for url in urls})
+    answers = yield Round({url: info_call(move.reference) for url in urls})
     hosted = [_info(answers[url]) for url in urls]
     if move.decay is not None:
         _check_same(urls, hosted, "host different references, whose averages would differ: move all to one model first")
@@ -84,7 +93,7 @@ def _forward(move: Move, version: int, urls: Sequence[str]) -> Steps:
     """There is no way back from the first word on."""
     moved: dict[str, ReferenceInfo] = {}
     while left := [url for url in urls if url not in moved]:
-        answers = yield Round({url: commit_call(version, move.admin_key) for url in left}, patient=True)
+        answers = yield Round({url: commit_call(version, move.admin_key, move.reference) for url in left}, patient=True)
         lost = [url for url in left if code_of(answers[url]) == NOT_HELD]
         moved |= {url: _info(answers[url]) for url in left if url not in lost}
         if lost:

@@ -38,6 +38,7 @@ class ClientOptions(TypedDict, total=False):
     max_in_flight: requests sent at once (4).
     retry: a whole `RetryPolicy` instead of max_wait.
     tls: certificates to trust and to show; else GRPO_CA_FILE, GRPO_CERT_FILE, GRPO_KEY_FILE. See `http.tls`.
+    model: the name of the reference that is asked, where a server hosts several; None: the server's default.
     """
 
     api_key: str | None
@@ -49,6 +50,7 @@ class ClientOptions(TypedDict, total=False):
     max_in_flight: int
     retry: RetryPolicy | None
     tls: TLS | None
+    model: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class ClientSettings:
     max_in_flight: int = DEFAULT_IN_FLIGHT
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     tls: TLS = field(default_factory=TLS)
+    model: str | None = None
     key_is_missing: bool = field(default=False, repr=False)
 
     @classmethod
@@ -82,7 +85,7 @@ class ClientSettings:
 
     def at(self, base_url: str | Sequence[str]) -> ClientSettings:
         """The same for other servers, whose reference is whichever answers first."""
-        return replace(self, urls=_listed(base_url), fingerprint="first")
+        return replace(self, urls=_listed(base_url), fingerprint="first", model=None)
 
     def __post_init__(self) -> None:
         if not self.urls:
@@ -99,6 +102,9 @@ class ClientSettings:
         pin: Any = self.fingerprint
         if pin is not None and (not isinstance(pin, str) or not pin):
             raise InvalidSetting('fingerprint must be None, "first" or what GET /v1/reference shows')
+        model: Any = self.model
+        if model is not None and (not isinstance(model, str) or not model):
+            raise InvalidSetting("model must be None or one of the names that GET /v1/models lists")
         retry: Any = self.retry
         if not isinstance(retry, RetryPolicy):
             raise InvalidSetting(f"retry must be a RetryPolicy, got {kind_of(retry)}")

@@ -48,6 +48,7 @@ class TextScoreRequest:
     top_k: int = 0
     fingerprint: str | None = None
     top_dtype: TopDtype = "float32"
+    model: str | None = None
 
     @classmethod
     def of(
@@ -61,6 +62,7 @@ class TextScoreRequest:
         top_k: int = 0,
         fingerprint: str | None = None,
         top_dtype: TopDtype = "float32",
+        model: str | None = None,
     ) -> TextScoreRequest:
         """Build a request from lists: `prompts[k]` with `completions[k][g]`.
 
@@ -81,6 +83,7 @@ class TextScoreRequest:
             readers.read_count(top_k, "top_k"),
             fingerprint,
             top_dtype,
+            model,
         )
 
     def __repr__(self) -> str:

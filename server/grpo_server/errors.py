@@ -24,6 +24,7 @@ class ErrorCode(Enum):
     INSUFFICIENT_SCOPE = ("insufficient_scope", 403, "permission_error")
     SOURCE_FORBIDDEN = ("source_forbidden", 403, "permission_error")
     NOT_FOUND = ("not_found", 404, "not_found_error")
+    MODEL_NOT_FOUND = ("model_not_found", 404, "not_found_error")
     METHOD_NOT_ALLOWED = ("method_not_allowed", 405, "invalid_request_error")
     NOT_ACCEPTABLE = ("not_acceptable", 406, "invalid_request_error")
     REQUEST_TIMEOUT = ("request_timeout", 408, "invalid_request_error")

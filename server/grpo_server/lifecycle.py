@@ -9,7 +9,6 @@ import asyncio
 import gc
 import logging
 import time
-from enum import StrEnum
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -17,24 +16,26 @@ from grpo_client.protocol import ReferenceInfo
 
 from grpo_server.config import ServerConfig
 from grpo_server.engine.contract import EngineLoader, HostedEngine
-from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.errors import ServiceError
 from grpo_server.middleware.key_gate import Keys
 from grpo_server.observability import Metrics
+from grpo_server.phase import Phase, not_loaded, words
 from grpo_server.scheduler import Scheduler
-from grpo_server.scheduler.door import Door, draining
+from grpo_server.scheduler.door import Door
 from grpo_server.stages import Stages
-from grpo_server.swapping.house import House
+from grpo_server.swapping.hosting import Hosting
 from grpo_server.swapping.metrics import SwapMetrics
-from grpo_server.swapping.resume import record_start
+from grpo_server.swapping.opening import Opened, common_limits, open_all
+from grpo_server.swapping.references import References
 from grpo_server.swapping.state import StateDir
-from grpo_server.swapping.swaps import Swaps, Wish
+from grpo_server.swapping.swaps import Swaps
+from grpo_server.swapping.wish import Wish
 from grpo_server.threads import Threads
 from grpo_server.uploading.receiving import Receiving
 from grpo_server.uploading.start import open_uploads
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER_LOADING_SECONDS = 2.0
 # Letting go of the weights takes no time: a compute thread that has not done it by then is in the middle of something.
 SECONDS_TO_CLOSE = 2.0
 
@@ -43,14 +44,6 @@ def _keep_what_is_loaded() -> None:
     """Take out of the collector's rounds what stays: they cost a third of a second each, in which no other thread runs."""
     gc.collect()
     gc.freeze()
-
-
-class Phase(StrEnum):
-    LOADING = "loading"
-    READY = "ready"
-    SWAPPING = "swapping"
-    DRAINING = "draining"
-    FAILED = "failed"
 
 
 class Together(Protocol):
@@ -94,7 +87,7 @@ class Service:
         self._loader = loader
         self._state = state
         self.uploads: Receiving | None = open_uploads(config, state and state.recorded and state.recorded.model)
-        self._house: House | None = None
+        self._references: References | None = None
         self._swaps: Swaps | None = None
         self._scheduler: Scheduler | None = None
         self.door = Door()
@@ -129,14 +122,11 @@ class Service:
         gc.unfreeze()
 
     def _close(self) -> None:
-        if self._house is not None:
-            self._house.close()
+        if self._references is not None:
+            self._references.close()
 
-    def _loaded(self) -> HostedEngine:
-        engine = self._loader()
-        if self._state is not None:
-            record_start(self.config, self._state, engine.info)
-        return engine
+    def _loaded(self) -> Opened:
+        return open_all(self.config, self._loader, self._state, self.stages.enter)
 
     async def _load(self) -> None:
         """In the compute thread, as the whole life of the model; the event loop stays free for the probes."""
@@ -154,11 +144,11 @@ class Service:
             return
         self.stages.leave()
         _keep_what_is_loaded()
-        engine = future.result()
-        limits = self.config.scheduler(engine.limits)
+        opened = future.result()
+        limits = self.config.scheduler(common_limits([engine for _, engine in opened]))
         self.metrics.limits(limits)
         scheduler = Scheduler(
-            engine,
+            opened[0][1],
             limits,
             door=self.door,
             compute_thread=self._threads.compute,
@@ -166,20 +156,20 @@ class Service:
             plan_threads=self._threads.codec,
             listener=self.metrics,
         )
-        self._house = house = House(engine, scheduler, self._threads.compute)
+        hosting = Hosting(self.config, opened, scheduler, self.metrics, self._threads.compute)
+        self._references = references = hosting.references
         if self.door.draining:  # told to end meanwhile: no door is opened
             self.loaded.set()
             return
         self._scheduler = await scheduler.__aenter__()
         self._swaps = Swaps(
             self.config,
-            house,
+            hosting,
             scheduler,
             state=self._state,
             metrics=self._swap_metrics,
             aside=self._threads.aside,
             compute=self._threads.compute,
-            announce=self._announce,
             uploads=None if self.uploads is None else self.uploads.area,
         )
         self.metrics.watch(
@@ -188,23 +178,10 @@ class Service:
             queue_bytes=lambda: scheduler.admission.bytes,
             cache_bytes=lambda: scheduler.cache.nbytes,
         )
-        self._announce(engine.info)
+        for house in references:
+            hosting.announce(house)
         self.loaded.set()
         logger.info("ready after %.1f s%s", self.stages.age, f": {self.address} takes requests" if self.address else "")
-
-    def _announce(self, info: ReferenceInfo) -> None:
-        self.metrics.reference(info)
-        logger.info(
-            "serving %s version %d, fingerprint %s, %s, %s mode%s, tier %s, context %d",
-            info.model,
-            info.version,
-            info.fingerprint[:16],
-            info.dtype,
-            info.mode,
-            " (bitwise)" if info.bitwise else "",
-            info.tier,
-            info.max_length,
-        )
 
     @property
     def phase(self) -> Phase:
@@ -219,41 +196,33 @@ class Service:
     @property
     def progress(self) -> str:
         """For people: what the server is busy with, or why it does not come up."""
-        match self.phase:
-            case Phase.LOADING:
-                return (
-                    f"loading {self.config.model}: {self.stages}"
-                    if str(self.stages)
-                    else f"loading {self.config.model}"
-                )
-            case Phase.SWAPPING:
-                return "the next reference is being loaded"
-            case Phase.DRAINING:
-                return "finishing what was accepted"
-            case Phase.FAILED:
-                return self._failure
-            case Phase.READY:
-                return "ready"
+        loading = " and ".join(one.label for one in self.config.references)
+        return words(self.phase, loading=loading, stage=str(self.stages), failure=self._failure)
 
     @property
     def engine(self) -> HostedEngine:
-        """Raises ServiceError (503) while there is none."""
-        if self._house is None or self._scheduler is None:
+        """Of the default reference. Raises ServiceError (503) while there is none."""
+        return self.references.default.engine
+
+    @property
+    def references(self) -> References:
+        """Raises ServiceError (503) while there are none."""
+        if self._references is None or self._scheduler is None:
             raise self._not_loaded()
-        return self._house.engine
+        return self._references
 
     def hosting(self, info: ReferenceInfo) -> HostedEngine | None:
         """The engine that answers as this reference; None when it has left."""
-        return None if self._house is None else self._house.hosting(info)
+        return None if self._references is None else self._references.hosting(info)
 
     @property
     def held(self) -> HostedEngine | None:
-        """The engine that waits for the word to serve."""
-        return None if self._house is None else self._house.held
+        """The engine that waits for the word to serve, in the place of the default reference."""
+        return None if self._references is None else self._references.default.held
 
-    def pinned(self, fingerprint: str) -> HostedEngine | None:
-        """The same, if it is this reference."""
-        held = self.held
+    def pinned(self, fingerprint: str, model: str | None) -> HostedEngine | None:
+        """The same under this name, if it is this reference."""
+        held = self.references.named(model).held
         return held if held is not None and held.info.fingerprint == fingerprint else None
 
     @property
@@ -275,15 +244,7 @@ class Service:
         return 0 if self._scheduler is None else self._scheduler.admission.bytes
 
     def _not_loaded(self) -> ServiceError:
-        if self.door.draining:
-            return draining("the server is shutting down before it was ready")
-        if self.failed.is_set():
-            return ServiceError(ErrorCode.LOAD_FAILED, f"{self.progress}; the server's log has the details")
-        return ServiceError(
-            ErrorCode.LOADING,
-            f"the server is not ready yet ({self.progress}); come back soon",
-            retry_after=RETRY_AFTER_LOADING_SECONDS,
-        )
+        return not_loaded(self.phase, self.progress)
 
     # --- ending ---------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from grpo_client.protocol import ReferenceInfo
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
+from grpo_server.reference_metrics import ReferenceMetrics
 from grpo_server.scheduler import SchedulerLimits
 from grpo_server.scheduler.events import BatchDone
 
@@ -24,6 +25,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
+        self.by_reference = ReferenceMetrics(registry)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"grpo_server_{name}", text, labels, registry=registry)
@@ -53,8 +55,8 @@ class Metrics:
         self._max_batch_tokens = gauge("max_batch_tokens", "Tokens that one batch holds at most.")
         self._max_queue_tokens = gauge("max_queue_tokens", "Tokens accepted and not yet computed, at most.")
         self._ready = gauge("ready", "1 when /readyz is true.")
-        self._version = gauge("reference_version", "Version of the hosted reference, +1 at each swap.")
-        self._reference = Info("grpo_server_reference", "The hosted reference.", registry=registry)
+        self._version = gauge("reference_version", "Version of the default reference, +1 at each swap.")
+        self._reference = Info("grpo_server_reference", "The default reference.", registry=registry)
 
     def watch(
         self,
@@ -82,7 +84,7 @@ class Metrics:
         self._ready.set_function(ready)
 
     def reference(self, info: ReferenceInfo) -> None:
-        """This reference answers from now on."""
+        """This reference answers who names none, from now on."""
         self._version.set(info.version)
         self._reference.info(
             {"model": info.model, "fingerprint": info.fingerprint, "dtype": info.dtype, "mode": info.mode}
@@ -98,6 +100,9 @@ class Metrics:
 
     # --- scheduler.events.Listener --------------------------------------------------------------------------------
 
+    def request_accepted(self, reference: ReferenceInfo) -> None:
+        self.by_reference.accepted(reference)
+
     def request_started(self, queue_seconds: float) -> None:
         self._queue_seconds.observe(queue_seconds)
 
@@ -107,7 +112,9 @@ class Metrics:
         self._scored.inc(batch.scored_tokens)
         self._computed.inc(batch.computed_tokens)
         self._splits.inc(batch.splits)
+        self.by_reference.batch_done(batch)
 
-    def cache_looked_up(self, hits: int, misses: int) -> None:
+    def cache_looked_up(self, reference: ReferenceInfo, hits: int, misses: int) -> None:
+        self.by_reference.looked_up(reference, hits, misses)
         self._cache_hits.inc(hits)
         self._cache_misses.inc(misses)

@@ -12,7 +12,7 @@ What depends on it (the model's name, the vocabulary, the tokenizer, the
 identity in the answer) is taken from one `Hosted`, and only that one may score:
 
     async def answer(hosted: Hosted) -> Response: ... scoring.score(request, hosted) ...
-    response = await scoring.by_one_reference(answer)
+    response = await scoring.by_one_reference(answer, model)
 """
 
 from __future__ import annotations
@@ -39,37 +39,40 @@ T = TypeVar("T")
 
 
 class Scoring:
-    """Scores with whatever reference the service hosts."""
+    """Scores with whichever reference of the service is asked for."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    @property
-    def hosted(self) -> Hosted:
-        """Who answers now. Raises ServiceError (503) while loading."""
-        return self._service.engine.hosted
+    def hosted(self, model: str | None = None) -> Hosted:
+        """Who answers under this name now; None: who answers by default. Raises ServiceError: 503 while loading, 404 where
+        there is no such name."""
+        return self._service.references.named(model).engine.hosted
 
-    async def by_one_reference(self, answer: Callable[[Hosted], Awaitable[T]]) -> T:
-        """answer(who hosts), once more from the start if that was replaced before it had scored.
+    async def by_one_reference(self, answer: Callable[[Hosted], Awaitable[T]], model: str | None = None) -> T:
+        """answer(who hosts), once more from the start if that was replaced before it had scored. model: the name that the
+        request gives.
 
-        Raises ServiceError (503) while the server is closed, and what `answer` raises.
+        Raises ServiceError: 503 while the server is closed, 404 where there is no such name; and what `answer` raises.
         """
         while True:
             self._service.scheduler.door.refuse_if_closed()
             try:
-                return await answer(self.hosted)
+                return await answer(self.hosted(model))
             except ReferenceReplaced:
                 continue
 
     async def score(self, request: ScoreRequest | TextScoreRequest, by: Hosted | None = None) -> ScoreResult:
         """Check, queue and compute. For text, the result carries the ids that were scored.
 
-        request: of a shape that `check_structure` lets pass, as every decoder gives it. by: alone may answer; None: whichever
-        hosts. Raises ProtocolError (413, 422) for what the model does not allow, ServiceError for what cannot be served,
-        ReferenceReplaced when another hosts than `by`.
+        request: of a shape that `check_structure` lets pass, as every decoder gives it. by: alone may answer; None: whoever
+        answers under the name that the request gives. Raises ProtocolError (413, 422) for what the model does not allow,
+        ServiceError for what cannot be served, ReferenceReplaced when another hosts than `by`.
         """
         if by is None:
-            return await self.by_one_reference(lambda hosted: self.score(request, self._pinned(request, hosted)))
+            return await self.by_one_reference(
+                lambda hosted: self.score(request, self._pinned(request, hosted)), request.model
+            )
         if isinstance(request, TextScoreRequest):
             ids = await self._tokenize(request, by)
             result = await self._score_ids(ids, by)
@@ -84,7 +87,7 @@ class Scoring:
         """Who answers a pinned request while servers change together: who is held here, if that is the one."""
         if request.fingerprint is None or request.fingerprint == hosted.info.fingerprint:
             return hosted
-        held = self._service.pinned(request.fingerprint)
+        held = self._service.pinned(request.fingerprint, request.model)
         return hosted if held is None else held.hosted
 
     async def _tokenize(self, request: TextScoreRequest, by: Hosted) -> ScoreRequest:

@@ -27,6 +27,7 @@ from grpo_server.connections import server_settings
 from grpo_server.engine.config import BatchLimits
 from grpo_server.engine.contract import (
     AdapterChange,
+    Addition,
     BatchScores,
     Change,
     Hosted,
@@ -117,6 +118,7 @@ class FakeEngine:
     def __init__(self, name: str = "fake") -> None:
         self._name = name
         self.version = 1
+        self.served: str | None = None
         self.tokenizer: FakeTokenizer | None = FakeTokenizer()
         self.batches: list[list[Piece]] = []
         self.prepared: list[list[Piece]] = []
@@ -137,7 +139,7 @@ class FakeEngine:
     @property
     def info(self) -> ReferenceInfo:
         return ReferenceInfo(
-            model=self._name,
+            model=self.served or self._name,
             fingerprint=fingerprint(self._name),
             version=self.version,
             dtype="float32",
@@ -205,6 +207,19 @@ class FakeEngine:
 
     def shares_batches_with(self, other: HostedEngine) -> bool:
         return other is self
+
+    def add(self, addition: Addition, on_stage: OnStage) -> FakeEngine:
+        """A further engine of this kind, with a record and a latch of its own."""
+        on_stage("load")
+        self._entered.release()
+        assert self._changes.wait(PATIENCE), "a test holds the next engine and never lets go"
+        if "missing" in addition.source:
+            raise OSError(f"{addition.source} is not there")
+        new = type(self)(addition.source)
+        new.served, new.version, new._changes = addition.name, addition.version, self._changes
+        if addition.fingerprint not in (None, new.info.fingerprint):
+            new.version += 1
+        return new
 
     def swap(self, name: str) -> ReferenceInfo:
         """Be another reference from now on."""

@@ -7,7 +7,8 @@ import threading
 
 import pytest
 from grpo_server.app import create_app
-from grpo_server.lifecycle import Phase, Service
+from grpo_server.lifecycle import Service
+from grpo_server.phase import Phase
 from server_fakes import PATIENCE, FakeEngine, make_config, running
 
 pytestmark = pytest.mark.anyio

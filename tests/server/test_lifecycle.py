@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from grpo_client import wire_json
 from grpo_server.app import create_app
-from grpo_server.lifecycle import Phase, Service
+from grpo_server.lifecycle import Service
+from grpo_server.phase import Phase
 from grpo_server.stages import Stages
 from server_fakes import PATIENCE, FakeClock, FakeEngine, ask, expected, make_config, real_server, running, serving
 

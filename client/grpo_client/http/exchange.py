@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import quote
 
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
@@ -96,9 +97,10 @@ def _json(request: AnyRequest) -> bytes:
         raise errors.ProtocolError(f"the request cannot be written as JSON: {error}", "groups", "not_json") from error
 
 
-def info_call() -> Call:
-    """The call that asks who answers."""
-    return Call("GET", ROUTE_REFERENCE, {"Accept": MEDIA_JSON})
+def info_call(model: str | None = None) -> Call:
+    """The call that asks who answers, under this name or by default."""
+    which = "" if model is None else f"?model={quote(model, safe='')}"
+    return Call("GET", f"{ROUTE_REFERENCE}{which}", {"Accept": MEDIA_JSON})
 
 
 def ready_call() -> Call:
@@ -107,10 +109,16 @@ def ready_call() -> Call:
 
 
 def move_call(
-    model: str, decay: float | None, admin_key: str | None, *, revision: str | None = None, version: int | None = None
+    model: str,
+    decay: float | None,
+    admin_key: str | None,
+    *,
+    revision: str | None = None,
+    version: int | None = None,
+    reference: str | None = None,
 ) -> Call:
     """The call that hosts a model that the server can read, or mixes it into the hosted one. admin_key: None: the client's
-    own. version: that it gets; it then waits for `commit_call`."""
+    own. version: that it gets; it then waits for `commit_call`. reference: whose place it takes; None: the default one's."""
     asked: dict[str, Any] = {"model": model}
     if decay is not None:
         asked["decay"] = decay
@@ -118,12 +126,15 @@ def move_call(
         asked["revision"] = revision
     if version is not None:
         asked |= {"version": version, "hold": True}
+    if reference is not None:
+        asked["reference"] = reference
     return _admin_call("POST", ROUTE_ADMIN if decay is None else f"{ROUTE_ADMIN}/ema", admin_key, asked)
 
 
-def commit_call(version: int, admin_key: str | None) -> Call:
+def commit_call(version: int, admin_key: str | None, reference: str | None = None) -> Call:
     """The call that lets serve what was brought up as this version."""
-    return _admin_call("POST", f"{ROUTE_ADMIN}/commit", admin_key, {"version": version})
+    asked = {"version": version} | ({} if reference is None else {"reference": reference})
+    return _admin_call("POST", f"{ROUTE_ADMIN}/commit", admin_key, asked)
 
 
 def cancel_call(admin_key: str | None) -> Call:

@@ -19,17 +19,23 @@ from grpo_client.validation.words import as_object
 _JSON = {"Content-Type": MEDIA_JSON, "Accept": MEDIA_JSON}
 
 
-def tokenize_call(text: Prompt, *, add_special_tokens: bool, add_generation_prompt: bool) -> Call:
+def tokenize_call(
+    text: Prompt, *, add_special_tokens: bool, add_generation_prompt: bool, model: str | None = None
+) -> Call:
     """The call that asks for the ids of a string, or of chat messages under the model's own template."""
     body: dict[str, Any] = {"prompt": text, "add_special_tokens": add_special_tokens}
     if not isinstance(text, str):
         body = {"messages": [dict(m) for m in text], "add_generation_prompt": add_generation_prompt}
-    return Call("POST", "/tokenize", _JSON, json.dumps(body).encode())
+    return Call("POST", "/tokenize", _JSON, json.dumps(body | _named(model)).encode())
 
 
-def detokenize_call(ids: Ids) -> Call:
+def detokenize_call(ids: Ids, model: str | None = None) -> Call:
     """The call that asks for the text of ids, special tokens included."""
-    return Call("POST", "/detokenize", _JSON, json.dumps({"tokens": np.asarray(ids).tolist()}).encode())
+    return Call("POST", "/detokenize", _JSON, json.dumps({"tokens": np.asarray(ids).tolist()} | _named(model)).encode())
+
+
+def _named(model: str | None) -> dict[str, str]:
+    return {} if model is None else {"model": model}
 
 
 def read_ids(reply: Reply) -> NDArray[np.int32]:

@@ -21,6 +21,7 @@ MEDIA_JSON = "application/json"
 MEDIA_TENSORS = "application/x-safetensors"
 ROUTE_LOGPROBS = "/v1/logprobs"
 ROUTE_REFERENCE = "/v1/reference"
+ROUTE_REFERENCES = "/v1/references"
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]

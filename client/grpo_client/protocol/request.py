@@ -44,7 +44,7 @@ class ScoreRequest:
     groups: K of them, each with its own temperature (logits are divided by it before normalising).
     normalizer: what turns logits into probabilities. extras: which further figures to return for every completion token.
     top_k: how many best tokens to return a position. fingerprint: answer only if this is the reference. top_dtype: in which
-    log-probs of best and asked tokens come back.
+    log-probs of best and asked tokens come back. model: name of the reference that is asked; None: the default one.
     """
 
     groups: tuple[Group, ...]
@@ -53,6 +53,7 @@ class ScoreRequest:
     top_k: int = 0
     fingerprint: str | None = None
     top_dtype: TopDtype = "float32"
+    model: str | None = None
 
     @classmethod
     def of(
@@ -68,6 +69,7 @@ class ScoreRequest:
         completion_mask: CompletionMask | None = None,
         fingerprint: str | None = None,
         top_dtype: TopDtype = "float32",
+        model: str | None = None,
     ) -> ScoreRequest:
         """Build a request from lists, tuples, arrays or tensors: `prompts[k]` with `completions[k][g]`.
 
@@ -98,6 +100,7 @@ class ScoreRequest:
             readers.read_count(top_k, "top_k"),
             fingerprint,
             top_dtype,
+            model,
         )
 
     @property

@@ -83,6 +83,19 @@ def read_top_k(value: object) -> int:
     return value
 
 
+def read_model(value: object) -> str | None:
+    """The name of a reference, or None."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        raise ProtocolError(
+            "model must be one of the names that GET /v1/models lists, or null for the default one",
+            "model",
+            code="invalid_model",
+        )
+    return value
+
+
 def read_fingerprint(value: object) -> str | None:
     """A string, or None."""
     if value is None:

@@ -17,6 +17,7 @@ from grpo_client.text import AnyRequest, ChatMessage, TextGroup, TextScoreReques
 from grpo_client.validation.fields import (
     read_extras,
     read_fingerprint,
+    read_model,
     read_normalizer,
     read_temperature,
     read_top_dtype,
@@ -38,6 +39,7 @@ _REQUEST_FIELDS: Final = (
     "completion_mask",
     "fingerprint",
     "top_dtype",
+    "model",
 )
 _GROUP_FIELDS: Final = ("prompt", "messages", "completions")
 
@@ -53,6 +55,8 @@ def encode_request(req: AnyRequest) -> bytes:
         "top_k": req.top_k,
         "fingerprint": req.fingerprint,
     }
+    if req.model is not None:
+        message["model"] = req.model
     if req.top_dtype != "float32":
         message["top_dtype"] = req.top_dtype
     if isinstance(req, ScoreRequest) and any(g.token_ids is not None for g in req.groups):
@@ -99,6 +103,7 @@ def request_from_object(message: Mapping[str, Any], limits: Limits) -> AnyReques
         "top_k": read_top_k(message.get("top_k", 0)),
         "fingerprint": read_fingerprint(message.get("fingerprint")),
         "top_dtype": read_top_dtype(message.get("top_dtype", "float32")),
+        "model": read_model(message.get("model")),
     }
     token_ids, mask = message.get("token_ids"), message.get("completion_mask")
     req: AnyRequest

@@ -15,6 +15,7 @@ from grpo_client.protocol import EXTRAS, HIDDEN, Group, IntArray, ScoreRequest
 from grpo_client.validation.fields import (
     read_extras,
     read_fingerprint,
+    read_model,
     read_normalizer,
     read_temperature,
     read_top_dtype,
@@ -37,7 +38,7 @@ _KNOWN: Final = {
 }
 _REQUIRED: Final = ("prompt_ids", "prompt_lengths", "completion_ids", "completion_lengths", "group_sizes")
 # "format" is what safetensors writers of the frameworks add by themselves.
-_METADATA: Final = ("normalizer", "return", "top_k", "fingerprint", "top_dtype", "format")
+_METADATA: Final = ("normalizer", "return", "top_k", "fingerprint", "top_dtype", "model", "format")
 
 
 def encode_request(req: ScoreRequest) -> bytes:
@@ -63,6 +64,8 @@ def encode_request(req: ScoreRequest) -> bytes:
     }
     if req.fingerprint is not None:
         metadata["fingerprint"] = req.fingerprint
+    if req.model is not None:
+        metadata["model"] = req.model
     if req.top_dtype != "float32":
         metadata["top_dtype"] = req.top_dtype
     return write_container(arrays, metadata)
@@ -110,6 +113,7 @@ def _request(arrays: Arrays, metadata: Mapping[str, str], limits: Limits) -> Sco
         top_k=_top_k(metadata.get("top_k", "0")),
         fingerprint=read_fingerprint(metadata.get("fingerprint")),
         top_dtype=read_top_dtype(metadata.get("top_dtype", "float32")),
+        model=read_model(metadata.get("model")),
     )
     check_structure(req)
     return req

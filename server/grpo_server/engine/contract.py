@@ -140,6 +140,19 @@ class AdapterChange:
     revision: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """A further reference beside those that are hosted. source, revision, version, fingerprint, offline: as in `EngineConfig`.
+    name: what clients see, whatever is hosted under it later."""
+
+    source: str
+    name: str
+    revision: str | None = None
+    version: int = 1
+    fingerprint: str | None = None
+    offline: bool = False
+
+
 class Tally(Protocol):
     """Counts the tokens of a batch while it is put together."""
 
@@ -212,6 +225,10 @@ class HostedEngine(Engine, Protocol):
         """Another engine, which hosts this reference with an adapter on it and shares its weights; either may be closed first.
         On any thread; this one may serve meanwhile. Raises OSError or ValueError when the adapter cannot be loaded, does not
         fit this base, or has no room."""
+        ...
+
+    def add(self, addition: Addition, on_stage: OnStage) -> HostedEngine:
+        """Another engine, which hosts a further reference. As `beside`, but that its limits are of what is free by then."""
         ...
 
     def no_room_beside(self, source: str) -> str | None:

@@ -27,6 +27,7 @@ from .bits import prepare_ground
 from .config import BatchLimits, EngineConfig, mode_on
 from .contract import (
     AdapterChange,
+    Addition,
     BatchScores,
     Change,
     Hosted,
@@ -65,13 +66,14 @@ class TorchEngine:
         on_stage: OnStage = lambda _: None,
         device: Device | None = None,
         before: TorchEngine | None = None,
+        turn: threading.RLock | None = None,
     ) -> None:
-        """device: another than the one under the model's weights, for tests. before: the one beside which this one comes up."""
+        """device: another than the one under the model's weights, for tests. before: the one whose place this one will take.
+        turn: held for a batch, and by whoever must not compute beside one; shared by the engines of a device."""
         self._given_head, self._given_device = head, device
-        # of the first model, for the scheduler is told once
+        # of the first model in this place, for the scheduler goes by them
         self._limits: BatchLimits | None = None if before is None else before.limits
-        # Held for a batch, and by whoever must not compute beside one.
-        self._turn = threading.RLock() if before is None else before._turn
+        self._turn = turn or (threading.RLock() if before is None else before._turn)
         self._adopt(config, loaded, on_stage)
 
     def _adopt(self, config: EngineConfig, loaded: Loaded, on_stage: OnStage) -> None:
@@ -218,6 +220,22 @@ class TorchEngine:
             tenants=self._tenants,
             known=self._known_products,
         )
+
+    def add(self, addition: Addition, on_stage: OnStage) -> TorchEngine:
+        """See `contract.HostedEngine`: what is configured for this one holds for that one, too."""
+        on_stage("load")
+        config = replace(
+            self._config,
+            model=addition.source,
+            revision=addition.revision,
+            served_name=addition.name,
+            name=None,
+            version=addition.version,
+            fingerprint=addition.fingerprint,
+            offline=addition.offline,
+        )
+        loaded = load(config, turn=self._turn)
+        return TorchEngine(config, loaded, self._given_head, on_stage, self._given_device, turn=self._turn)
 
     def replace(self, change: Change, on_stage: OnStage = lambda _: None) -> ReferenceInfo:
         """Host another reference in this engine, which must not compute meanwhile: for whoever uses one without a server.

@@ -32,7 +32,7 @@ from grpo_numerics import HeadScores, score_rows
 from torch import Tensor
 
 from .config import BatchLimits
-from .contract import AdapterChange, BatchScores, Change, Hosted, HostedEngine, OnStage, Piece, Tally
+from .contract import AdapterChange, Addition, BatchScores, Change, Hosted, HostedEngine, OnStage, Piece, Tally
 from .prepared import Prepared
 
 log = logging.getLogger(__name__)
@@ -173,6 +173,10 @@ class LeadingEngine:
     def shares_batches_with(self, other: HostedEngine) -> bool:
         """With itself."""
         return other is self
+
+    def add(self, addition: Addition, on_stage: OnStage) -> HostedEngine:
+        """Refused as well."""
+        raise _not_while_it_runs()
 
     def save(self, directory: Path) -> None:
         """Refused: this rank has a slice."""

@@ -16,7 +16,7 @@ from grpo_server.errors import ServiceError
 from grpo_server.replicas.coordinator import Coordinator
 from grpo_server.replicas.member import Outcome
 from grpo_server.swapping.state import StateDir
-from grpo_server.swapping.swaps import Wish
+from grpo_server.swapping.wish import Wish
 
 
 class References:

@@ -20,9 +20,10 @@ from grpo_server.config import ServerConfig
 from grpo_server.engine.config import EngineConfig
 from grpo_server.engine.environment import set_environment
 from grpo_server.errors import ServiceError
-from grpo_server.lifecycle import Phase, Service
+from grpo_server.lifecycle import Service
+from grpo_server.phase import Phase
 from grpo_server.replicas.member import Member, Outcome
-from grpo_server.swapping.swaps import Wish
+from grpo_server.swapping.wish import Wish
 
 logger = logging.getLogger(__name__)
 

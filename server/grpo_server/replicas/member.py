@@ -12,7 +12,7 @@ from grpo_server.durable import sync_below
 from grpo_server.engine.config import EngineConfig
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.lifecycle import Service
-from grpo_server.swapping.swaps import Wish
+from grpo_server.swapping.wish import Wish
 
 Outcome = ReferenceInfo | ServiceError
 

@@ -17,7 +17,7 @@ from grpo_server.lifecycle import Service
 from grpo_server.routes._bodies import described, read_json
 from grpo_server.routes._common import ServiceDep
 from grpo_server.swapping.progress import SwapStatus
-from grpo_server.swapping.swaps import Wish
+from grpo_server.swapping.wish import Wish
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
@@ -36,6 +36,7 @@ class SwapRequest(BaseModel):
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
     version: int | None = Field(None, description=VERSION)
     hold: bool = Field(False, description=HOLD)
+    reference: str | None = Field(None, description="Name of the reference that is replaced; the default one.")
     wait: bool = Field(True, description="false: answer 202 at once; /v1/reference says how far it is.")
 
 
@@ -48,6 +49,7 @@ class MixRequest(BaseModel):
     decay: float = Field(ge=0, le=1, allow_inf_nan=False, description="Share of the old weights that stays.")
     version: int | None = Field(None, description=VERSION)
     hold: bool = Field(False, description=HOLD)
+    reference: str | None = Field(None, description="Name of the reference that is moved; the default one.")
     wait: bool = Field(True, description="false: answer 202 at once; /v1/reference says how far it is.")
 
 
@@ -57,13 +59,14 @@ class CommitRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     version: int = Field(description="Of the reference that is held.")
+    reference: str | None = Field(None, description="Its name; the default one.")
 
 
 @router.post("/reference", openapi_extra=described(SwapRequest), response_model=ReferenceInfo | SwapStatus)
 async def swap(request: Request, response: Response, service: ServiceDep) -> ReferenceInfo | SwapStatus:
     """Replace the reference; version + 1. If it cannot be loaded (422) or not in time (504), the old one serves on."""
     change = await read_json(request, service, SwapRequest)
-    wish = Wish(change.model, change.revision, version=change.version, hold=change.hold)
+    wish = Wish(change.model, change.revision, None, change.reference, change.version, hold=change.hold)
     return await _replace(service, wish, response, wait=change.wait)
 
 
@@ -71,7 +74,7 @@ async def swap(request: Request, response: Response, service: ServiceDep) -> Ref
 async def mix(request: Request, response: Response, service: ServiceDep) -> ReferenceInfo | SwapStatus:
     """Move the reference towards a checkpoint; version + 1. If that does not fit (422), the old one serves on."""
     change = await read_json(request, service, MixRequest)
-    wish = Wish(change.model, decay=change.decay, version=change.version, hold=change.hold)
+    wish = Wish(change.model, None, change.decay, change.reference, change.version, hold=change.hold)
     return await _replace(service, wish, response, wait=change.wait)
 
 
@@ -79,7 +82,7 @@ async def mix(request: Request, response: Response, service: ServiceDep) -> Refe
 async def commit(request: Request, service: ServiceDep) -> ReferenceInfo:
     """Let what is held serve, on one of several servers that change together; may be said again. 409 where it is not held."""
     asked = await read_json(request, service, CommitRequest)
-    return await service.swaps.commit(asked.version)
+    return await service.swaps.commit(asked.version, asked.reference)
 
 
 @router.delete("/reference")

@@ -8,7 +8,8 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from grpo_server.errors import ServiceError
-from grpo_server.lifecycle import Phase, Service
+from grpo_server.lifecycle import Service
+from grpo_server.phase import Phase
 from grpo_server.routes._common import ServiceDep
 
 router = APIRouter(tags=["probes"])
@@ -26,7 +27,7 @@ async def livez() -> dict[str, str]:
 async def readyz(service: ServiceDep) -> JSONResponse:
     """True when requests are taken: 503 with Retry-After while loading, swapping or draining."""
     if service.phase is Phase.READY:
-        return JSONResponse({"status": "ready", "version": service.engine.info.version})
+        return JSONResponse({"status": "ready", "version": service.references.default.engine.info.version})
     refusal = _refusal(service)
     body = {"status": service.phase.value, "detail": service.progress, **refusal.body()}
     return JSONResponse(body, HTTPStatus.SERVICE_UNAVAILABLE, refusal.headers())

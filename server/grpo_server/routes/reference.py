@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
-from grpo_client.protocol import ROUTE_REFERENCE, ReferenceInfo
+from fastapi import APIRouter, Query, Response
+from grpo_client.protocol import ROUTE_REFERENCE, ROUTE_REFERENCES, ReferenceInfo
 from grpo_client.version import package_version
-from pydantic import Field
+from pydantic import BaseModel, Field
 
-from grpo_server.routes._common import ScoringDep, ServiceDep, identity_headers
+from grpo_server.lifecycle import Service
+from grpo_server.routes._common import ServiceDep, identity_headers
+from grpo_server.swapping.house import House
 from grpo_server.swapping.progress import SwapStatus
 
 router = APIRouter(tags=["reference"])
+
+WhichModel = Annotated[str | None, Query(description="Which reference; the default one.")]
 
 
 class HostedReference(ReferenceInfo):
@@ -21,32 +25,62 @@ class HostedReference(ReferenceInfo):
     swap: SwapStatus | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
+class HostedReferences(BaseModel):
+    references: list[HostedReference]
+
+
 @router.get(ROUTE_REFERENCE)
-async def reference(scoring: ScoringDep, service: ServiceDep) -> HostedReference:
+async def reference(service: ServiceDep, model: WhichModel = None) -> HostedReference:
     """Model, fingerprint (to pin), version, dtype, mode, limits, what the start-up probe found, the server's release, and
-    the swap that is under way or the last one."""
-    hosted = scoring.hosted
+    the swap that is under way or the last one. model: which reference; without it the one that answers who names none."""
+    references = service.references
+    house = references.named(model)
+    # of the default one everything that goes on: who asked for a load knows its name only when it is there
+    swap = service.swaps.status if house.default and model is None else service.swaps.status_of(house)
+    return _described(house, swap)
+
+
+@router.get(ROUTE_REFERENCES)
+async def references(service: ServiceDep) -> HostedReferences:
+    """All of them, as `/v1/reference` describes each, the one that answers who names none first."""
+    houses = list(service.references)
+    return HostedReferences(references=[_described(house, service.swaps.status_of(house)) for house in houses])
+
+
+@router.get("/v1/models")
+async def models(service: ServiceDep, response: Response) -> dict[str, Any]:
+    """The references as OpenAI lists models. The headers are of the one that answers who names none."""
+    houses = list(service.references)
+    response.headers.update(identity_headers(houses[0].engine.info))
+    return {"object": "list", "data": [_model(service, house) for house in houses]}
+
+
+@router.get("/v1/models/{model:path}")
+async def one_model(model: str, service: ServiceDep, response: Response) -> dict[str, Any]:
+    """One of them; 404 for a name that is not here."""
+    house = service.references.named(model)
+    response.headers.update(identity_headers(house.engine.info))
+    return _model(service, house)
+
+
+def _described(house: House, swap: SwapStatus | None) -> HostedReference:
+    hosted = house.engine.hosted
     identity = hosted.tokenizer_identity
     return HostedReference(
         **hosted.info.model_dump(),
         tokenizer_fingerprint=None if identity is None else identity.fingerprint,
         tokens=None if identity is None else identity.tokens,
         server_version=package_version(),
-        swap=service.swaps.status,
+        swap=swap,
     )
 
 
-@router.get("/v1/models")
-async def models(scoring: ScoringDep, service: ServiceDep, response: Response) -> dict[str, Any]:
-    """The one model, as OpenAI lists models."""
-    info = scoring.hosted.info
-    response.headers.update(identity_headers(info))
-    model = {
-        "id": info.model,
+def _model(service: Service, house: House) -> dict[str, Any]:
+    return {
+        "id": house.name,
         "object": "model",
         "created": service.started_at,
         "owned_by": "grpo-refserver",
-        "root": info.model,
-        "max_model_len": info.max_length,
+        "root": house.name,
+        "max_model_len": house.engine.info.max_length,
     }
-    return {"object": "list", "data": [model]}

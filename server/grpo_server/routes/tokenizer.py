@@ -13,7 +13,6 @@ from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.lifecycle import Service
 from grpo_server.routes._bodies import Ids, described, id_array, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, identity_headers
-from grpo_server.routes.dialects._refusals import check_model
 from grpo_server.routes.dialects._sampling import Flag, changes_nothing, null_means
 from grpo_server.schemas import ChatMessageIn
 from grpo_server.scoring import Scoring
@@ -164,10 +163,9 @@ def _not_done(message: str, param: str) -> ServiceError:
 
 
 def _hosted(service: Service, scoring: Scoring, model: str | None) -> tuple[Tokenizer, ReferenceInfo]:
-    """The tokenizer that answers and whose it is. model: the name that was given."""
+    """The tokenizer that answers to this name, and whose it is."""
     service.scheduler.door.refuse_if_closed()
-    hosted = scoring.hosted
-    check_model(model, hosted.info)
+    hosted = scoring.hosted(model)
     if hosted.tokenizer is None:
         raise no_tokenizer()
     return hosted.tokenizer, hosted.info

@@ -53,6 +53,7 @@ async def place_scores(entries: Sequence[Entry], scores: BatchScores, cache: Res
 def batch_done(entries: Sequence[Entry], scores: BatchScores, seconds: float) -> BatchDone:
     """The batch as the metrics see it."""
     return BatchDone(
+        reference=scores.reference,
         requests=len(jobs_of(entries)),
         tokens=tokens_of(entries),
         computed_tokens=scores.computed_tokens,

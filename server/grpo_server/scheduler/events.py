@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from grpo_client.protocol import ReferenceInfo
+
 
 @dataclass(frozen=True, slots=True)
 class BatchDone:
     """One batch went through the engine.
 
-    tokens: as priced. computed_tokens: what really ran, shared prompts once. scored_tokens: log-probs that came out.
+    reference: computed it. tokens: as priced. computed_tokens: what really ran, shared prompts once. scored_tokens: log-probs
+    that came out.
     """
 
+    reference: ReferenceInfo
     requests: int
     tokens: int
     computed_tokens: int
@@ -22,13 +26,17 @@ class BatchDone:
 
 
 class Listener(Protocol):
+    def request_accepted(self, reference: ReferenceInfo) -> None:
+        """A request was entered, which this reference answers."""
+        ...
+
     def request_started(self, queue_seconds: float) -> None:
         """The first cut of a request went into a batch."""
         ...
 
     def batch_done(self, batch: BatchDone) -> None: ...
 
-    def cache_looked_up(self, hits: int, misses: int) -> None:
+    def cache_looked_up(self, reference: ReferenceInfo, hits: int, misses: int) -> None:
         """Completions found and not found; not called when the cache is off."""
         ...
 
@@ -36,8 +44,10 @@ class Listener(Protocol):
 class Silence:
     """The listener that listens to nothing."""
 
+    def request_accepted(self, reference: ReferenceInfo) -> None: ...
+
     def request_started(self, queue_seconds: float) -> None: ...
 
     def batch_done(self, batch: BatchDone) -> None: ...
 
-    def cache_looked_up(self, hits: int, misses: int) -> None: ...
+    def cache_looked_up(self, reference: ReferenceInfo, hits: int, misses: int) -> None: ...

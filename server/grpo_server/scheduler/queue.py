@@ -4,6 +4,8 @@ Each visit gives a request a quantum of tokens to spend; what it cannot spend ye
 tokens is through after one round however large its neighbours are, a large one gets its share in every round, and
 nobody starves. A request of higher priority spends more a round. (Shreedhar and Varghese,
 "Efficient fair queuing using deficit round-robin", SIGCOMM 1995.)
+
+A batch is of one engine. Whose turn it is goes by what each was given so far (`turns`), however many requests wait for it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from grpo_server.engine.contract import Engine
 from grpo_server.scheduler.cutting import Cut
 from grpo_server.scheduler.job import Job
+from grpo_server.scheduler.turns import Turns
 
 # Rounds that a batch-sized cut must wait for its turn: small requests overtake it for at most so many rounds.
 ROUNDS_PER_BATCH = 8
@@ -34,11 +37,16 @@ class FairQueue:
     """
 
     def __init__(self, max_batch_tokens: int, max_batch_bytes: int | None = None) -> None:
+        self.resize(max_batch_tokens, max_batch_bytes)
+        self._turns = Turns()
+        self._rotation: deque[Job] = deque()
+        self.tokens = 0
+
+    def resize(self, max_batch_tokens: int, max_batch_bytes: int | None) -> None:
+        """From now on a batch holds this much."""
         self._max_tokens = max_batch_tokens
         self._max_bytes = max_batch_bytes
         self._quantum = max(1, max_batch_tokens // ROUNDS_PER_BATCH)
-        self._rotation: deque[Job] = deque()
-        self.tokens = 0
 
     def __bool__(self) -> bool:
         return bool(self._rotation)
@@ -72,9 +80,10 @@ class FairQueue:
         room = self._max_tokens
         room_bytes = self._max_bytes
         did_not_fit: deque[Job] = deque()
+        engine = self._turns.next(dict.fromkeys(job.engine for job in self._rotation))
         while self._rotation:
             job = self._rotation.popleft()
-            if batch and not _share(batch[0].job.engine, job.engine):
+            if engine is None or not _share(engine, job.engine):
                 did_not_fit.append(job)
                 continue
             cuts = job.next_cuts()
@@ -82,13 +91,14 @@ class FairQueue:
             if job.deficit < tokens:
                 job.deficit += max(1, int(self._quantum * job.weight))
             fits = tokens <= room and (room_bytes is None or nbytes <= room_bytes)
-            if not fits and not (tokens > self._max_tokens and not batch):
+            if not fits and (batch or not self._too_large(tokens, nbytes)):
                 did_not_fit.append(job)
             elif job.deficit < tokens:
                 self._rotation.append(job)
             else:
                 batch += [Entry(job, job.waiting.popleft()) for _ in cuts]
                 job.deficit -= tokens
+                self._turns.given(job.engine, tokens / job.weight)
                 room -= tokens
                 if room_bytes is not None:
                     room_bytes -= nbytes
@@ -98,6 +108,10 @@ class FairQueue:
                     (self._rotation.appendleft if stays else self._rotation.append)(job)
         self._rotation = did_not_fit
         return batch
+
+    def _too_large(self, tokens: int, nbytes: int) -> bool:
+        """Whether no batch holds it beside others: it gets one to itself."""
+        return tokens > self._max_tokens or (self._max_bytes is not None and nbytes > self._max_bytes)
 
 
 def _share(engine: Engine, other: Engine) -> bool:

@@ -179,8 +179,9 @@ class Scheduler:
         self.admission.admit(job.tokens, job.host_bytes, key)
         if job.account is not None:
             job.account.enter(job.tokens)
+        self._listener.request_accepted(job.reference)
         if self.cache.enabled:
-            self._listener.cache_looked_up(job.cached_sequences, planned.wanted)
+            self._listener.cache_looked_up(job.reference, job.cached_sequences, planned.wanted)
         self._jobs.add(job)
         self.door.let_in()
         if job.waiting:
@@ -207,6 +208,11 @@ class Scheduler:
     def host(self, engine: Engine) -> None:
         """From the next request on, this engine computes what no other is named for."""
         self._engine = engine
+
+    def resize(self, limits: SchedulerLimits) -> None:
+        """From now on batches are of this size; what is accepted already is computed, if need be in a batch of its own."""
+        self._limits = limits
+        self._queue.resize(limits.max_batch_tokens, limits.max_batch_bytes)
 
     # --- closing the door -----------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["swap", "ema"]
+Kind = Literal["swap", "ema", "load"]
 Outcome = Literal["running", "done", "failed", "cancelled", "timeout"]
 
 WORDS = {
@@ -29,15 +29,17 @@ WORDS = {
 
 
 class SwapStatus(BaseModel):
-    """A swap or a mix, under way or the last one. seconds: since it began, or all that it took. bytes: brought here so far,
-    total_bytes: of what there is to bring; null where not known. memory: where the new weights were put, and in `why_in_place`
-    the reason if that stopped the serving. version: that it led to. error: why it did not."""
+    """A swap, a mix or the loading of a further reference, under way or the last one. reference: whose. seconds: since it
+    began, or all that it took. bytes: brought here so far, total_bytes: of what there is to bring; null where not known.
+    memory: where the new weights were put, and in `why_in_place` the reason if that stopped the serving. version: that it led
+    to. error: why it did not."""
 
     model_config = ConfigDict(frozen=True)
 
     id: int
     kind: Kind
     model: str
+    reference: str
     state: Outcome
     stage: str
     seconds: float
@@ -55,11 +57,14 @@ class SwapEnded(Exception):
 
 
 class Progress:
-    """Of one swap. `enter` may be called on any thread; each change is one assignment. clock: seconds, monotonic."""
+    """Of one swap. reference: what operators call the one that is changed. `enter` may be called on any thread; each change is
+    one assignment. clock: seconds, monotonic."""
 
-    def __init__(self, number: int, kind: Kind, model: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, number: int, kind: Kind, model: str, reference: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.kind: Kind = kind
-        self.number, self.model = number, model
+        self.number, self.model, self.reference = number, model, reference
         self.state: Outcome = "running"
         self.memory: Literal["beside", "in-place"] | None = None
         self.why_in_place: str | None = None
@@ -103,6 +108,7 @@ class Progress:
             id=self.number,
             kind=self.kind,
             model=self.model,
+            reference=self.reference,
             state=self.state,
             stage=stage,
             seconds=round(self.seconds, 3),

@@ -9,19 +9,22 @@ from grpo_client.protocol import ReferenceInfo
 
 from grpo_server.config import ServerConfig
 from grpo_server.engine.config import EngineConfig
+from grpo_server.engine.contract import Addition
+from grpo_server.naming import Named
 from grpo_server.swapping.state import Recorded, StateDir
 
 logger = logging.getLogger(__name__)
 
 
 def resumed(config: ServerConfig, state: StateDir | None) -> EngineConfig:
-    """What the engine is told. Who starts the server with another --model than before wants that one, as the next version."""
+    """What the engine of the first reference is told. Who starts the server with another --model than before wants that one,
+    as the next version."""
     told = config.engine()
     last = None if state is None else state.recorded
     if state is None or last is None:
         return told
-    if (last.started_model, last.started_revision) != (config.model, config.revision):
-        logger.info("%s is not what was served before: it is version %d", config.model, last.version + 1)
+    if not _is_same(last, told.model, config.revision):
+        logger.info("%s is not what was served before: it is version %d", told.model, last.version + 1)
         return replace(told, version=last.version + 1)
     kept = state.directory_of(last)
     return replace(
@@ -34,18 +37,32 @@ def resumed(config: ServerConfig, state: StateDir | None) -> EngineConfig:
     )
 
 
-def record_start(config: ServerConfig, state: StateDir, info: ReferenceInfo) -> None:
-    """Write down what came up. Raises OSError."""
+def addition(named: Named, state: StateDir | None) -> Addition:
+    """The same of a further reference. Its name stays, whatever is hosted under it."""
+    assert named.name is not None
+    last = None if state is None else state.recorded
+    if state is None or last is None:
+        return Addition(named.source, named.name)
+    if not _is_same(last, named.source, None):
+        logger.info("%s is not what was served as %s: it is version %d", named.source, named.name, last.version + 1)
+        return Addition(named.source, named.name, version=last.version + 1)
+    kept = state.directory_of(last)
+    source = last.model if kept is None else str(kept)
+    return Addition(source, named.name, last.revision, last.version, last.fingerprint)
+
+
+def record_start(source: str, revision: str | None, state: StateDir, info: ReferenceInfo) -> None:
+    """Write down what came up. source, revision: what the server was told to host. Raises OSError."""
     last = state.recorded
-    same = last is not None and (last.started_model, last.started_revision) == (config.model, config.revision)
+    same = last is not None and _is_same(last, source, revision)
     recorded = Recorded(
         version=info.version,
         fingerprint=info.fingerprint,
-        model=last.model if same and last else config.model,
-        revision=last.revision if same and last else config.revision,
+        model=last.model if same and last else source,
+        revision=last.revision if same and last else revision,
         kept=last.kept if same and last else None,
-        started_model=config.model,
-        started_revision=config.revision,
+        started_model=source,
+        started_revision=revision,
     )
     if last is not None and same and last.fingerprint != info.fingerprint:
         logger.warning(
@@ -58,3 +75,7 @@ def record_start(config: ServerConfig, state: StateDir, info: ReferenceInfo) -> 
     if recorded != last:
         state.record(recorded)
     state.prune()
+
+
+def _is_same(last: Recorded, source: str, revision: str | None) -> bool:
+    return (last.started_model, last.started_revision) == (source, revision)

@@ -3,6 +3,7 @@
     state.json               who is hosted; replaced as a whole (written aside, synced, renamed, the directory synced)
     references/00000007/     the files of what a swap or a mix brought; named in state.json, or left over and removed
     references/.new-...      files that arrive; removed at the next start
+    named/NAME/              the same of each further reference
 
 A process that is killed at any point leaves a state.json that names one whole reference: its files are complete and under their
 last name before state.json speaks of them, and those of the reference before are removed only afterwards.
@@ -24,7 +25,7 @@ from grpo_server.own_directory import lock_directory
 
 logger = logging.getLogger(__name__)
 
-_STATE, _KEPT, _NEW = "state.json", "references", ".new-"
+_STATE, _KEPT, _NEW, _OTHERS = "state.json", "references", ".new-", "named"
 # The hosted reference and the one before it, for whoever must go back by hand.
 _RING = 2
 
@@ -32,7 +33,7 @@ _RING = 2
 class Recorded(BaseModel):
     """Who is hosted. model, revision: where it came from, and the name that clients see. kept: its directory below the
     state's, where its files are kept. started_model, started_revision: what the server was told to serve when it was
-    started."""
+    started. added: it was told so while it served, and no setting speaks of it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,6 +44,7 @@ class Recorded(BaseModel):
     kept: str | None = None
     started_model: str
     started_revision: str | None = None
+    added: bool = False
 
 
 class StateDir:
@@ -58,10 +60,36 @@ class StateDir:
             raise ValueError(f"state_dir: {path / _KEPT} cannot be written: {error.strerror}") from error
         self.recorded = self._read()
         self._remove_left_over()
+        self._others: dict[str, StateDir] = {}
 
     def close(self) -> None:
         """Let another server have it."""
+        for other in self._others.values():
+            other.close()
         self._lock.close()
+
+    def of(self, name: str) -> StateDir:
+        """The state of a further reference. Raises ValueError as this one does."""
+        if name not in self._others:
+            self._others[name] = StateDir(self.path / _OTHERS / name)
+        return self._others[name]
+
+    @property
+    def added(self) -> list[str]:
+        """The further references that were loaded while a server served, and that a restart must load."""
+        named = self.path / _OTHERS
+        names = sorted(path.name for path in named.iterdir()) if named.is_dir() else []
+        return [name for name in names if (last := self.of(name).recorded) is not None and last.added]
+
+    def forget(self, name: str) -> None:
+        """A further reference is hosted no more, now and after a restart. Raises OSError."""
+        directory = self.path / _OTHERS / name
+        (directory / _STATE).unlink(missing_ok=True)  # the word on it first, then its files
+        if directory.is_dir():
+            sync(directory)
+        if (state := self._others.pop(name, None)) is not None:
+            state.close()
+        shutil.rmtree(directory, ignore_errors=True)
 
     def directory_of(self, recorded: Recorded) -> Path | None:
         """Where its files are kept."""

@@ -15,11 +15,11 @@ import pytest
 from grpo_server.app import create_app
 from grpo_server.engine.config import EngineConfig
 from grpo_server.errors import ErrorCode, ServiceError
-from grpo_server.lifecycle import Phase
+from grpo_server.phase import Phase
 from grpo_server.replicas.coordinator import Coordinator
 from grpo_server.replicas.member import Member, Outcome
 from grpo_server.swapping.state import StateDir
-from grpo_server.swapping.swaps import Wish
+from grpo_server.swapping.wish import Wish
 from server_fakes import FakeEngine, fingerprint, make_config, running
 
 pytestmark = pytest.mark.anyio

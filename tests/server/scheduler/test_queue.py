@@ -182,3 +182,26 @@ def test_engines_that_share_batches_fill_one_together(loop: asyncio.AbstractEven
         queue.add(one)
     assert [e.job for e in queue.take()] == [jobs[0], jobs[2], jobs[3]]
     assert [e.job for e in queue.take()] == [jobs[1]]
+
+
+def test_a_busy_engine_does_not_starve_another(loop: asyncio.AbstractEventLoop) -> None:
+    """Fifty requests wait for one, and one for the other: it is in the second batch, although it came last."""
+    other = FakeEngine("other")
+    queue = FairQueue(BATCH)
+    for _ in range(50):
+        queue.add(job(loop, 60))  # a batch each
+    queue.take()
+    queue.add(late := job(loop, 60, engine=other))
+    assert [e.job for e in queue.take()] == [late]
+    queue.add(late := job(loop, 60, engine=other))
+    owners = [queue.take()[0].job.engine for _ in range(4)]
+    assert owners == [ENGINE, other, ENGINE, ENGINE]
+
+
+def test_what_is_larger_than_a_batch_has_become_gets_one_to_itself(loop: asyncio.AbstractEventLoop) -> None:
+    queue = FairQueue(BATCH, 100)
+    queue.add(large := job(loop, 2, nbytes=90))
+    queue.add(small := job(loop, 2, nbytes=10))
+    queue.resize(BATCH, 50)
+    batches = [[e.job for e in queue.take()], [e.job for e in queue.take()]]
+    assert batches == [[large], [small]]

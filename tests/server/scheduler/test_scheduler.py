@@ -6,7 +6,7 @@ import asyncio
 
 import numpy as np
 import pytest
-from grpo_client.protocol import Group, ScoreRequest, Status
+from grpo_client.protocol import Group, ReferenceInfo, ScoreRequest, Status
 from grpo_server.engine.contract import Piece
 from grpo_server.scheduler import Scheduler, SchedulerLimits
 from grpo_server.scheduler.events import BatchDone
@@ -163,6 +163,10 @@ async def test_a_listener_hears_of_batches_waits_and_cache(engine: FakeEngine) -
             self.batches: list[BatchDone] = []
             self.waits: list[float] = []
             self.cache: list[tuple[int, int]] = []
+            self.accepted: list[str] = []
+
+        def request_accepted(self, reference: ReferenceInfo) -> None:
+            self.accepted.append(reference.model)
 
         def request_started(self, queue_seconds: float) -> None:
             self.waits.append(queue_seconds)
@@ -170,7 +174,7 @@ async def test_a_listener_hears_of_batches_waits_and_cache(engine: FakeEngine) -
         def batch_done(self, batch: BatchDone) -> None:
             self.batches.append(batch)
 
-        def cache_looked_up(self, hits: int, misses: int) -> None:
+        def cache_looked_up(self, reference: ReferenceInfo, hits: int, misses: int) -> None:
             self.cache.append((hits, misses))
 
     notes = Notes()
@@ -182,5 +186,6 @@ async def test_a_listener_hears_of_batches_waits_and_cache(engine: FakeEngine) -
         (1, 12, 12, 7),
         (1, 11, 11, 6),
     ]
+    assert notes.accepted == ["fake", "fake"]
     assert notes.waits == [0.0, 0.0]
     assert notes.cache == [(0, 2), (1, 1)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from grpo_server.engine.contract import Change, OnStage
+from grpo_server.engine.contract import Addition, Change, OnStage
 from server_fakes import FakeEngine
 
 
@@ -17,11 +18,15 @@ class FileEngine(FakeEngine):
 
     def beside(self, change: Change, on_stage: OnStage) -> FakeEngine:
         read = (Path(change.source) / "weights").read_text()
-        named = Change(read if change.decay is None else f"{self.info.model}+{read}", version=change.version)
+        named = Change(read if change.decay is None else f"{self._name}+{read}", version=change.version)
         return super().beside(named, on_stage)
 
+    def add(self, addition: Addition, on_stage: OnStage) -> FakeEngine:
+        read = (Path(addition.source) / "weights").read_text()
+        return super().add(replace(addition, source=read), on_stage)
+
     def save(self, directory: Path) -> None:
-        (directory / "weights").write_text(self.info.model)
+        (directory / "weights").write_text(self._name)
         (directory / "config.json").write_text("{}")
 
 

@@ -1,8 +1,7 @@
-"""What the dialects have in common in saying no: this is not the model they name, and nothing is generated here."""
+"""What the dialects have in common in saying no: nothing is generated here."""
 
 from __future__ import annotations
 
-from grpo_client.protocol import ReferenceInfo
 from grpo_client.validation.fields import read_temperature
 
 from grpo_server.errors import ErrorCode, ServiceError
@@ -24,17 +23,6 @@ def check_new_tokens(value: int | None, param: str, default: int) -> bool:
     if value not in (0, 1):
         raise generation(f"{param} is {value}", param, f"send {param}=0, or 1 for the likeliest next token")
     return value == 1
-
-
-def check_model(name: str | None, info: ReferenceInfo) -> None:
-    """Raises ServiceError (404): scores of another model than the one that was named would be wrong numbers."""
-    if name is not None and name != info.model:
-        raise ServiceError(
-            ErrorCode.NOT_FOUND,
-            f"the model {name!r:.200} is not here; this server hosts {info.model!r} "
-            "(--served-name gives it the name that clients use)",
-            param="model",
-        )
 
 
 def scoring_temperature(value: float | None, param: str = "temperature") -> float:

@@ -40,6 +40,7 @@ class SglangRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
+    model: str | None = Field(None, description="Which reference; the default one.")
     text: str | list[str] | None = None
     input_ids: IdLists | None = None
     sampling_params: Annotated[

@@ -20,11 +20,11 @@ from grpo_client.version import package_version
 
 from grpo_server.engine.contract import Hosted
 from grpo_server.errors import ErrorCode, ServiceError
-from grpo_server.lifecycle import Phase, Service
+from grpo_server.lifecycle import Service
+from grpo_server.phase import Phase
 from grpo_server.routes._answers import response_of
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, check_not_hidden, identity_headers
 from grpo_server.routes.dialects._infer_message import HEADER_LENGTH, INPUTS, NAMES_OF, decode, encode
-from grpo_server.routes.dialects._refusals import check_model
 from grpo_server.routes.health import readyz
 from grpo_server.schemas import OPEN_INFERENCE_ERRORS
 
@@ -57,7 +57,7 @@ async def ready(service: ServiceDep) -> JSONResponse:
 @router.get("/models/{model:path}/versions/{version}/ready", include_in_schema=False)
 async def model_ready(model: str, scoring: ScoringDep, service: ServiceDep, version: str | None = None) -> JSONResponse:
     """True when this model takes requests; 404 for another model's name."""
-    _check(model, version, scoring.hosted.info)
+    _check(version, scoring.hosted(model).info)
     ok = service.phase is Phase.READY
     return JSONResponse({"name": model, "ready": ok}, HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE)
 
@@ -69,8 +69,8 @@ async def model_metadata(model: str, scoring: ScoringDep, version: str | None = 
 
     With top_dtype float16 the log-probs of best and asked tokens are FP16, and best ids UINT16 where there are at most 65,536.
     """
-    info = scoring.hosted.info
-    _check(model, version, info)
+    info = scoring.hosted(model).info
+    _check(version, info)
     outputs = {"logprobs": "FP32", "status": "UINT8", "completion_mask": "UINT8"} | {
         n: NAMES_OF[np.dtype(d)] for n, d in EXTRA_ARRAYS.items()
     }
@@ -102,7 +102,7 @@ async def infer(
 ) -> Response:
     """Per-token log-probs; the same inputs, outputs and rules as POST /v1/logprobs in tensors."""
     service.scheduler.door.refuse_if_closed()
-    _check(model, version, scoring.hosted.info)
+    _check(version, scoring.hosted(model).info)
     body = await request.body()
 
     async def answer() -> Response:
@@ -111,10 +111,10 @@ async def infer(
         check_not_hidden(message)
 
         async def score(hosted: Hosted) -> ScoreResult:
-            _check(model, version, hosted.info)
+            _check(version, hosted.info)
             return await scoring.score(message, hosted)
 
-        result = await scoring.by_one_reference(score)
+        result = await scoring.by_one_reference(score, model)
         with span("encode"):
             content, json_length = await service.in_codec(encode, asked, result)
         headers = identity_headers(result.reference)
@@ -130,8 +130,7 @@ def _limits(service: Service) -> Limits:
     return Limits(max_body_bytes=service.config.max_request_bytes, max_completions=service.config.max_completions)
 
 
-def _check(model: str, version: str | None, info: ReferenceInfo) -> None:
-    check_model(model, info)
+def _check(version: str | None, info: ReferenceInfo) -> None:
     if version is not None and version != str(info.version):
         raise ServiceError(
             ErrorCode.NOT_FOUND,

@@ -22,7 +22,7 @@ from grpo_server.routes._bodies import Ids, Prompt, described, form_of, id_array
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to, aside
 from grpo_server.routes.dialects._echo import Show, Shown, new_ids
 from grpo_server.routes.dialects._prompt_logprobs import best_of, prompt_logprobs
-from grpo_server.routes.dialects._refusals import check_model, check_new_tokens, generation, scoring_temperature
+from grpo_server.routes.dialects._refusals import check_new_tokens, generation, scoring_temperature
 from grpo_server.routes.dialects._sampling import Best, Flag, Sampling, best_count, null_means
 from grpo_server.routes.dialects._sequence_checks import Names
 from grpo_server.routes.dialects._sequence_values import ScoredSequence, SequenceScores
@@ -116,7 +116,6 @@ async def completions(request: Request, scoring: ScoringDep, service: ServiceDep
 
     async def answer(hosted: Hosted) -> Response:
         info, tokenizer = hosted.info, hosted.tokenizer
-        check_model(asked.model, info)
         best = best_count(asked.logprobs, "logprobs", info, service.config)
         prompt_best = best_count(asked.prompt_logprobs, "prompt_logprobs", info, service.config)
         next_ids = None if asked.logprob_token_ids is None else id_array(asked.logprob_token_ids)
@@ -156,7 +155,7 @@ async def completions(request: Request, scoring: ScoringDep, service: ServiceDep
 
         return await json_response(request, service, info, body)
 
-    return await answer_to(request, scoring.by_one_reference(answer))
+    return await answer_to(request, scoring.by_one_reference(answer, asked.model))
 
 
 @router.post("/v1/chat/completions", include_in_schema=False)

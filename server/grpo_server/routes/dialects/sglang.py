@@ -80,7 +80,7 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
 
         return await json_response(request, service, info, body)
 
-    return await answer_to(request, scoring.by_one_reference(answer))
+    return await answer_to(request, scoring.by_one_reference(answer, asked.model))
 
 
 async def _ids(service: Service, hosted: Hosted, asked: SglangRequest) -> list[IntArray]:

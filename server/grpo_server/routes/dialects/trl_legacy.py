@@ -33,6 +33,7 @@ NAMES = Names("sequences[{}]", "top_logprobs")
 class SequenceLogprobsRequest(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
+    model: str | None = Field(None, description="Which reference; the default one.")
     sequences: Annotated[list[Ids], Field(fail_fast=True)] = Field(description="Prompt and completion in one.")
     prompt_lengths: Numbers = Field(description="Positions from there on are reported.")
     top_logprobs: Annotated[int, Field(ge=1), null_means(100)] = Field(
@@ -62,7 +63,7 @@ async def get_sequence_logprobs(request: Request, scoring: ScoringDep, service: 
         build = _as_lists if asked.response_format == "json" else _as_arrays
         return await json_response(request, service, hosted.info, lambda: build(asked, scores))
 
-    return await answer_to(request, scoring.by_one_reference(answer))
+    return await answer_to(request, scoring.by_one_reference(answer, asked.model))
 
 
 def _check_lengths(asked: SequenceLogprobsRequest) -> None:

@@ -24,7 +24,7 @@ from grpo_server.logs import request_id
 from grpo_server.routes._bodies import Ids, PaddedIds, described, form_of, id_array, json_response, read_json
 from grpo_server.routes._common import ScoringDep, ServiceDep, answer_to
 from grpo_server.routes.dialects._prompt_logprobs import best_of, prompt_logprobs
-from grpo_server.routes.dialects._refusals import check_model, check_new_tokens, generation, scoring_temperature
+from grpo_server.routes.dialects._refusals import check_new_tokens, generation, scoring_temperature
 from grpo_server.routes.dialects._sampling import Best, Sampling, best_count, changes_nothing
 from grpo_server.routes.dialects._sequence_checks import Names, check_size
 from grpo_server.routes.dialects._sequence_values import ScoredSequence, SequenceScores
@@ -106,7 +106,6 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
 
     async def answer(hosted: Hosted) -> Response:
         info = hosted.info
-        check_model(asked.model, info)
         best = best_count(params.logprobs, "sampling_params.logprobs", info, service.config)
         prompt_best = best_count(params.prompt_logprobs, "sampling_params.prompt_logprobs", info, service.config)
         temperature = scoring_temperature(params.temperature, "sampling_params.temperature")
@@ -150,7 +149,7 @@ async def generate(request: Request, scoring: ScoringDep, service: ServiceDep) -
 
         return await json_response(request, service, info, body)
 
-    return await answer_to(request, scoring.by_one_reference(answer))
+    return await answer_to(request, scoring.by_one_reference(answer, asked.model))
 
 
 def _width(params: SamplingParams) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import Any, TypeVar
 
@@ -40,11 +40,13 @@ class Answers:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ServedHere:
-    """loop: of the server; its thread must not be the one that asks. stop: set once nobody waits any more."""
+    """model: which reference; None: the default one. loop: of the server; its thread must not be the one that asks. stop: set
+    once nobody waits any more."""
 
     scoring: Scoring
     service: Service
     loop: asyncio.AbstractEventLoop
+    model: str | None = None
     stop: Event = field(default_factory=Event)
 
     def score(
@@ -57,6 +59,7 @@ class ServedHere:
         extras: tuple[Extra, ...] = (),
     ) -> Any:
         asked = ScoreRequest.of(prompts, completions, temperature=temperature, normalizer=normalizer, extras=extras)
+        asked = replace(asked, model=self.model)
         results = [self._wait(self._score(part)) for part in _cut(asked)]
         return Answers(
             np.concatenate([result.logprobs for result in results]),
@@ -81,7 +84,7 @@ class ServedHere:
         return self._wait(self.service.in_tokenizer(decode, np.asarray(ids).tolist(), skip_special_tokens=False))
 
     def _tokenizer(self) -> Tokenizer:
-        if (tokenizer := self.scoring.hosted.tokenizer) is None:
+        if (tokenizer := self.scoring.hosted(self.model).tokenizer) is None:
             raise _refused(no_tokenizer())
         return tokenizer
 
@@ -130,4 +133,4 @@ def _cut(request: ScoreRequest) -> Iterator[ScoreRequest]:
 
 
 def _of(groups: Sequence[Group], request: ScoreRequest) -> ScoreRequest:
-    return ScoreRequest(tuple(groups), request.normalizer, request.extras)
+    return replace(request, groups=tuple(groups))

@@ -36,13 +36,15 @@ async def findings(
     rescore: Annotated[
         bool, Query(description="Score again what the records lack, and test what explains a gap.")
     ] = False,
+    model: Annotated[str | None, Query(description="Which reference; the default one.")] = None,
 ) -> JSONResponse:
     """The findings about sample records, one group a line; a last line that is cut off is left out and counted. A token that a
     finding points at is [completion, position], completions counted over all lines."""
     body = await request.body()
     if rescore:
         service.scheduler.door.refuse_if_closed()
-    served = ServedHere(scoring, service, asyncio.get_running_loop()) if rescore else None
+        service.references.named(model)
+    served = ServedHere(scoring, service, asyncio.get_running_loop(), model) if rescore else None
 
     async def answer() -> JSONResponse:
         try:

@@ -22,6 +22,7 @@ router = api_router()
 class PiecesRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
+    model: str | None = Field(None, description="Whose tokenizer; the default one's.")
     sequences: Annotated[list[Ids], Field(fail_fast=True)] = Field(description="Token ids of each sequence.")
 
 
@@ -41,7 +42,7 @@ class PiecesResponse(BaseModel):
 async def pieces(request: Request, service: ServiceDep, scoring: ScoringDep) -> Response:
     """The whole text of each sequence and where its ids stand in it: an id alone may be no character."""
     asked = await read_json(request, service, PiecesRequest)
-    hosted = scoring.hosted
+    hosted = scoring.hosted(asked.model)
     if hosted.tokenizer is None:
         raise no_tokenizer()
     _check(asked, hosted.info.vocab_size, service.config.max_queue_tokens)

@@ -1,9 +1,9 @@
 """simple_GRPO's frames. No HTTP; torch only where a tensor is read.
 
 A frame is a big-endian u32 count, then for each part a big-endian u32 length and its bytes. Parts of an upload: JSON with
-`plen`; `inputs` int64 (B, L), the prompt of plen tokens in every row with a completion behind it; `rewards` float32 (B,);
-and perhaps `gen_logps` (B, L - plen). Tensors are torch.save files, read without pickle's powers and only up to the size
-that their own bytes account for.
+`plen`, and perhaps `temperature` and `model`; `inputs` int64 (B, L), the prompt of plen tokens in every row with a completion
+behind it; `rewards` float32 (B,); and perhaps `gen_logps` (B, L - plen). Tensors are torch.save files, read without pickle's
+powers and only up to the size that their own bytes account for.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ _MEMBER = b"PK\x01\x02"  # each begins so in the list at the end of a zip file
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A frame that was checked. raw: its parts as they came; inputs: (B, L) int32; temperature: 1 unless the JSON has one."""
+    """A frame that was checked. raw: its parts as they came; model: which reference; inputs: (B, L) int32; temperature: 1
+    unless the JSON has one."""
 
     raw: tuple[bytes, ...]
     plen: int
     temperature: object
+    model: str | None
     inputs: npt.NDArray[np.int32]
 
 
@@ -61,6 +63,9 @@ def read_upload(body: bytes) -> Upload:
     plen = base.get("plen") if isinstance(base, dict) else None
     if not isinstance(plen, int) or isinstance(plen, bool):
         raise _broken("plen", "must be a whole number in the JSON object of part 1")
+    model = base.get("model")
+    if model is not None and not isinstance(model, str):
+        raise _broken("model", "must be a name in the JSON object of part 1")
     inputs = _tensor(parts[1], "inputs", "int64", 2)
     rows, length = inputs.shape
     if not (rows >= 1 and 1 <= plen <= length):
@@ -71,7 +76,7 @@ def read_upload(body: bytes) -> Upload:
         raise _broken("rewards", f"has shape {rewards.shape}; give one for each of the {rows} rows")
     if len(parts) == 4 and (gen := _tensor(parts[3], "gen_logps", None, 2)).shape != (rows, length - plen):
         raise _broken("gen_logps", f"has shape {gen.shape}; inputs and plen make it {(rows, length - plen)}")
-    return Upload(parts, plen, base.get("temperature", 1.0), inputs.astype(np.int32))
+    return Upload(parts, plen, base.get("temperature", 1.0), model, inputs.astype(np.int32))
 
 
 def scored_frame(upload: Upload, refs: npt.NDArray[np.float32]) -> bytes:

@@ -65,7 +65,7 @@ async def upload(request: Request, shelf: ShelfDep, scoring: ScoringDep, service
             async def score(hosted: Hosted) -> tuple[ReferenceInfo, list[SequenceScores]]:
                 return hosted.info, await score_sequences(service, scoring, hosted, sequences, Names("inputs[{}]"))
 
-            info, scores = await scoring.by_one_reference(score)
+            info, scores = await scoring.by_one_reference(score, given.model)
             with span("encode"):
                 framed = await service.in_codec(scored_frame, given, np.stack([s.logprobs for s in scores]))
             shelf.put(framed, identity_headers(info))
