@@ -16,12 +16,21 @@ from grpo_client.arguments.types import CompletionMask, Completions, Ids, Prompt
 from grpo_client.core import ClientCore
 from grpo_client.errors import APIError, ConnectionFailed, GrpoClientError
 from grpo_client.forks import PerProcess
-from grpo_client.http.exchange import Call, Encoding, Reply, info_call, raise_for_status, ready_call
+from grpo_client.http.exchange import (
+    Call,
+    Encoding,
+    Reply,
+    info_call,
+    raise_for_status,
+    read_references,
+    ready_call,
+    references_call,
+)
 from grpo_client.http.retry import RetryPolicy
 from grpo_client.http.tls import TLS
 from grpo_client.http.tokenizer import detokenize_call, read_ids, read_text, tokenize_call
 from grpo_client.http.transport import AsyncBaseTransport, AsyncTransport
-from grpo_client.moving import Move, advance_move, not_away
+from grpo_client.moving import Move, Steps, advance_move, not_away
 from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreRequest, ScoreResult, TopDtype
 from grpo_client.settings import (
     DEFAULT_IN_FLIGHT,
@@ -215,13 +224,15 @@ class AsyncReferenceClient:
     ) -> ReferenceInfo:
         """See `ReferenceClient.move`."""
         core = self._core()
-        steps = core.steps(Move(model, decay, revision, admin_key, core.model))
+        return core.moved(await self._carried_out(core.steps(Move(model, decay, revision, admin_key, core.model))))
+
+    async def _carried_out(self, steps: Steps) -> list[ReferenceInfo]:
         step = advance_move(steps, None)
         while not isinstance(step, list):
             patient, urls = step.patient, list(step.calls)
             asked = [self._answer(call, url, patient) for url, call in step.calls.items()]
             step = advance_move(steps, dict(zip(urls, await asyncio.gather(*asked), strict=True)))
-        return core.moved(step)
+        return step
 
     async def _answer(self, call: Call, url: str, patient: bool) -> Reply | GrpoClientError:
         core, transport = self._core(), self._here().transport
@@ -272,6 +283,27 @@ class AsyncReferenceClient:
             retry = core.settings.retry
             model = await retry.async_retrying(self._sleep, lambda: False, lambda: self._closed, core.log)(once)
         return model
+
+    async def references(self) -> dict[str, ReferenceInfo]:
+        """See `ReferenceClient.references`."""
+        return await self._retried(self._core().settings.retry, read_references, references_call())
+
+    async def load(
+        self,
+        name: str,
+        source: str,
+        *,
+        revision: str | None = None,
+        base: str | None = None,
+        admin_key: str | None = None,
+    ) -> ReferenceInfo:
+        """See `ReferenceClient.load`."""
+        infos = await self._carried_out(self._core().load_steps(name, source, revision, base, admin_key))
+        return infos[0]
+
+    async def drop(self, name: str, *, admin_key: str | None = None) -> None:
+        """See `ReferenceClient.drop`."""
+        await self._carried_out(self._core().drop_steps(name, admin_key))
 
     async def accept(self) -> ReferenceInfo:
         """See `ReferenceClient.accept`."""

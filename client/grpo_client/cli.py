@@ -15,6 +15,7 @@ from grpo_client.client import ReferenceClient
 from grpo_client.commands.check import CHECK_HELP, check_command
 from grpo_client.commands.probe import PROBE_HELP, probe
 from grpo_client.commands.progress import score_progress
+from grpo_client.commands.references import DROP_HELP, LOAD_HELP, Model, drop, load
 from grpo_client.commands.score import SCORE_HELP, check_paths, count_lines_left, score_rest
 from grpo_client.commands.swap import SWAP_HELP, swap
 from grpo_client.commands.terminal import told
@@ -96,6 +97,7 @@ def score(
     ] = "tensors",
     in_flight: Annotated[int, typer.Option(min=1, help="Requests sent at once.")] = 8,
     max_wait: MaxWait = COMMAND_MAX_WAIT,
+    model: Model = None,
     resume: Annotated[
         bool | None, typer.Option("--resume/--overwrite", help="What to do with an existing output file.")
     ] = None,
@@ -130,6 +132,7 @@ def score(
                 max_in_flight=in_flight,
                 retry=RetryPolicy(max_wait=max_wait, limit="--max-wait"),
                 fingerprint=scores.fingerprint or FIRST,
+                model=model,
             )
             with client, score_progress(console, lines_left, resumed=len(scores.done)) as progress:
                 failed = score_rest(client, input, scores, defaults, 2 * in_flight, progress, console)
@@ -148,14 +151,16 @@ def _opened(
 
 @app.command()
 def info(
-    url: Urls, json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False
+    url: Urls,
+    model: Model = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
     """Show who answers: model, fingerprint, version, dtype, mode, limits.
 
     Example: `grpo-client info --url http://localhost:8000`
     """
     with told(Console(stderr=True)):
-        with ReferenceClient(url, max_wait=0) as client:
+        with ReferenceClient(url, max_wait=0, model=model) as client:
             reference = client.info()
         if json:
             typer.echo(reference.model_dump_json())
@@ -188,6 +193,8 @@ app.command("check", help=CHECK_HELP)(check_command)
 app.command(help=PROBE_HELP)(probe)
 app.command(help=UPLOAD_HELP)(upload)
 app.command(help=SWAP_HELP)(swap)
+app.command(help=LOAD_HELP)(load)
+app.command(help=DROP_HELP)(drop)
 
 
 def main() -> None:

@@ -18,7 +18,14 @@ from grpo_client.arguments.types import CompletionMask, Completions, Ids, Prompt
 from grpo_client.core import ClientCore
 from grpo_client.errors import APIError, ConnectionFailed
 from grpo_client.forks import PerProcess
-from grpo_client.http.exchange import Encoding, info_call, raise_for_status, ready_call
+from grpo_client.http.exchange import (
+    Encoding,
+    info_call,
+    raise_for_status,
+    read_references,
+    ready_call,
+    references_call,
+)
 from grpo_client.http.retry import RetryPolicy
 from grpo_client.http.tls import TLS
 from grpo_client.http.tokenizer import detokenize_call, read_ids, read_text, tokenize_call
@@ -270,6 +277,34 @@ class ReferenceClient:
         """
         here = self._here()
         return here.upload(model_files(source), admin_key, on_progress or unheard)
+
+    def references(self) -> dict[str, ReferenceInfo]:
+        """Who answers under which name, the one that answers who names none first. With several servers, of one of them."""
+        here = self._here()
+        return here.retried(here.core.settings.retry, read_references, references_call())
+
+    def load(
+        self,
+        name: str,
+        source: str,
+        *,
+        revision: str | None = None,
+        base: str | None = None,
+        admin_key: str | None = None,
+    ) -> ReferenceInfo:
+        """Have every server host one more reference under that name, and wait for it.
+
+        source: as for `move`. base: of an adapter: the name of the reference that it is laid on. Nothing is tried again. Raises
+        what `move` raises; servers that have it by then keep it.
+        """
+        here = self._here()
+        return here.moved(here.core.load_steps(name, source, revision, base, admin_key))[0]
+
+    def drop(self, name: str, *, admin_key: str | None = None) -> None:
+        """Have every server let go of that reference, once it has answered what it accepted. Raises NotFound for a name that
+        is not there, RequestRefused for the one that answers who names none."""
+        here = self._here()
+        here.moved(here.core.drop_steps(name, admin_key))
 
     def accept(self) -> ReferenceInfo:
         """Take the reference that answers now for the pinned one, after another process of the same run has had it moved."""

@@ -9,10 +9,10 @@ from typing import TypedDict
 
 from grpo_client.arguments.types import CompletionMask, WantedIds
 from grpo_client.errors import FingerprintMismatch
-from grpo_client.http.exchange import Call, Reply, read_info, read_scores, score_call
+from grpo_client.http.exchange import Call, Reply, drop_call, load_call, read_info, read_scores, score_call
 from grpo_client.http.retry import RetryPolicy
 from grpo_client.http.retry_log import RetryLog
-from grpo_client.moving import Move, Steps, alone, together
+from grpo_client.moving import Move, Steps, alone, dropped, loaded, together
 from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreResult, TopDtype
 from grpo_client.settings import ClientSettings
 from grpo_client.splitting import merge, split
@@ -144,6 +144,18 @@ class ClientCore:
         self.settings.check_key()
         urls = list(dict.fromkeys(self.settings.urls))
         return alone(move, urls[0]) if len(urls) == 1 else together(move, urls)
+
+    def load_steps(
+        self, name: str, source: str, revision: str | None, base: str | None, admin_key: str | None
+    ) -> Steps:
+        """How the servers come to host a further reference."""
+        self.settings.check_key()
+        return loaded(list(dict.fromkeys(self.settings.urls)), load_call(name, source, revision, base, admin_key))
+
+    def drop_steps(self, name: str, admin_key: str | None) -> Steps:
+        """How they let go of it."""
+        self.settings.check_key()
+        return dropped(list(dict.fromkeys(self.settings.urls)), drop_call(name, admin_key))
 
     def moved(self, infos: Sequence[ReferenceInfo]) -> ReferenceInfo:
         """Who answers from now on, which is pinned where the one before was."""

@@ -125,6 +125,24 @@ def _info(answer: Reply | GrpoClientError) -> ReferenceInfo:
     return read_info(answer)
 
 
+def loaded(urls: Sequence[str], call: Call) -> Steps:
+    """A further reference on every server: who that is. Raises FingerprintMismatch where they differ."""
+    answers = yield Round(dict.fromkeys(urls, call))
+    infos = [_info(answers[url]) for url in urls]
+    _check_same(urls, infos, "host different references under one name")
+    return infos
+
+
+def dropped(urls: Sequence[str], call: Call) -> Steps:
+    """No such reference on any server."""
+    answers = yield Round(dict.fromkeys(urls, call))
+    for answer in answers.values():
+        if isinstance(answer, GrpoClientError):
+            raise answer
+        raise_for_status(answer)
+    return []
+
+
 def _check_same(urls: Sequence[str], infos: Sequence[ReferenceInfo], what: str) -> None:
     if len({info.fingerprint for info in infos}) > 1:
         told = ", ".join(f"{url}: {info.fingerprint[:16]}" for url, info in zip(urls, infos, strict=True))

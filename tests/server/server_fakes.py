@@ -202,7 +202,7 @@ class FakeEngine:
     def adapt(self, change: AdapterChange, on_stage: OnStage) -> FakeEngine:
         """Another engine of this kind, for the adapter's name."""
         new = self.beside(Change(change.source), on_stage)
-        new._name = change.name
+        new._name, new.served, new.version = f"{self._name}+{change.source}", change.name, 1
         return new
 
     def shares_batches_with(self, other: HostedEngine) -> bool:

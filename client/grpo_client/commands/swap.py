@@ -31,6 +31,10 @@ def swap(
         float | None, typer.Option(min=0, max=1, help="Share of the hosted weights that stays; without it none does.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    which: Annotated[
+        str | None,
+        typer.Option("--reference", help="Name of the reference that is replaced, where a server hosts several."),
+    ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a server may take without a word.")] = 1800.0,
     max_wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait, once it is decided, for a server that is away.")
@@ -39,7 +43,7 @@ def swap(
     console = Console(stderr=True)
     with told(console), console.status(f"{', '.join(url)}: bringing {model} up"):
         retry = RetryPolicy(max_wait=max_wait, limit="--max-wait")
-        with ReferenceClient(url, timeout=timeout, retry=retry) as client:
+        with ReferenceClient(url, timeout=timeout, retry=retry, model=which) as client:
             key = os.environ.get(ADMIN_KEY_VARIABLE) or None
             reference = client.move(model, decay=decay, revision=revision, admin_key=key)
     typer.echo(f"{reference.model} version {reference.version} {reference.fingerprint}")

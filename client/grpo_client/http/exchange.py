@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import quote
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 
 from grpo_client import errors, wire_json, wire_tensors
@@ -18,6 +18,7 @@ from grpo_client.protocol import (
     MEDIA_TENSORS,
     ROUTE_LOGPROBS,
     ROUTE_REFERENCE,
+    ROUTE_REFERENCES,
     ReferenceInfo,
     ScoreRequest,
     ScoreResult,
@@ -142,6 +143,23 @@ def cancel_call(admin_key: str | None) -> Call:
     return _admin_call("DELETE", ROUTE_ADMIN, admin_key, None)
 
 
+def references_call() -> Call:
+    """The call that asks who answers under which name."""
+    return Call("GET", ROUTE_REFERENCES, {"Accept": MEDIA_JSON})
+
+
+def load_call(name: str, source: str, revision: str | None, base: str | None, admin_key: str | None) -> Call:
+    """The call that hosts a further reference."""
+    asked = {"name": name, "source": source, "revision": revision, "base": base}
+    given = {field: value for field, value in asked.items() if value is not None}
+    return _admin_call("POST", ROUTE_REFERENCES, admin_key, given)
+
+
+def drop_call(name: str, admin_key: str | None) -> Call:
+    """The call that lets go of one."""
+    return _admin_call("DELETE", f"{ROUTE_REFERENCES}/{quote(name, safe='')}", admin_key, None)
+
+
 def _admin_call(
     method: Literal["POST", "DELETE"], path: str, admin_key: str | None, asked: dict[str, Any] | None
 ) -> Call:
@@ -172,6 +190,22 @@ def read_info(reply: Reply) -> ReferenceInfo:
         raise errors.InvalidResponse(
             f"{reply.url} did not describe a reference: {error}", request_id=reply.named_id
         ) from error
+
+
+def read_references(reply: Reply) -> dict[str, ReferenceInfo]:
+    """Who answers, by name, the default one first."""
+    raise_for_status(reply)
+    try:
+        told = _References.model_validate_json(reply.body)
+    except ValidationError as error:
+        raise errors.InvalidResponse(
+            f"{reply.url} did not describe its references: {error}", request_id=reply.named_id
+        ) from error
+    return {info.model: info for info in told.references}
+
+
+class _References(BaseModel):
+    references: list[ReferenceInfo]
 
 
 def raise_for_status(reply: Reply) -> None:

@@ -42,6 +42,9 @@ OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/health/", "/metrics", 
 OPEN_PREFIXES = ("/v2/health/", "/ui/files/")
 METRICS_PATH = "/metrics"
 ADMIN_PREFIX = "/admin/"
+# Below which asking is scoring's, and changing is an admin's.
+CHANGED_BY_ADMINS = ("/v1/references",)
+READING = frozenset({"GET", "HEAD"})
 # Where the gate leaves the holder of a named key in the ASGI scope, for the routes, the log and the metrics.
 SCOPE_CALLER = "grpo_server.caller"
 
@@ -73,12 +76,13 @@ class Keys:
             return None
         return self.named.ring.holder(given)
 
-    def check(self, path: str, authorization: str | None, holder: Caller | None) -> None:
+    def check(self, path: str, authorization: str | None, holder: Caller | None, method: str) -> None:
         """Raises ServiceError (401 or 403) unless the bearer of this Authorization header may use this path.
 
-        path: as the routes are declared, without the prefix of a mount. holder: of that key, if it is a named one.
+        path: as the routes are declared, without the prefix of a mount. holder: of that key, if it is a named one. method: of
+        the request.
         """
-        if (scope := self._scope_of(path)) is None:
+        if (scope := self._scope_of(path, method)) is None:
             return
         if holder is not None:
             if scope not in holder.scopes:
@@ -87,7 +91,7 @@ class Keys:
             if not self.admin and self.named is None:
                 raise ServiceError(
                     ErrorCode.ADMIN_FORBIDDEN,
-                    "this server has no admin key, so /admin is closed; start it with --admin-key-file",
+                    "this server has no admin key, so what changes its references is closed; start it with --admin-key-file",
                 )
             self._compare(authorization, self.admin, "an admin key")
         elif scope == "metrics":
@@ -95,12 +99,14 @@ class Keys:
         elif self.api or self.named is not None:
             self._compare(authorization, (*self.api, *self.admin), "an API key")
 
-    def _scope_of(self, path: str) -> KeyScope | None:
+    def _scope_of(self, path: str, method: str) -> KeyScope | None:
         """What a key must be good for to use this path; None: the path is open."""
         if path == METRICS_PATH and self.named is not None:
             return "metrics"
         if path in OPEN_PATHS or path.startswith(OPEN_PREFIXES):
             return None
+        if path.startswith(CHANGED_BY_ADMINS) and method not in READING:
+            return "admin"
         return "admin" if path.startswith(ADMIN_PREFIX) else "score"
 
     def _compare(self, authorization: str | None, keys: Iterable[bytes], what: str) -> None:
@@ -150,7 +156,7 @@ class KeyGate:
             return
         authorization = Headers(scope=scope).get("authorization")
         holder = scope[SCOPE_CALLER] = self._keys.holder(authorization)
-        self._keys.check(get_route_path(scope), authorization, holder)
+        self._keys.check(get_route_path(scope), authorization, holder, scope["method"])
         token = caller.set(holder)
         try:
             await self._app(scope, receive, send)
@@ -162,4 +168,4 @@ async def check_route(request: Request) -> None:
     """Dependency of every route. Raises ServiceError (401 or 403)."""
     keys: Keys = request.app.state.service.keys
     holder: Caller | None = request.scope[SCOPE_CALLER]
-    keys.check(request.scope["route"].path, request.headers.get("authorization"), holder)
+    keys.check(request.scope["route"].path, request.headers.get("authorization"), holder, request.method)

@@ -57,7 +57,9 @@ class Keeping:
         if (last := state.recorded) is not None:
             state.record(last.model_copy(update=changed | ({"model": last.model} if mixed else {})))
         elif wish.new:
-            state.record(Recorded(**changed, started_model=wish.model, started_revision=fetched.revision, added=True))
+            state.record(
+                Recorded(**changed, started_model=wish.model, started_revision=None, added=True, base=wish.base)
+            )
         state.prune()
 
 

@@ -9,7 +9,7 @@ from functools import reduce
 
 from grpo_server.config import ServerConfig
 from grpo_server.engine.config import BatchLimits
-from grpo_server.engine.contract import EngineLoader, HostedEngine
+from grpo_server.engine.contract import AdapterChange, EngineLoader, HostedEngine
 from grpo_server.naming import Named
 from grpo_server.swapping.resume import addition, record_start
 from grpo_server.swapping.state import StateDir
@@ -27,6 +27,7 @@ def open_all(
     Raises OSError or ValueError, which names the reference that cannot be had, and whatever `load` raises.
     """
     first, *others = config.references
+    others += [] if state is None else _added(state, {one.label for one in config.references})
     engine = load()
     if state is not None:
         record_start(first.source, config.revision, state, engine.info)
@@ -34,21 +35,31 @@ def open_all(
     for named in others:
         logger.info("%s: %s comes up beside %d", named.label, named.source, len(opened))
         try:
-            opened.append((named, _further(named, engine, state, on_stage)))
+            if named.base is None:
+                opened.append((named, _further(named, engine, state, on_stage)))
+            else:
+                opened.append((named, adapted(named, _base_of(named, opened), on_stage)))
         except (OSError, ValueError) as error:
             kind = OSError if isinstance(error, OSError) else ValueError
             raise kind(f"{named.label} ({named.source}): {error}") from error
     return opened
 
 
+def _added(state: StateDir, told: set[str]) -> list[Named]:
+    """Those that were loaded while a server served; what settings speak of goes by them."""
+    added: list[Named] = []
+    for name, last in state.added.items():
+        if name not in told:
+            logger.info("%s was loaded while the server served, and comes up again", name)
+            kept = state.of(name).directory_of(last)
+            source = last.started_model if kept is None or last.base is None else str(kept)
+            added.append(Named(source, name, last.base))
+    return sorted(added, key=lambda one: one.base is not None)
+
+
 def _further(
     named: Named, first: HostedEngine, state: StateDir | None, on_stage: Callable[[str], None]
 ) -> HostedEngine:
-    if named.base is not None:
-        raise ValueError(
-            "this server lays no adapters on a model that it hosts already; give its directory to --model NAME=DIR, which "
-            "loads its base once more"
-        )
     own = None if state is None else state.of(named.label)
     wanted = addition(named, own)
     if (why := first.no_room_beside(wanted.source)) is not None:
@@ -59,6 +70,26 @@ def _further(
     engine = first.add(wanted, on_stage)
     if own is not None:
         record_start(named.source, None, own, engine.info)
+    return engine
+
+
+def _base_of(named: Named, opened: Opened) -> HostedEngine:
+    """Raises ValueError where it is not there."""
+    for other, engine in opened:
+        if named.base in ("", other.label):
+            return engine
+    raise ValueError(f"its base {named.base} is not hosted")
+
+
+def adapted(named: Named, base: HostedEngine, on_stage: Callable[[str], None]) -> HostedEngine:
+    """The engine of an adapter on one that is hosted. Raises OSError or ValueError."""
+    assert named.name is not None
+    engine = base.adapt(AdapterChange(named.source, named.name), on_stage)
+    if engine.info.model != named.name:
+        engine.close()
+        raise ValueError(
+            "this engine lays no adapters on a hosted model; give the adapter's directory to --model NAME=DIR"
+        )
     return engine
 
 

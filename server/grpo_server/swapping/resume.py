@@ -63,6 +63,8 @@ def record_start(source: str, revision: str | None, state: StateDir, info: Refer
         kept=last.kept if same and last else None,
         started_model=source,
         started_revision=revision,
+        added=last.added if same and last else False,
+        base=last.base if same and last else None,
     )
     if last is not None and same and last.fingerprint != info.fingerprint:
         logger.warning(

@@ -32,8 +32,9 @@ _RING = 2
 
 class Recorded(BaseModel):
     """Who is hosted. model, revision: where it came from, and the name that clients see. kept: its directory below the
-    state's, where its files are kept. started_model, started_revision: what the server was told to serve when it was
-    started. added: it was told so while it served, and no setting speaks of it."""
+    state's, where its files are kept. started_model, started_revision: what the server was told to serve when it was started.
+    added: it was told so while it served, and no setting speaks of it. base: of an adapter, the name of the reference that it
+    is laid on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,6 +46,7 @@ class Recorded(BaseModel):
     started_model: str
     started_revision: str | None = None
     added: bool = False
+    base: str | None = None
 
 
 class StateDir:
@@ -75,11 +77,12 @@ class StateDir:
         return self._others[name]
 
     @property
-    def added(self) -> list[str]:
+    def added(self) -> dict[str, Recorded]:
         """The further references that were loaded while a server served, and that a restart must load."""
         named = self.path / _OTHERS
         names = sorted(path.name for path in named.iterdir()) if named.is_dir() else []
-        return [name for name in names if (last := self.of(name).recorded) is not None and last.added]
+        recorded = {name: self.of(name).recorded for name in names}
+        return {name: last for name, last in recorded.items() if last is not None and last.added}
 
     def forget(self, name: str) -> None:
         """A further reference is hosted no more, now and after a restart. Raises OSError."""

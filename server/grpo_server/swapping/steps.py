@@ -21,11 +21,13 @@ from typing import Any, TypeVar
 from grpo_client.models.demo import DEMO, ModelSource
 
 from grpo_server.config import ServerConfig
-from grpo_server.engine.contract import Addition, Change, HostedEngine
+from grpo_server.engine.contract import Addition, Change, HostedEngine, OnStage
+from grpo_server.naming import Named
 from grpo_server.scheduler import Scheduler
 from grpo_server.swapping.fetching import Fetched, from_hub, look_through
 from grpo_server.swapping.house import House
 from grpo_server.swapping.keeping import Keeping
+from grpo_server.swapping.opening import adapted
 from grpo_server.swapping.progress import Progress
 from grpo_server.swapping.sources import Allowed, unavailable
 from grpo_server.swapping.wish import Wish, Word
@@ -81,19 +83,21 @@ class Steps:
             house.flip(engine)
 
     async def add(
-        self, first: HostedEngine, wish: Wish, source: ModelSource | None, keeping: Keeping, progress: Progress
+        self, beside: HostedEngine, wish: Wish, source: ModelSource | None, keeping: Keeping, progress: Progress
     ) -> HostedEngine:
-        """The engine of a further reference, beside those that serve. first: one of them. Raises as `replace` does."""
+        """The engine of a further reference, beside those that serve. beside: one of them, or the base of an adapter. Raises
+        as `replace` does."""
         assert wish.reference is not None
+        named = Named(wish.model, wish.reference, wish.base)
         async with asyncio.timeout(self._config.swap_timeout):
             progress.enter("fetch")
-            fetched = await self._fetched(first, wish, source, keeping, progress)
-            why = await self._in(self._aside, progress, lambda: first.no_room_beside(fetched.source))
-            if why is not None and self._config.swap_memory != "beside":
-                raise unavailable(f"it does not fit into memory beside the others: {why}; drop one of them first")
+            fetched = await self._fetched(beside, wish, source, keeping, progress)
+            if named.base is None:
+                why = await self._in(self._aside, progress, lambda: beside.no_room_beside(fetched.source))
+                if why is not None and self._config.swap_memory != "beside":
+                    raise unavailable(f"it does not fit into memory beside the others: {why}; drop one of them first")
             progress.memory = "beside"
-            addition = Addition(fetched.source, wish.reference, fetched.revision, offline=True)
-            engine = await self._in(self._aside, progress, lambda: first.add(addition, progress.enter))
+            engine = await self._in(self._aside, progress, lambda: made(named, beside, fetched, progress.enter))
             progress.enter("record")
         await self._in(self._aside, progress, lambda: keeping.record(fetched, engine.info))
         return engine
@@ -134,6 +138,14 @@ class Steps:
             future.add_done_callback(_let_go)
             raise
         return future.result()
+
+
+def made(named: Named, beside: HostedEngine, fetched: Fetched, on_stage: OnStage) -> HostedEngine:
+    """The engine of what was fetched, in a thread."""
+    assert named.name is not None
+    if named.base is not None:
+        return adapted(Named(fetched.source, named.name, named.base), beside, on_stage)
+    return beside.add(Addition(fetched.source, named.name, fetched.revision, offline=True), on_stage)
 
 
 def _let_go(thread: asyncio.Future[T]) -> None:

@@ -182,6 +182,12 @@ class Swaps:
                 f"{name} answers who names no model, and cannot be dropped; replace it by POST /admin/reference",
                 param="name",
             )
+        if on_it := [other.name for other in self._references if other.named.base == house.named.label]:
+            raise ServiceError(
+                ErrorCode.INVALID_VALUE,
+                f"{name} is the base of {', '.join(on_it)}; drop {'that one' if len(on_it) == 1 else 'those'} first",
+                param="name",
+            )
         if self.under_way and self._progress is not None and self._progress.reference == house.named.label:
             raise self._busy(self._progress)
         self._last.pop(house.named.label, None)
@@ -205,7 +211,9 @@ class Swaps:
         return self._references.default.engine
 
     def _free(self, wish: Wish) -> None:
-        """Raises ServiceError (422) where there is a reference of this name."""
+        """Raises ServiceError: 422 where there is a reference of this name, 404 where the base is not here."""
+        if wish.base is not None:
+            self._references.named(wish.base)
         if wish.reference in [*self._references.names, *(house.named.label for house in self._references)]:
             raise ServiceError(
                 ErrorCode.INVALID_VALUE,
@@ -232,8 +240,9 @@ class Swaps:
             keeping = Keeping(state, wish, source, reads_files=self._first.reads_files)
             with held(self._uploads, wish.model):
                 if house is None:
-                    engine = await self._steps.add(self._first, wish, source, keeping, progress)
-                    house = self._hosting.add(Named(wish.model, wish.reference), engine)
+                    beside = self._first if wish.base is None else self._references.named(wish.base).engine
+                    engine = await self._steps.add(beside, wish, source, keeping, progress)
+                    house = self._hosting.add(Named(wish.model, wish.reference, wish.base), engine)
                 else:
                     await self._steps.replace(house, wish, source, keeping, progress, self._word)
             progress.version = house.engine.info.version

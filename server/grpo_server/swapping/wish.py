@@ -12,7 +12,7 @@ from grpo_server.swapping.progress import Kind
 class Wish:
     """To host a model; or to mix it into the hosted one with `decay` of that left. reference: under which name; None: the
     default one. version: that it gets; None: the next. hold: wait for the word before it serves. new: as a further reference,
-    whose name this is."""
+    whose name this is. base: of an adapter, then: the name of the reference that it is laid on."""
 
     model: str
     revision: str | None = None
@@ -21,6 +21,7 @@ class Wish:
     version: int | None = None
     hold: bool = False
     new: bool = False
+    base: str | None = None
 
     @property
     def kind(self) -> Kind:

@@ -182,3 +182,12 @@ async def test_the_smallest_of_them_says_how_large_a_batch_is() -> None:
 
     async with running(create_app(three(), lambda: Smaller("first"))) as client:
         assert "grpo_server_max_batch_tokens 70.0" in (await client.get("/metrics")).text
+
+
+async def test_an_adapter_is_a_further_reference_on_the_base_that_is_named() -> None:
+    config = make_config(model=("a=first", "b=second"), adapter=("x=lora", "y=lora@b"))
+    async with running(create_app(config, first)) as client:
+        described = (await client.get("/v1/references")).json()["references"]
+    told = {one["model"]: one["fingerprint"] for one in described}
+    assert list(told) == ["a", "b", "x", "y"]
+    assert (told["x"], told["y"]) == (fingerprint("first+lora"), fingerprint("second+lora"))
