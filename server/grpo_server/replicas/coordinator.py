@@ -58,7 +58,8 @@ class Coordinator:
         async with self._changing:
             if self._up is None:
                 if self._state is not None:
-                    await asyncio.to_thread(record_start, self._config, self._state, info)
+                    source, revision = self._config.references[0].source, self._config.revision
+                    await asyncio.to_thread(record_start, source, revision, self._state, info)
                 self._up = self._told = hosts
             return (hosts.version, hosts.fingerprint) == (self._up.version, self._up.fingerprint)
 

@@ -9,6 +9,8 @@ from fastapi import APIRouter, Request, Response
 from grpo_client.protocol import ROUTE_REFERENCES, ReferenceInfo
 from pydantic import BaseModel, ConfigDict, Field
 
+from grpo_server.errors import ErrorCode, ServiceError
+from grpo_server.lifecycle import Service
 from grpo_server.naming import LONGEST_NAME, NAME
 from grpo_server.routes._bodies import described, read_json
 from grpo_server.routes._common import ServiceDep
@@ -45,6 +47,7 @@ async def load(request: Request, response: Response, service: ServiceDep) -> Ref
     """Load a further reference beside those that serve. If it cannot be loaded (422) or not in time (504), they serve on.
     DELETE /admin/reference ends it."""
     asked = await read_json(request, service, LoadRequest)
+    _check_alone(service)
     wish = Wish(asked.source, asked.revision, reference=asked.name, base=asked.base, new=True)
     task = service.swaps.begin(wish)
     if asked.wait:
@@ -58,5 +61,15 @@ async def load(request: Request, response: Response, service: ServiceDep) -> Ref
 @router.delete("/{name}")
 async def drop(name: str, service: ServiceDep) -> Dropped:
     """Let go of a reference, once it has answered what it accepted; the one that answers who names none stays."""
+    _check_alone(service)
     await asyncio.shield(asyncio.create_task(service.swaps.drop(name), name=f"drop {name}"))
     return Dropped(name=name)
+
+
+def _check_alone(service: Service) -> None:
+    """Raises ServiceError (422) on a replica, which hosts what all host."""
+    if service.together is not None:
+        raise ServiceError(
+            ErrorCode.INVALID_VALUE,
+            "the replicas of a cluster host one reference; start a server of its own for another",
+        )
