@@ -15,7 +15,18 @@ from grpo_client.models.reading import Reading
 from grpo_client.protocol import ReferenceInfo
 
 from ..config import BatchLimits
-from ..contract import AdapterChange, BatchScores, Change, Hosted, HostedEngine, OnStage, Piece, PieceScores, Tally
+from ..contract import (
+    AdapterChange,
+    Addition,
+    BatchScores,
+    Change,
+    Hosted,
+    HostedEngine,
+    OnStage,
+    Piece,
+    PieceScores,
+    Tally,
+)
 from ..device import Device
 from ..head_pass import score_pieces
 from ..precision import pin
@@ -161,6 +172,10 @@ class AdaptedEngine:
     def adapt(self, change: AdapterChange, on_stage: OnStage) -> AdaptedEngine:
         """Another adapter on the same base."""
         return AdaptedEngine(self._base, change, on_stage)
+
+    def add(self, addition: Addition, on_stage: OnStage) -> HostedEngine:
+        """Refused: a further model comes up beside a whole one."""
+        raise ValueError("a further model comes up beside a model, and this is an adapter on one")
 
     def beside(self, change: Change, on_stage: OnStage) -> AdaptedEngine:
         """Another adapter on the same base in place of this one, under its name."""
