@@ -46,10 +46,13 @@ def load(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a server may take without a word.")] = 1800.0,
 ) -> None:
     console = Console(stderr=True)
-    with told(console), console.status(f"{', '.join(url)}: bringing {source} up as {name}"):
-        with ReferenceClient(url, timeout=timeout, retry=RetryPolicy(max_wait=0)) as client:
-            key = os.environ.get(ADMIN_KEY_VARIABLE) or None
-            reference = client.load(name, source, revision=revision, base=base, admin_key=key)
+    with (
+        told(console),
+        console.status(f"{', '.join(url)}: bringing {source} up as {name}"),
+        ReferenceClient(url, timeout=timeout, retry=RetryPolicy(max_wait=0)) as client,
+    ):
+        key = os.environ.get(ADMIN_KEY_VARIABLE) or None
+        reference = client.load(name, source, revision=revision, base=base, admin_key=key)
     typer.echo(f"{reference.model} version {reference.version} {reference.fingerprint}")
 
 
