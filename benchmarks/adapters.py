@@ -24,7 +24,7 @@ import torch
 from grpo_numerics.heap import keep_freed_pages
 from grpo_server.engine.adapters.engine import AdaptedEngine
 from grpo_server.engine.config import EngineConfig
-from grpo_server.engine.contract import AdapterChange, Piece
+from grpo_server.engine.contract import Addition, Piece
 from grpo_server.engine.engine import TorchEngine
 from grpo_server.engine.environment import set_environment
 from grpo_server.engine.loading import load
@@ -100,7 +100,7 @@ def main() -> None:
         adapters: list[AdaptedEngine] = []
         for n in range(args.adapters):
             path = write_adapter(Path(work, str(n)), base, args.rank, n)
-            engine = base.adapt(AdapterChange(str(path), f"adapter-{n}"), lambda _: None)
+            engine = base.adapt(Addition(str(path), f"adapter-{n}"), lambda _: None)
             assert isinstance(engine, AdaptedEngine)
             adapters.append(engine)
         each = (time.perf_counter() - start) / args.adapters

@@ -55,10 +55,13 @@ class ReferenceMetrics:
             self._misses.labels(label).inc(misses)
 
     def batch_done(self, batch: BatchDone) -> None:
-        if (label := self._names.get(batch.reference.model)) is not None:
-            self._scored.labels(label).inc(batch.scored_tokens)
-            self._computed.labels(label).inc(batch.computed_tokens)
-            self._seconds.labels(label).inc(batch.seconds)
+        """A batch of several references is borne by each as its tokens were priced."""
+        for own in batch.shares:
+            if (label := self._names.get(own.reference.model)) is not None:
+                share = own.tokens / batch.tokens if batch.tokens else 1 / len(batch.shares)
+                self._scored.labels(label).inc(own.scored_tokens)
+                self._computed.labels(label).inc(batch.computed_tokens * share)
+                self._seconds.labels(label).inc(batch.seconds * share)
 
     @property
     def _counters(self) -> tuple[Counter, ...]:

@@ -26,7 +26,6 @@ from grpo_server.config import ServerConfig
 from grpo_server.connections import server_settings
 from grpo_server.engine.config import BatchLimits
 from grpo_server.engine.contract import (
-    AdapterChange,
     Addition,
     BatchScores,
     Change,
@@ -199,10 +198,12 @@ class FakeEngine:
         new.version = new.version if change.version is None else change.version
         return new
 
-    def adapt(self, change: AdapterChange, on_stage: OnStage) -> FakeEngine:
+    def adapt(self, addition: Addition, on_stage: OnStage) -> FakeEngine:
         """Another engine of this kind, for the adapter's name."""
-        new = self.beside(Change(change.source), on_stage)
-        new._name, new.served, new.version = f"{self._name}+{change.source}", change.name, 1
+        new = FakeEngine.beside(self, Change(addition.source), on_stage)
+        new._name, new.served, new.version = f"{self._name}+{addition.source}", addition.name, addition.version
+        if addition.fingerprint not in (None, new.info.fingerprint):
+            new.version += 1
         return new
 
     def shares_batches_with(self, other: HostedEngine) -> bool:

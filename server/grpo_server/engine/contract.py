@@ -131,19 +131,9 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterChange:
-    """An adapter that shall be hosted beside its base. source: a directory or a hub id, its files here already. name: what
-    clients see."""
-
-    source: str
-    name: str
-    revision: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Addition:
-    """A further reference beside those that are hosted. source, revision, version, fingerprint, offline: as in `EngineConfig`.
-    name: what clients see, whatever is hosted under it later."""
+    """A further reference beside those that are hosted: a model, or an adapter of one of them. source, revision, version,
+    fingerprint, offline: as in `EngineConfig`. name: what clients see, whatever is hosted under it later."""
 
     source: str
     name: str
@@ -221,7 +211,7 @@ class HostedEngine(Engine, Protocol):
         loaded or does not fit."""
         ...
 
-    def adapt(self, change: AdapterChange, on_stage: OnStage) -> HostedEngine:
+    def adapt(self, addition: Addition, on_stage: OnStage) -> HostedEngine:
         """Another engine, which hosts this reference with an adapter on it and shares its weights; either may be closed first.
         On any thread; this one may serve meanwhile. Raises OSError or ValueError when the adapter cannot be loaded, does not
         fit this base, or has no room."""

@@ -26,7 +26,6 @@ from .anatomy import anatomy, media_tokens
 from .bits import prepare_ground
 from .config import BatchLimits, EngineConfig, mode_on
 from .contract import (
-    AdapterChange,
     Addition,
     BatchScores,
     Change,
@@ -195,9 +194,9 @@ class TorchEngine:
         config, loaded = self._read(change, on_stage)
         return TorchEngine(config, loaded, self._given_head, on_stage, self._given_device, before=self)
 
-    def adapt(self, change: AdapterChange, on_stage: OnStage) -> HostedEngine:
+    def adapt(self, addition: Addition, on_stage: OnStage) -> HostedEngine:
         """See `contract.HostedEngine`."""
-        return AdaptedEngine(self._base(), change, on_stage)
+        return AdaptedEngine(self._base(), addition, on_stage)
 
     def shares_batches_with(self, other: HostedEngine) -> bool:
         """With its adapters, as they see it."""

@@ -32,7 +32,7 @@ from grpo_numerics import HeadScores, score_rows
 from torch import Tensor
 
 from .config import BatchLimits
-from .contract import AdapterChange, Addition, BatchScores, Change, Hosted, HostedEngine, OnStage, Piece, Tally
+from .contract import Addition, BatchScores, Change, Hosted, HostedEngine, OnStage, Piece, Tally
 from .prepared import Prepared
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ class LeadingEngine:
         """Refused: a load that fails on one rank alone would leave the others waiting."""
         raise _not_while_it_runs()
 
-    def adapt(self, change: AdapterChange, on_stage: OnStage) -> HostedEngine:
+    def adapt(self, addition: Addition, on_stage: OnStage) -> HostedEngine:
         """Refused, for the same reason."""
         raise ValueError("a reference over several processes takes no adapters; serve it merged: --model name=path")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from grpo_server.engine.contract import BatchScores, Engine
 from grpo_server.scheduler.cache import ResultCache
-from grpo_server.scheduler.events import BatchDone
+from grpo_server.scheduler.events import BatchDone, Share
 from grpo_server.scheduler.job import Job
 from grpo_server.scheduler.queue import Entry
 
@@ -52,12 +52,19 @@ async def place_scores(entries: Sequence[Entry], scores: BatchScores, cache: Res
 
 def batch_done(entries: Sequence[Entry], scores: BatchScores, seconds: float) -> BatchDone:
     """The batch as the metrics see it."""
+    whose: dict[Engine, list[Entry]] = {}
+    for entry in entries:
+        whose.setdefault(entry.job.engine, []).append(entry)
     return BatchDone(
-        reference=scores.reference,
+        shares=tuple(Share(own[0].job.reference, tokens_of(own), _scored(own)) for own in whose.values()),
         requests=len(jobs_of(entries)),
         tokens=tokens_of(entries),
         computed_tokens=scores.computed_tokens,
-        scored_tokens=sum(e.cut.piece.asked_tokens for e in entries),
+        scored_tokens=_scored(entries),
         seconds=seconds,
         splits=scores.splits,
     )
+
+
+def _scored(entries: Sequence[Entry]) -> int:
+    return sum(entry.cut.piece.asked_tokens for entry in entries)

@@ -9,14 +9,23 @@ from grpo_client.protocol import ReferenceInfo
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """What of a batch was one reference's. tokens: as priced. scored_tokens: log-probs that came out."""
+
+    reference: ReferenceInfo
+    tokens: int
+    scored_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class BatchDone:
     """One batch went through the engine.
 
-    reference: computed it. tokens: as priced. computed_tokens: what really ran, shared prompts once. scored_tokens: log-probs
-    that came out.
+    shares: of each reference in it, for adapters share batches with their base. tokens: as priced. computed_tokens: what really
+    ran, shared prompts once. scored_tokens: log-probs that came out.
     """
 
-    reference: ReferenceInfo
+    shares: tuple[Share, ...]
     requests: int
     tokens: int
     computed_tokens: int

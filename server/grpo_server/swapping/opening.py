@@ -9,7 +9,7 @@ from functools import reduce
 
 from grpo_server.config import ServerConfig
 from grpo_server.engine.config import BatchLimits
-from grpo_server.engine.contract import AdapterChange, EngineLoader, HostedEngine
+from grpo_server.engine.contract import Addition, EngineLoader, HostedEngine
 from grpo_server.naming import Named
 from grpo_server.swapping.resume import addition, record_start
 from grpo_server.swapping.state import StateDir
@@ -38,7 +38,7 @@ def open_all(
             if named.base is None:
                 opened.append((named, _further(named, engine, state, on_stage)))
             else:
-                opened.append((named, adapted(named, _base_of(named, opened), on_stage)))
+                opened.append((named, _laid(named, _base_of(named, opened), state, on_stage)))
         except (OSError, ValueError) as error:
             kind = OSError if isinstance(error, OSError) else ValueError
             raise kind(f"{named.label} ({named.source}): {error}") from error
@@ -51,9 +51,7 @@ def _added(state: StateDir, told: set[str]) -> list[Named]:
     for name, last in state.added.items():
         if name not in told:
             logger.info("%s was loaded while the server served, and comes up again", name)
-            kept = state.of(name).directory_of(last)
-            source = last.started_model if kept is None or last.base is None else str(kept)
-            added.append(Named(source, name, last.base))
+            added.append(Named(last.started_model, name, last.base))
     return sorted(added, key=lambda one: one.base is not None)
 
 
@@ -73,6 +71,15 @@ def _further(
     return engine
 
 
+def _laid(named: Named, base: HostedEngine, state: StateDir | None, on_stage: Callable[[str], None]) -> HostedEngine:
+    """An adapter. On a base that has changed since, it is the next version."""
+    own = None if state is None else state.of(named.label)
+    engine = adapted(addition(named, own), base, on_stage)
+    if own is not None:
+        record_start(named.source, None, own, engine.info)
+    return engine
+
+
 def _base_of(named: Named, opened: Opened) -> HostedEngine:
     """Raises ValueError where it is not there."""
     for other, engine in opened:
@@ -81,11 +88,10 @@ def _base_of(named: Named, opened: Opened) -> HostedEngine:
     raise ValueError(f"its base {named.base} is not hosted")
 
 
-def adapted(named: Named, base: HostedEngine, on_stage: Callable[[str], None]) -> HostedEngine:
+def adapted(wanted: Addition, base: HostedEngine, on_stage: Callable[[str], None]) -> HostedEngine:
     """The engine of an adapter on one that is hosted. Raises OSError or ValueError."""
-    assert named.name is not None
-    engine = base.adapt(AdapterChange(named.source, named.name), on_stage)
-    if engine.info.model != named.name:
+    engine = base.adapt(wanted, on_stage)
+    if engine.info.model != wanted.name:
         engine.close()
         raise ValueError(
             "this engine lays no adapters on a hosted model; give the adapter's directory to --model NAME=DIR"

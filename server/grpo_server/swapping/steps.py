@@ -143,9 +143,8 @@ class Steps:
 def made(named: Named, beside: HostedEngine, fetched: Fetched, on_stage: OnStage) -> HostedEngine:
     """The engine of what was fetched, in a thread."""
     assert named.name is not None
-    if named.base is not None:
-        return adapted(Named(fetched.source, named.name, named.base), beside, on_stage)
-    return beside.add(Addition(fetched.source, named.name, fetched.revision, offline=True), on_stage)
+    wanted = Addition(fetched.source, named.name, fetched.revision, offline=True)
+    return beside.add(wanted, on_stage) if named.base is None else adapted(wanted, beside, on_stage)
 
 
 def _let_go(thread: asyncio.Future[T]) -> None:

@@ -21,6 +21,10 @@ class FileEngine(FakeEngine):
         named = Change(read if change.decay is None else f"{self._name}+{read}", version=change.version)
         return super().beside(named, on_stage)
 
+    def adapt(self, addition: Addition, on_stage: OnStage) -> FakeEngine:
+        read = (Path(addition.source) / "weights").read_text()
+        return super().adapt(replace(addition, source=read), on_stage)
+
     def add(self, addition: Addition, on_stage: OnStage) -> FakeEngine:
         read = (Path(addition.source) / "weights").read_text()
         return super().add(replace(addition, source=read), on_stage)

@@ -134,3 +134,30 @@ async def test_a_restart_finds_each_as_it_was(tmp_path: Path) -> None:
     other = of(tmp_path, a="first", b="third")
     async with running(app_of(other, StateDir(tmp_path / "state"))) as client:
         assert await hosted(client) == {"a": before["a"], "b": (fingerprint("third"), 3)}
+
+
+async def test_an_adapter_whose_base_was_replaced_is_its_next_version_after_a_restart(tmp_path: Path) -> None:
+    lora, changed = checkpoint(tmp_path / "lora", "lora"), checkpoint(tmp_path / "next", "next")
+    first = checkpoint(tmp_path / "first", "first")
+    config = make_config(model=f"a={first}", adapter=(f"x={lora}",))
+    on_first, on_next = (fingerprint(f"{base}+lora") for base in ("first", "next"))
+    async with running(app_of(config, StateDir(tmp_path / "state"))) as client:
+        assert (await hosted(client))["x"] == (on_first, 1)
+        await change(client, changed)
+        assert (await hosted(client))["x"] == (on_first, 1)  # it keeps the weights that it was laid on
+    for _ in range(2):
+        async with running(app_of(config, StateDir(tmp_path / "state"))) as client:
+            assert await hosted(client) == {"a": (fingerprint("next"), 2), "x": (on_next, 2)}
+
+
+async def test_an_adapter_that_was_loaded_while_a_server_served_comes_back(tmp_path: Path) -> None:
+    lora = checkpoint(tmp_path / "lora", "lora")
+    config = of(tmp_path, a="first")
+    asked = {"name": "x", "source": str(lora), "base": "a"}
+    async with running(app_of(config, StateDir(tmp_path / "state"))) as client:
+        assert (await client.post("/v1/references", json=asked, headers=ADMIN)).status_code < 300
+        names = list(await hosted(client))
+    (lora / "weights").unlink()  # it was copied
+    async with running(app_of(config, StateDir(tmp_path / "state"))) as client:
+        assert list(await hosted(client)) == names
+        assert (await hosted(client))["x"][1] == 1

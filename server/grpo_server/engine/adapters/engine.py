@@ -16,7 +16,6 @@ from grpo_client.protocol import ReferenceInfo
 
 from ..config import BatchLimits
 from ..contract import (
-    AdapterChange,
     Addition,
     BatchScores,
     Change,
@@ -48,19 +47,19 @@ log = logging.getLogger(__name__)
 class AdaptedEngine:
     """See `contract.HostedEngine`. Weights are the base's; what is its own is the adapter."""
 
-    def __init__(self, base: Base, change: AdapterChange, on_stage: OnStage = lambda _: None, version: int = 1) -> None:
+    def __init__(self, base: Base, addition: Addition, on_stage: OnStage = lambda _: None) -> None:
         base.tenants.enter()
         try:
-            self._adopt(base, change, on_stage, version)
+            self._adopt(base, addition, on_stage)
         except BaseException:
             base.tenants.leave()
             raise
 
-    def _adopt(self, base: Base, change: AdapterChange, on_stage: OnStage, version: int) -> None:
+    def _adopt(self, base: Base, addition: Addition, on_stage: OnStage) -> None:
         on_stage("load")
-        files = find(change.source, change.revision)
+        files = find(addition.source, addition.revision)
         if (why := _no_room(base, files)) is not None:
-            raise ValueError(f"the adapter {change.name} is not loaded: {why}")
+            raise ValueError(f"the adapter {addition.name} is not loaded: {why}")
         with Reading(None):  # memory may run out
             adapter = Fitting(base.model, base.parts, files.settings).adapter(files.tensors())
         on_stage("probe")
@@ -75,11 +74,14 @@ class AdaptedEngine:
         price = self._measured(base, forward, adapter)
         on_stage("verify")
         digest = hashlib.sha256(base.hosted.info.fingerprint.encode() + adapter.digest()).hexdigest()
-        named = {"model": change.name, "fingerprint": digest, "version": version, "bitwise": bitwise}
+        version = addition.version if addition.fingerprint in (None, digest) else addition.version + 1
+        named = {"model": addition.name, "fingerprint": digest, "version": version, "bitwise": bitwise}
         info = base.hosted.info.model_copy(update=named)
         self._base, self._adapter, self._forward, self._price = base, adapter, forward, price
         self._hosted = replace(base.hosted, info=info, strings={})
-        log.info("%s is an adapter of %s: %.1f MB beside it", change.name, base.hosted.info.model, adapter.nbytes / 1e6)
+        log.info(
+            "%s is an adapter of %s: %.1f MB beside it", addition.name, base.hosted.info.model, adapter.nbytes / 1e6
+        )
 
     @staticmethod
     def _measured(base: Base, forward: AdaptedForward, adapter: Adapter) -> Price:
@@ -169,9 +171,9 @@ class AdaptedEngine:
         """Of another adapter, by the header of its file."""
         return _no_room(self._base, find(source))
 
-    def adapt(self, change: AdapterChange, on_stage: OnStage) -> AdaptedEngine:
+    def adapt(self, addition: Addition, on_stage: OnStage) -> AdaptedEngine:
         """Another adapter on the same base."""
-        return AdaptedEngine(self._base, change, on_stage)
+        return AdaptedEngine(self._base, addition, on_stage)
 
     def add(self, addition: Addition, on_stage: OnStage) -> HostedEngine:
         """Refused: a further model comes up beside a whole one."""
@@ -184,9 +186,9 @@ class AdaptedEngine:
                 f"model: {self.info.model} is an adapter, and the average of two adapters is not that of their products; "
                 f"swap it, or {MERGED}"
             )
-        asked = AdapterChange(change.source, change.name or self.info.model, change.revision)
         version = self.info.version + 1 if change.version is None else change.version
-        return AdaptedEngine(self._base, asked, on_stage, version)
+        asked = Addition(change.source, change.name or self.info.model, change.revision, version)
+        return AdaptedEngine(self._base, asked, on_stage)
 
     def save(self, directory: Path) -> None:
         """Refused: its owner has base and adapter, and starts with them."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import VOCAB, Tensors, saved, with_config, with_tensors, without
-from grpo_server.engine.contract import AdapterChange, Change
+from grpo_server.engine.contract import Addition, Change
 from grpo_server.engine.engine import TorchEngine
 from tuned import CONFIG, FILE, PREFIX, engine_of, pieces_of, put_on, scores, written
 
@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
 
 def refused(engine: TorchEngine, path: Path) -> str:
     with pytest.raises((OSError, ValueError)) as caught:
-        engine.adapt(AdapterChange(str(path), "tuned"), lambda _: None)
+        engine.adapt(Addition(str(path), "tuned"), lambda _: None)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

@@ -14,7 +14,7 @@ import torch
 from checkpoints import VOCAB
 from grpo_server.engine import EngineConfig, Piece
 from grpo_server.engine.adapters.engine import AdaptedEngine
-from grpo_server.engine.contract import AdapterChange
+from grpo_server.engine.contract import Addition
 from grpo_server.engine.engine import TorchEngine
 from grpo_server.engine.loading import load
 from safetensors.torch import save_file
@@ -68,7 +68,7 @@ def engine_of(base: Path, **settings: Any) -> TorchEngine:
 
 
 def put_on(base: TorchEngine, path: Path, name: str = "tuned") -> AdaptedEngine:
-    found = base.adapt(AdapterChange(str(path), name), lambda _: None)
+    found = base.adapt(Addition(str(path), name), lambda _: None)
     assert isinstance(found, AdaptedEngine)
     return found
 
