@@ -148,6 +148,18 @@ def test_another_reference_is_refused(make_config: MakeConfig, reference_server)
         train(make_config(reference_server.url))
 
 
+def test_of_several_references_the_one_that_is_named_is_asked(
+    make_config: MakeConfig, reference_server, tmp_path: Path
+) -> None:
+    for name in (None, "judge"):
+        reference_server.requests.clear()
+        config = make_config(
+            reference_server.url, reference={"model": name}, trainer={"steps": 1, "output": str(tmp_path / str(name))}
+        )
+        train(config)
+        assert {request.model for request in reference_server.requests} == {name}
+
+
 def test_a_resumed_run_refuses_another_reference(make_config: MakeConfig, reference_server) -> None:
     train(make_config(reference_server.url, trainer={"steps": 1, "checkpoint_every": 1}))
     reference_server.info = reference_server.info.model_copy(update={"fingerprint": "another"})

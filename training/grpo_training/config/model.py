@@ -51,6 +51,8 @@ class ReferenceConfig(Section):
 
     urls: tuple[str, ...] = ("http://127.0.0.1:8000",)
     """One or several base URLs; a prompt goes to the same one each time, unless that is busier than the others."""
+    model: str | None = Field(default=None, min_length=1)
+    """Which reference, where the server hosts several (`--model NAME=...`, `--adapter NAME=...`); None: its default."""
     api_key: SecretStr | None = None
     """Sent as a bearer token, when the server wants one; None: the environment's GRPO_API_KEY. Written nowhere."""
     timeout: float = Field(default=300.0, gt=0)

@@ -111,6 +111,7 @@ class Reference:
             timeout=config.timeout,
             retry=RetryPolicy(max_wait=config.max_wait, limit="reference.max_wait"),
             fingerprint=(fingerprint or "first") if config.pin else None,
+            model=config.model,
         )
         try:
             self.info: ReferenceInfo = self._client.wait_ready()

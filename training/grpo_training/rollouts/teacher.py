@@ -143,6 +143,7 @@ class Teachers:
                     timeout=where.timeout,
                     retry=RetryPolicy(max_wait=where.max_wait, limit=f"distillation.teachers.{name}.max_wait"),
                     fingerprint=(began or "first") if where.pin else None,
+                    model=where.model,
                 )
                 self._clients[name] = undo.enter_context(client)
                 with _named(name):
