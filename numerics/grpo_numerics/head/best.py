@@ -105,12 +105,28 @@ class BestByKeys:
             maxima = _group_maxima(z, size)
             if np.count_nonzero(maxima >= floor[:, None]) <= 2 * k * len(z):
                 return _at_least(floor, z, maxima)
-        while size > 1 and width < 4 * k * size:
-            size //= 2
+        size = _first_size(width, k)
         maxima = _group_maxima(z, size)
         if k <= maxima.shape[1]:
             floor = np.maximum(floor, np.partition(maxima, -k, axis=1)[:, -k])
         return _at_least(floor, z, maxima)
+
+
+def best_bytes(rows: int, width: int, k: int) -> int:
+    """Peak of `BestByKeys` beside the (rows, width) logits of a tile: the keys; the maxima of the groups with a bit each, and
+    what is looked at of k groups (columns and logits) or, where groups are narrow, some 66 bytes a candidate until it is
+    merged; or else the logits and ids that come out."""
+    size = _first_size(width, k)
+    merging = min(rows, max(1, _AT_ONCE // k)) * (5 * (width // size) + k * max(13 * size, 66))
+    return 8 * rows * k + max(merging, 24 * rows * k)
+
+
+def _first_size(width: int, k: int) -> int:
+    """Columns of a group where the k-th largest maximum is the bound: there must be some times k groups."""
+    size = math.gcd(width, _GROUP)
+    while size > 1 and width < 4 * k * size:
+        size //= 2
+    return size
 
 
 def _group_maxima(z: Tensor, size: int) -> _Floats:

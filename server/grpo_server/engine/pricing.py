@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from grpo_client.protocol import HIDDEN
 from grpo_numerics import default_tile
+from grpo_numerics.head.best import best_bytes
 from grpo_numerics.head.spec import GATHER_FLOATS, ROW_MULTIPLE, VOCAB_MULTIPLE
 
 from .anatomy import Anatomy
@@ -68,8 +69,11 @@ def head_bytes(piece: Piece, wanted: int, parts: Anatomy) -> int:
     gathered = 3 * min(block * dim, max(ROW_MULTIPLE * dim, GATHER_FLOATS)) * _DOUBLE
     asked = 0 if piece.token_ids is None else next((ids.shape[1] for ids in piece.token_ids if ids.size), 0)
     kept = (_FLOAT + _INT) * (piece.top_k + asked)
-    working = (_FLOAT + _INT) * piece.top_k + 3 * _INT * asked
-    in_tiles = max(upcast + logits * block * width * _FLOAT + block * working, gathered)
+    in_tiles = upcast + logits * block * width * _FLOAT + block * 3 * _INT * asked
+    if piece.top_k:
+        on_cpu = parts.weight.device.type == "cpu"
+        in_tiles += best_bytes(block, width, piece.top_k) if on_cpu else block * (_FLOAT + _INT) * piece.top_k
+    in_tiles = max(in_tiles, gathered)
     given = _HALF * dim if HIDDEN in piece.extras else 0
     return wanted * (dim * element + _ROW + kept + given) + in_tiles
 
