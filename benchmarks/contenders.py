@@ -38,7 +38,8 @@ MICRO_BATCH = 8
 
 @contextmanager
 def server(*flags: str) -> Iterator[tuple[str, int]]:
-    """A grpo-server process on a free port: (base URL, process id). The result cache is off."""
+    """A grpo-server process on a free port: (base URL, process id). It serves the demo model, unless flags name another; the
+    result cache is off."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -46,8 +47,7 @@ def server(*flags: str) -> Iterator[tuple[str, int]]:
         sys.executable,
         "-m",
         "grpo_server",
-        "--model",
-        "demo",
+        *(() if "--model" in flags else ("--model", "demo")),
         "--port",
         str(port),
         "--cache-bytes",

@@ -33,7 +33,7 @@ def test_every_setting_is_in_a_table() -> None:
         ("grpo-server", "| `--max-queue-bytes` | size | 1 GiB |"),
         ("grpo-server", "| `--max-batch-bytes` | size, `auto` | `auto` |"),
         ("grpo-server", "| `--trust-remote-code` | yes or no | off |"),
-        ("grpo-server", "| `--model` | text | needed |"),
+        ("grpo-server", "| `--model` | text, list | needed |"),
         ("grpo-server", "| `--mode` | `auto`, `exact`, `invariant`, `fast` | `auto` |"),
         ("grpo-train optimizer", "| `lr` | number | 1e-05 |"),
         ("grpo-train optimizer", "| `betas` | 2 numbers | `0.9`, `0.99` |"),

@@ -103,7 +103,7 @@ def test_an_obstacle_is_one_in_its_tier_alone() -> None:
 def parts_of(body: nn.Module) -> Any:
     generator = torch.Generator().manual_seed(0)
     return SimpleNamespace(
-        body=body,
+        modules=tuple(body.modules()),
         weight=torch.randn(64, 16, generator=generator),
         spec=HeadSpec(),
         device=torch.device("cpu"),
@@ -179,5 +179,5 @@ def test_strict_mkl_is_trusted_with_its_own_products_alone(
 ) -> None:
     monkeypatch.setenv("MKL_CBWR", "AVX2,STRICT")
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    parts: Any = SimpleNamespace(device=torch.device("cpu"), weight=torch.zeros(4, 8), body=nn.Sequential(layer))
+    parts: Any = SimpleNamespace(device=torch.device("cpu"), weight=torch.zeros(4, 8), modules=(layer,))
     assert bits._strict_mkl(parts) is trusted
