@@ -25,6 +25,7 @@ environment.set_environment("exact")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+import transformers  # noqa: E402
 from grpo_server.engine import EngineConfig, Piece  # noqa: E402
 from grpo_server.engine.engine import TorchEngine  # noqa: E402
 from grpo_server.engine.loading import Loaded  # noqa: E402
@@ -58,7 +59,7 @@ LATENT = dict(
 # Of the eye of a model that sees as well; it has nothing to do here but to be there.
 EYE = dict(
     hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14, depth=1,
-    num_heads=2, out_hidden_size=64, embed_dim=32, mlp_ratio=1,
+    num_heads=2, out_hidden_size=64, embed_dim=32, mlp_ratio=1.0,
 )  # fmt: skip
 # Parts that the common config does not reach keep their full size: vision towers, embeddings for each layer.
 MAX_PARAMETERS = 20_000_000
@@ -151,7 +152,7 @@ def outcome(kind: str) -> tuple[str, str, str]:
     try:
         engine = TorchEngine(EngineConfig(model=kind, mode="exact"), Loaded(model, None, None))
     except (ValueError, RuntimeError, AssertionError) as error:
-        return "refused", "", str(error)
+        return "refused", "", str(error).removeprefix("model: ").partition("; use another")[0]
     answers = engine.compute(engine.prepare(pieces)).pieces
     worst = max(np.abs(by_model - a.logprobs).max() for by_model, a in zip(truth, answers, strict=True))
     verdict = "" if worst <= TOLERANCE else " WRONG"
@@ -185,7 +186,15 @@ def as_markdown(rows: Sequence[tuple[str, str, str, str]]) -> str:
     """What is served, as a table, and what was not built with the common config, in one line: that says nothing about it."""
     built = [row for row in rows if row[1] != "not built"]
     left = [row[0] for row in rows if row[1] == "not built"]
-    lines = ["| architecture | tier | bitwise | largest difference in nats, or why not |", "|---|---|---|---|"]
+    tier = "../numerics.md#how-it-is-checked-on-your-model-at-every-start"
+    title = (
+        f"# Architectures\n\nEvery language model of transformers {transformers.__version__}, built tiny with random weights, "
+        f"in exact mode on a CPU: which\n[tier]({tier}) serves it, whether\nits scores keep their bits, and the largest "
+        "difference from the model's own forward. Written by\n"
+        "`python -m benchmarks.architectures --markdown docs/results/architectures.md`.\n\n"
+        "What is refused, encoders for the most part, has no way of scoring that reproduces its own forward with this config.\n"
+    )
+    lines = [title, "| architecture | tier | bitwise | largest difference in nats, or why not |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in built]
     return "\n".join([*lines, "", f"Not built from the common config: {', '.join(left) or 'none'}.", ""])
 
