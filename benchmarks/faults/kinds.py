@@ -8,6 +8,7 @@ import resource
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -22,17 +23,17 @@ HARMS = 20
 MOST_SECONDS = 60.0
 
 
-class Fault:
+class Fault(ABC):
     """name: for the table. loud: whether it may end a run or a request with an error, which a supervisor or a caller sees."""
 
     name: ClassVar[str]
     loud: ClassVar[bool] = False
 
+    @abstractmethod
     def begin(self, world: World) -> str:
         """Do it; a word of what was seen."""
-        raise NotImplementedError
 
-    def end(self, world: World) -> None:
+    def end(self, world: World) -> None:  # noqa: B027 - most have nothing to undo
         """Undo it."""
 
 

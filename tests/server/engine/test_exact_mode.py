@@ -54,7 +54,7 @@ def test_every_width_of_vectors_keeps_every_bit(capability):
     own = torch.backends.cpu.get_cpu_capability().lower()
     if NARROWER.index(capability) > (NARROWER.index(own) if own in NARROWER else 0):
         pytest.skip(f"this CPU has no {capability}")
-    for threads, model in ((2, "llama"), (3, "gemma2")):
+    for threads, model in ((2, "llama"), (3, "gemma2"), (3, "qwen3_moe")):
         assert_kept(run(threads, 30, model=model, ATEN_CPU_CAPABILITY=capability))
 
 
