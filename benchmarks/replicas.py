@@ -36,8 +36,8 @@ WANTED = 1.7
 
 
 def make_model(directory: Path, seed: int) -> str:
-    """A random Llama that takes a fifth of a second for a question on one core: what Ray's proxy and the clients take for an answer
-    (12 ms of a processor) is small beside that, as it is with real models."""
+    """A random Llama that takes a fifth of a second for a question on one core: what Ray's proxy and the clients take for an
+    answer (12 ms of a processor) is small beside that, as it is with real models."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
