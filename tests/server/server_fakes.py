@@ -43,6 +43,7 @@ VOCAB = 100
 MAX_LENGTH = 64
 # The token whose log-prob is not finite.
 CURSED = 13
+FLOPS_A_TOKEN = 1000.0
 PATIENCE = 30.0  # seconds that a test waits for another thread before it fails
 
 
@@ -128,6 +129,7 @@ class FakeEngine:
         self.piece_bytes = 1
         self.counts: Callable[[], Tally] = EveryPiece
         self.batch_tokens = 6144
+        self.peak_flops: float | None = None
         self.no_room: str | None = None
         self._open, self._changes = threading.Event(), threading.Event()
         self._open.set()
@@ -177,7 +179,10 @@ class FakeEngine:
         if (error := self.fail(batch)) is not None:
             raise error
         info = self.info
-        return BatchScores([fake_scores(info.fingerprint, p) for p in batch], sum(p.tokens for p in batch), info)
+        computed = sum(p.tokens for p in batch)
+        return BatchScores(
+            [fake_scores(info.fingerprint, p) for p in batch], computed, info, flops=FLOPS_A_TOKEN * computed
+        )
 
     @property
     def reads_files(self) -> bool:

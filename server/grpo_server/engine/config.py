@@ -22,7 +22,8 @@ class EngineConfig:
     max_batch_bytes: of one forward pass; None: what suits the device and its free memory. fused_layers: on a GPU, norms, rotary
     embeddings and SwiGLU by kernels, or each layer compiled, where the scores stay right. name: what clients see when there
     is no served_name; None: the model's. version: of the reference, if it has this fingerprint, else one more; fingerprint
-    None: of any. offline: the hub is not asked for anything, for all is here. allow_hidden: hidden states may be asked for."""
+    None: of any. offline: the hub is not asked for anything, for all is here. allow_hidden: hidden states may be asked for.
+    peak_tflops: what one device does at most, for the figure of its utilisation; None: as `cards` has it."""
 
     model: str
     revision: str | None = None
@@ -44,6 +45,7 @@ class EngineConfig:
     fingerprint: str | None = None
     offline: bool = False
     allow_hidden: bool = False
+    peak_tflops: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

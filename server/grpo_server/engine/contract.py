@@ -104,13 +104,15 @@ class Hosted:
 @dataclass(frozen=True, slots=True)
 class BatchScores:
     """Scores of each piece in the order given, the tokens that really ran (shared prompts counted once), and who computed
-    them. references: of each piece, where they are of several."""
+    them. references: of each piece, where they are of several. flops: operations of the model's matrices (`engine.flops`); 0
+    where they are not known."""
 
     pieces: list[PieceScores]
     computed_tokens: int
     reference: ReferenceInfo
     splits: int = 0  # how often the batch was halved because memory ran out
     references: Sequence[ReferenceInfo] | None = None
+    flops: float = 0.0
 
     def reference_of(self, piece: int) -> ReferenceInfo:
         """Who computed the scores of this one."""
@@ -203,6 +205,12 @@ class HostedEngine(Engine, Protocol):
     @property
     def limits(self) -> BatchLimits:
         """What it takes at a time; the same as long as it lives."""
+        ...
+
+    @property
+    def peak_flops(self) -> float | None:
+        """The most operations a second that its devices do in its precision, to read `BatchScores.flops` against; None where
+        either is not known."""
         ...
 
     def beside(self, change: Change, on_stage: OnStage) -> HostedEngine:

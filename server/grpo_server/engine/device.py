@@ -6,7 +6,7 @@ Everything else about a device is torch's own business.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -38,6 +38,10 @@ class Device(Protocol):
         """Bytes that `work` takes at its peak, beside what is held before."""
         ...
 
+    def cards(self) -> Sequence[str]:
+        """The name of each card, as its driver says it; the host is one, too."""
+        ...
+
 
 class Cpu:
     """The host. root: where proc and sys are."""
@@ -59,6 +63,9 @@ class Cpu:
 
     def peak(self, work: Callable[[], object]) -> int:
         return watched_peak(work)
+
+    def cards(self) -> Sequence[str]:
+        return ["cpu"]
 
 
 class Cuda:
@@ -86,6 +93,9 @@ class Cuda:
             torch.cuda.reset_peak_memory_stats(device)
         work()
         return max(torch.cuda.max_memory_allocated(device) - held for device, held in before.items())
+
+    def cards(self) -> Sequence[str]:
+        return [torch.cuda.get_device_name(device) for device in self._devices]
 
 
 def device_of(model: nn.Module) -> Device:

@@ -38,6 +38,7 @@ from .contract import (
 )
 from .device import Device, device_of
 from .fingerprint import fingerprint
+from .flops import count_flops
 from .head_pass import Head, score_pieces
 from .loading import Loaded, load
 from .memory import batch_limits
@@ -88,6 +89,7 @@ class TorchEngine:
             if mode == "exact":
                 require_ieee(device)
             limits = self._limits or batch_limits(config, device, parts.token_bytes)
+            flops = count_flops(model, parts, device.cards(), config.peak_tflops)  # before layers are fused
             head = quickest_head(self._given_head, parts) if mode == "fast" else self._given_head
             ground = prepare_ground(mode, parts, head, limits.tokens)
             attention = model.config._attn_implementation or "eager"
@@ -114,6 +116,7 @@ class TorchEngine:
         self._config, self._model, self._parts, self._device = config, model, parts, device
         self._forward, self._head, self._limits = chosen.forward, chosen.head, limits
         self._price, self._ground, self._attention, self._tenants = price, ground, attention, Tenants(model)
+        self._flops = flops
         self._known_products: dict[object, str | None] = {}
         tokens = None if loaded.tokenizer is None else TokenizerIdentity.of(loaded.tokenizer)
         self._hosted = Hosted(info, loaded.tokenizer, media_tokens(model.config), tokens)
@@ -128,6 +131,11 @@ class TorchEngine:
         """What it takes at a time; of the first model, whichever is hosted."""
         assert self._limits is not None
         return self._limits
+
+    @property
+    def peak_flops(self) -> float | None:
+        """See `contract.HostedEngine`."""
+        return self._flops.peak
 
     @property
     def info(self) -> ReferenceInfo:
@@ -167,7 +175,8 @@ class TorchEngine:
     def compute_whole(self, batch: Prepared) -> BatchScores:
         """Score a prepared batch in one go. Raises whatever torch raises when memory runs out."""
         with self._turn:
-            return BatchScores(self._run(batch), batch.tokens, self.info)
+            flops = self._flops.of(batch.tokens, len(batch.targets))
+            return BatchScores(self._run(batch), batch.tokens, self.info, flops=flops)
 
     @torch.inference_mode()
     def _run(self, batch: Prepared) -> list[PieceScores]:
@@ -218,6 +227,7 @@ class TorchEngine:
             turn=self._turn,
             tenants=self._tenants,
             known=self._known_products,
+            flops=self._flops,
         )
 
     def add(self, addition: Addition, on_stage: OnStage) -> TorchEngine:

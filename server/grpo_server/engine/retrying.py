@@ -53,4 +53,5 @@ def scores_of(engine: Computes, batch: Prepared) -> BatchScores:
         engine.info,
         1 + first.splits + second.splits,
         None if whose is None else [one.info for one in whose],
+        first.flops + second.flops,
     )

@@ -44,6 +44,12 @@ class Adapter:
         """Memory that it takes beside the base."""
         return sum(t.numel() * t.element_size() for t in self.tensors().values())
 
+    @property
+    def flops(self) -> float:
+        """Operations of one token, beside the base's."""
+        looked_up = 0 if self.embedding is None else self.embedding.up.numel()
+        return 2.0 * (looked_up + sum(pair.down.numel() + pair.up.numel() for pair in self.pairs.values()))
+
     def digest(self) -> bytes:
         """SHA-256 over names, types, shapes, bytes and scales."""
         digest = hashlib.sha256()

@@ -14,6 +14,7 @@ from ..bits import Ground
 from ..config import BatchLimits, EngineConfig
 from ..contract import Hosted
 from ..device import Device
+from ..flops import Flops
 from ..head_pass import Head
 from ..own_memory import Tenants
 from ..prepared import Forward
@@ -23,7 +24,8 @@ from ..pricing import Price
 @dataclass(frozen=True, slots=True, eq=False)
 class Base:
     """hosted: the base as a reference. attention: implementation of the model itself. turn: held for a batch. price: of its own
-    batches. tenants: who holds the weights. known: why a kind of product keeps no bits, or None, as far as it was tried."""
+    batches. tenants: who holds the weights. known: why a kind of product keeps no bits, or None, as far as it was tried. flops:
+    of the base."""
 
     config: EngineConfig
     model: PreTrainedModel
@@ -39,6 +41,7 @@ class Base:
     turn: threading.RLock
     tenants: Tenants
     known: dict[object, str | None]
+    flops: Flops
     modules: dict[str, nn.Module] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -106,6 +106,11 @@ class AdaptedEngine:
         return self._base.limits
 
     @property
+    def peak_flops(self) -> float | None:
+        """The base's."""
+        return self._base.flops.peak
+
+    @property
     def device(self) -> Device:
         """The base's."""
         return self._base.device
@@ -149,7 +154,7 @@ class AdaptedEngine:
         with self._base.turn:
             scores = self._run(batch)
         references = None if batch.engines is None else [engine.info for engine in batch.engines]
-        return BatchScores(scores, batch.tokens, self.info, references=references)
+        return BatchScores(scores, batch.tokens, self.info, references=references, flops=self._forward.flops(batch))
 
     @torch.inference_mode()
     def _run(self, batch: Prepared) -> list[PieceScores]:

@@ -75,6 +75,13 @@ class AdaptedForward:
         parts = [self._parts_of(owner) for owner in owners] if any(o and o.head for o in owners) else ()
         return Prepared(pieces, laid.targets, laid.tokens, _Batch(laid.plan, spans), parts, engines)
 
+    def flops(self, batch: Prepared) -> float:
+        """Operations of a batch; 0 where those of the base are not known."""
+        base = self.base.flops.of(batch.tokens, len(batch.targets))
+        plan: _Batch = batch.plan
+        ends = [(span, batch.tokens if span.stop is None else span.stop) for span in plan.spans]
+        return base and base + sum(span.adapter.flops * (stop - span.start) for span, stop in ends)
+
     def rows(self, batch: Prepared) -> Tensor:
         """As `Forward.rows`."""
         plan: _Batch = batch.plan

@@ -15,6 +15,7 @@ from grpo_server.engine.adapters.base import Base
 from grpo_server.engine.adapters.forward import AdaptedForward
 from grpo_server.engine.adapters.products import Pair
 from grpo_server.engine.anatomy import anatomy
+from grpo_server.engine.flops import Flops
 from grpo_server.engine.forwards import PackedForward
 from grpo_server.engine.head_pass import head_passes
 from torch import nn
@@ -36,6 +37,7 @@ def test_a_batch_of_adapters_on_a_gpu_waits_for_nothing(monkeypatch: pytest.Monk
         forward=PackedForward(model, parts, heights=None),
         head=score_rows,
         attention="sdpa",
+        flops=Flops(token=1.0, row=1.0),
     )
 
     def adapter(rank: int) -> Adapter:
@@ -54,6 +56,8 @@ def test_a_batch_of_adapters_on_a_gpu_waits_for_nothing(monkeypatch: pytest.Monk
         batch = forward.prepare(pieces, [second, None, first, second])
         with Waits() as seen:
             passes = head_passes(forward.rows(batch), batch.questions, parts, score_rows)
+            counted = forward.flops(batch)
+    assert counted > base.flops.of(batch.tokens, len(batch.targets))
     assert seen.reads == []
     assert set(seen.copies) == {"cpu to meta queued"}
     assert forward.layers == first.pairs.keys()

@@ -1,0 +1,128 @@
+"""How much arithmetic a model's matrices are, counted in one small forward by the rows that each of them is given.
+
+R rows times a matrix of K x N are R K N multiplications and as many additions. Of a mixture of experts those count that a token
+is sent to. Not counted: look-ups, norms, activations, recurrences, and attention's own products, of queries with keys and of
+weights with values, which grow with the length of a sequence. So a utilisation made of it is a lower bound: PaLM's "model FLOPs
+utilization" without its term for attention (Chowdhery et al. 2022, appendix B).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from .anatomy import Anatomy
+from .cards import peak_flops
+
+log = logging.getLogger(__name__)
+
+_TOKENS = 2  # of the forward in which it is counted
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# What configs call the number of experts that a token is sent to.
+_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")
+# Parameters that are no known matrix, such as a recurrence's, may be this share of those that are.
+_UNKNOWN = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Flops:
+    """Operations of one token through the body, and of one row through the head; 0 where they are not known. peak: the most
+    that the devices do in a second, None where either is not known."""
+
+    token: float = 0.0
+    row: float = 0.0
+    peak: float | None = None
+
+    def of(self, tokens: int, rows: int) -> float:
+        """Of a batch."""
+        return self.token * tokens + self.row * rows
+
+
+@torch.inference_mode()
+def count_flops(
+    model: PreTrainedModel, parts: Anatomy, cards: Sequence[str], peak_tflops: float | None = None
+) -> Flops:
+    """cards, peak_tflops: as in `cards.peak_flops`. Nothing is known, and the log says so, where much of what a model
+    multiplies with is of an unknown kind. Of a model that lies on several processes: all of it, by the cards of this one; and
+    all of them must call it."""
+    count = _Count(_experts_chosen(model.config))
+    hooks = [module.register_forward_pre_hook(count.note, with_kwargs=True) for module in parts.modules]
+    try:
+        ids = torch.ones(1, _TOKENS, dtype=torch.long, device=parts.device)
+        parts.body(input_ids=ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if count.unknown > _UNKNOWN * count.products:
+        log.info("the arithmetic of %s is not counted: its matrices are of an unknown kind", type(model).__name__)
+        return Flops()
+    peak = peak_flops(cards, _precision(model), peak_tflops)
+    return Flops(2 * count.products / _TOKENS, 2 * math.prod(parts.weight.shape), peak)
+
+
+class _Count:
+    """products: numbers that were multiplied, each with a row. unknown: those of which nothing is known. chosen: experts of a
+    token."""
+
+    def __init__(self, chosen: int | None) -> None:
+        self._chosen = chosen
+        self.products, self.unknown = 0, 0
+
+    def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A module is about to be called."""
+        if isinstance(module, nn.Embedding):
+            return
+        own = {name: p for name, p in module.named_parameters(recurse=False) if p.dim() > 1}
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if isinstance(module, _CONVOLUTIONS):
+            self.products += _TOKENS * _numbers(own.values())
+        elif (sides := _sides(module)) is not None:
+            self.products += _rows(given) * sides
+        elif stacks := [p for p in own.values() if p.dim() == 3 and p.is_floating_point() and min(p.shape) > 1]:
+            self._experts(stacks, given)
+        else:
+            weights = [p for name, p in own.items() if name == "weight" and p.dim() == 2 and p.is_floating_point()]
+            self.products += _rows(given) * _numbers(weights)
+            self.unknown += _TOKENS * (_numbers(own.values()) - _numbers(weights))
+
+    def _experts(self, stacks: list[nn.Parameter], given: list[Tensor]) -> None:
+        """stacks: (E, K, N) matrices of all experts. Of which a token is sent to, the module is told in (T, k) indices."""
+        index = next((g for g in given if g.dim() == 2 and not g.is_floating_point()), None)
+        chosen = self._chosen if index is None else index.shape[1]
+        each = sum(math.prod(p.shape[1:]) for p in stacks)
+        if chosen is None:
+            self.unknown += _TOKENS * each * stacks[0].shape[0]
+        else:
+            self.products += _TOKENS * each * chosen
+
+
+def _sides(module: nn.Module) -> int | None:
+    """K N of a layer that says so, whatever its weight is packed as."""
+    inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return inputs * outputs if isinstance(inputs, int) and isinstance(outputs, int) else None
+
+
+def _rows(given: list[Tensor]) -> int:
+    return given[0].numel() // given[0].shape[-1] if given and given[0].dim() else 0
+
+
+def _numbers(parameters: Iterable[Tensor]) -> int:
+    return sum(math.prod(p.shape) for p in parameters)
+
+
+def _experts_chosen(config: PretrainedConfig) -> int | None:
+    text = config.get_text_config(decoder=True)
+    return next((n for name in _CHOSEN if isinstance(n := getattr(text, name, None), int)), None)
+
+
+def _precision(model: PreTrainedModel) -> torch.dtype | None:
+    """The type in which it multiplies; None where weights have eight bits, for they may be multiplied so, or widened first."""
+    narrow = any(p.is_floating_point() and p.element_size() == 1 for p in model.parameters())
+    return None if narrow else model.dtype
