@@ -67,6 +67,22 @@ PANELS: dict[str, list[Panel]] = {
             },
         ),
         Panel("Time of a batch", "In the engine.", "s", quantiles("compute_seconds")),
+        Panel(
+            "Arithmetic",
+            "Operations of the model's matrices, a second.",
+            "flops",
+            {"{{instance}}": f"rate(grpo_server_model_flops_total[{WINDOW}])"},
+        ),
+        Panel(
+            "MFU",
+            "Arithmetic over the most that the devices do, while they compute and of all time; none for an unknown card.",
+            "percentunit",
+            {
+                "computing, {{instance}}": f"rate(grpo_server_model_flops_total[{WINDOW}]) / "
+                f"rate(grpo_server_compute_seconds_sum[{WINDOW}]) / grpo_server_peak_flops",
+                "of all time, {{instance}}": f"rate(grpo_server_model_flops_total[{WINDOW}]) / grpo_server_peak_flops",
+            },
+        ),
     ],
     "Queue": [
         Panel(

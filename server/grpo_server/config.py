@@ -95,6 +95,14 @@ class ServerConfig(RaySettings):
         "packed", description="Best way of sharing prompts to try; the start-up probe may choose a lower one."
     )
 
+    peak_tflops: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="What one device does at most, in 10^12 operations a second, for the metric of its utilisation; by "
+        "default what the data sheet says of a known card.",
+    )
+
     # where it listens
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 opens it to the network.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 picks a free one and logs it.")
@@ -331,6 +339,7 @@ class ServerConfig(RaySettings):
             max_batch_bytes=self.max_batch_bytes,
             fused_layers=self.fused_layers,
             allow_hidden=self.allow_hidden,
+            peak_tflops=self.peak_tflops,
         )
 
     def scheduler(self, batch: BatchLimits) -> SchedulerLimits:

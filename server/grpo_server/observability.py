@@ -11,6 +11,7 @@ from collections.abc import Callable
 from grpo_client.protocol import ReferenceInfo
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
+from grpo_server.peak_metric import PeakFlops
 from grpo_server.reference_metrics import ReferenceMetrics
 from grpo_server.scheduler import SchedulerLimits
 from grpo_server.scheduler.events import BatchDone
@@ -44,6 +45,8 @@ class Metrics:
         self._batch_tokens = histogram("batch_tokens", "Tokens of a batch as priced.", TOKENS)
         self._scored = counter("scored_tokens", "Completion tokens whose log-probs came out of the engine.")
         self._computed = counter("computed_tokens", "Tokens that went through the model, shared prompts once.")
+        self._flops = counter("model_flops", "Operations of the model's matrices in all batches.")
+        self._peak_flops = PeakFlops(registry)
         self._splits = counter("oom_splits", "Times a batch was halved because memory ran out.")
         self._cache_hits = counter("cache_hits", "Completions answered from the cache.")
         self._cache_misses = counter("cache_misses", "Completions looked for in the cache and not found.")
@@ -76,6 +79,10 @@ class Metrics:
         """What the engine and the queue take, to read `batch_tokens` and `queue_tokens` against."""
         self._max_batch_tokens.set(limits.max_batch_tokens)
         self._max_queue_tokens.set(limits.max_queue_tokens)
+
+    def peak_flops(self, peak: float | None) -> None:
+        """What the devices do at most, to read `model_flops` against; None: no series."""
+        self._peak_flops.value = peak
 
     def watch_bodies(self, held: Callable[[], float]) -> None:
         self._body_bytes.set_function(held)
@@ -111,6 +118,7 @@ class Metrics:
         self._compute_seconds.observe(batch.seconds)
         self._scored.inc(batch.scored_tokens)
         self._computed.inc(batch.computed_tokens)
+        self._flops.inc(batch.flops)
         self._splits.inc(batch.splits)
         self.by_reference.batch_done(batch)
 

@@ -20,6 +20,7 @@ class ReferenceMetrics:
         self._scored = counter("scored_tokens", "Completion tokens whose log-probs it gave.")
         self._computed = counter("computed_tokens", "Tokens that went through it, shared prompts once.")
         self._seconds = counter("compute_seconds", "Seconds of its batches in the engine.")
+        self._flops = counter("model_flops", "Operations of its matrices, as grpo_server_model_flops_total has them.")
         self._hits = counter("cache_hits", "Completions of it that the cache had.")
         self._misses = counter("cache_misses", "Completions of it that the cache did not have.")
         self._version = Gauge(
@@ -62,7 +63,8 @@ class ReferenceMetrics:
                 self._scored.labels(label).inc(own.scored_tokens)
                 self._computed.labels(label).inc(batch.computed_tokens * share)
                 self._seconds.labels(label).inc(batch.seconds * share)
+                self._flops.labels(label).inc(batch.flops * share)
 
     @property
     def _counters(self) -> tuple[Counter, ...]:
-        return (self._requests, self._scored, self._computed, self._seconds, self._hits, self._misses)
+        return (self._requests, self._scored, self._computed, self._seconds, self._flops, self._hits, self._misses)

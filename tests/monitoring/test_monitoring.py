@@ -67,8 +67,10 @@ def load(http: httpx.Client, turn: int = 0) -> None:
 def server(tmp_path: Path) -> Iterator[httpx.Client]:
     keys = tmp_path / "keys.yaml"
     keys.write_text(KEYS)
+    engine = FakeEngine()
+    engine.peak_flops = 1e12
     with (
-        real_server(FakeEngine(), keys_file=keys, cache_bytes=2**20) as url,
+        real_server(engine, keys_file=keys, cache_bytes=2**20) as url,
         httpx.Client(base_url=url, timeout=PATIENCE) as http,
     ):
         load(http)

@@ -16,7 +16,7 @@ def test_a_batch_of_several_references_is_borne_by_each_as_its_tokens_were_price
     metrics.hosted("adapter", adapter)
     shares = (Share(base, tokens=30, scored_tokens=7), Share(adapter, tokens=10, scored_tokens=4))
     metrics.batch_done(
-        BatchDone(shares, requests=2, tokens=40, computed_tokens=36, scored_tokens=11, seconds=2.0, splits=0)
+        BatchDone(shares, requests=2, tokens=40, computed_tokens=36, scored_tokens=11, seconds=2.0, splits=0, flops=8e9)
     )
 
     def told(name: str) -> list[float | None]:
@@ -26,3 +26,4 @@ def test_a_batch_of_several_references_is_borne_by_each_as_its_tokens_were_price
     assert told("scored_tokens") == [7, 4]
     assert told("computed_tokens") == [27, 9]
     assert told("compute_seconds") == [1.5, 0.5]
+    assert told("model_flops") == [6e9, 2e9]

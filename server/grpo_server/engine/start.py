@@ -17,7 +17,8 @@ def load_engine(config: EngineConfig, on_stage: OnStage = lambda _: None) -> Tor
     """Load, probe and return an engine. Raises OSError or ValueError with what to change."""
     if config.tensor_parallel:
         ranks = Ranks()
-        return LeadingEngine(load_shared(config, ranks, on_stage), ranks)
+        engine = load_shared(config, ranks, on_stage)
+        return LeadingEngine(engine, ranks, ranks.total(engine.peak_flops))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     on_stage("load")
@@ -44,6 +45,7 @@ def follow(config: EngineConfig) -> None:
         signal.signal(ending, signal.SIG_IGN)
     ranks = Ranks()
     engine = load_shared(config, ranks)
+    ranks.total(engine.peak_flops)
     while (pieces := ranks.receive()) is not None:
         together(engine, engine.prepare(pieces))
     engine.close()

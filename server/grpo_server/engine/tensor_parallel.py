@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import fields
@@ -85,6 +86,12 @@ class Ranks:
         dist.broadcast(message, 0, self._channel)
         return decode(message.numpy().tobytes())
 
+    def total(self, value: float | None) -> float | None:
+        """The sum over all ranks, each of which must call it; None if one of them has none."""
+        sums = torch.tensor([math.nan if value is None else value], dtype=torch.float64)
+        dist.all_reduce(sums, group=self._channel)
+        return None if math.isnan(total := float(sums)) else total
+
     def score_rows(
         self,
         hidden: Tensor,
@@ -124,8 +131,9 @@ class Ranks:
 class LeadingEngine:
     """Rank 0's engine: as `TorchEngine`, with the other ranks behind it."""
 
-    def __init__(self, engine: Any, ranks: Ranks) -> None:
-        self._engine, self._ranks = engine, ranks
+    def __init__(self, engine: Any, ranks: Ranks, peak_flops: float | None) -> None:
+        """peak_flops: of all ranks together."""
+        self._engine, self._ranks, self._peak_flops = engine, ranks, peak_flops
 
     @property
     def info(self) -> ReferenceInfo:
@@ -138,6 +146,10 @@ class LeadingEngine:
     @property
     def limits(self) -> BatchLimits:
         return self._engine.limits
+
+    @property
+    def peak_flops(self) -> float | None:
+        return self._peak_flops
 
     def bytes_of(self, piece: Piece) -> int:
         return self._engine.bytes_of(piece)

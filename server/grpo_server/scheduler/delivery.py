@@ -63,6 +63,7 @@ def batch_done(entries: Sequence[Entry], scores: BatchScores, seconds: float) ->
         scored_tokens=_scored(entries),
         seconds=seconds,
         splits=scores.splits,
+        flops=scores.flops,
     )
 
 

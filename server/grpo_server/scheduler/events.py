@@ -22,7 +22,7 @@ class BatchDone:
     """One batch went through the engine.
 
     shares: of each reference in it, for adapters share batches with their base. tokens: as priced. computed_tokens: what really
-    ran, shared prompts once. scored_tokens: log-probs that came out.
+    ran, shared prompts once. scored_tokens: log-probs that came out. flops: as in `BatchScores`.
     """
 
     shares: tuple[Share, ...]
@@ -32,6 +32,7 @@ class BatchDone:
     scored_tokens: int
     seconds: float
     splits: int
+    flops: float = 0.0
 
 
 class Listener(Protocol):

@@ -41,11 +41,13 @@ class Hosting:
         self._metrics.by_reference.forget(house.named.label)
         await self.references.drop(house)
         self._fit()
+        self._metrics.peak_flops(self._common_peak())
 
     def announce(self, house: House) -> None:
         """Another reference is hosted in this house, or the first one."""
         info = house.engine.info
         self._metrics.by_reference.hosted(house.named.label, info)
+        self._metrics.peak_flops(self._common_peak())
         if house.default:
             self._metrics.reference(info)
         logger.info(
@@ -60,6 +62,11 @@ class Hosting:
             info.tier,
             info.max_length,
         )
+
+    def _common_peak(self) -> float | None:
+        """None where references differ: what they do is counted together."""
+        peaks = {house.engine.peak_flops for house in self.references}
+        return peaks.pop() if len(peaks) == 1 else None
 
     def _fit(self) -> None:
         limits = self._config.scheduler(common_limits([house.engine for house in self.references]))

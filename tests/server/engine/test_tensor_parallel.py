@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from grpo_client import ReferenceClient
 from grpo_server.engine import EngineConfig, Piece, load_engine
 from grpo_server.engine.reading import _all_here
 from grpo_server.engine.tensor_parallel import Ranks, decode, encode
+from prometheus_client.parser import text_string_to_metric_families
 from transformers import LlamaConfig, LlamaForCausalLM
 
 VOCAB = 199
@@ -49,13 +51,14 @@ def test_two_ranks_score_as_one_process_and_drain(model):
     prompts = [rng.integers(0, VOCAB, n).tolist() for n in (20, 1, 7)]
     completions = [[rng.integers(0, VOCAB, n).tolist() for n in sizes] for sizes in ((9, 1, 0, 5), (30,), (4, 2))]
     ask = dict(temperature=0.7, extras=["entropy", "rank"], top_k=3)
-    process = torchrun(2, "--model", str(model))
+    process = torchrun(2, "--model", str(model), "--peak-tflops", "0.5")
     try:
         assert process.stdout is not None
         url = next(found[0] for line in process.stdout if (found := re.search(r"http://127.0.0.1:\d+", line)))
         with ReferenceClient(url) as client:
             client.wait_ready(timeout=120)
             info, result = client.info(), client.score(prompts, completions, **ask)
+            metrics = httpx.get(f"{url}/metrics").text
             again = client.score(prompts[:1], [completions[0][:1]], **ask)
     finally:
         process.send_signal(signal.SIGTERM)
@@ -70,7 +73,11 @@ def test_two_ranks_score_as_one_process_and_drain(model):
         )
         for p, g in zip(prompts, completions, strict=True)
     ]  # fmt: skip
-    want = one.compute(one.prepare(pieces)).pieces
+    batch = one.compute(one.prepare(pieces))
+    told = {s.name: s.value for family in text_string_to_metric_families(metrics) for s in family.samples}
+    assert told["grpo_server_model_flops_total"] == batch.flops  # of the whole model, not of a slice
+    assert told["grpo_server_peak_flops"] == 1e12  # of both ranks
+    want = batch.pieces
     np.testing.assert_allclose(result.logprobs, np.concatenate([w.logprobs for w in want]), rtol=0, atol=2e-5)
     np.testing.assert_allclose(
         result.extras["entropy"], np.concatenate([w.extras["entropy"] for w in want]), rtol=0, atol=2e-5
