@@ -14,7 +14,7 @@ from grpo_client.http.retry import RetryPolicy
 from grpo_client.http.retry_log import RetryLog
 from grpo_client.moving import Move, Steps, alone, dropped, loaded, together
 from grpo_client.protocol import Extra, Normalizer, ReferenceInfo, ScoreResult, TopDtype
-from grpo_client.settings import ClientSettings
+from grpo_client.settings import ClientSettings, check_given
 from grpo_client.splitting import merge, split
 from grpo_client.text import AnyRequest
 from grpo_client.validation.request import check_structure
@@ -140,21 +140,24 @@ class ClientCore:
         return info
 
     def steps(self, move: Move) -> Steps:
-        """How the servers are moved."""
+        """How the servers are moved. Raises InvalidSetting for a model that is empty."""
         self.settings.check_key()
+        check_given(model=move.model)
         urls = list(dict.fromkeys(self.settings.urls))
         return alone(move, urls[0]) if len(urls) == 1 else together(move, urls)
 
     def load_steps(
         self, name: str, source: str, revision: str | None, base: str | None, admin_key: str | None
     ) -> Steps:
-        """How the servers come to host a further reference."""
+        """How the servers come to host a further reference. Raises InvalidSetting for a text that is empty."""
         self.settings.check_key()
+        check_given(name=name, source=source, base=base)
         return loaded(list(dict.fromkeys(self.settings.urls)), load_call(name, source, revision, base, admin_key))
 
     def drop_steps(self, name: str, admin_key: str | None) -> Steps:
-        """How they let go of it."""
+        """How they let go of it. Raises InvalidSetting for a text that is empty."""
         self.settings.check_key()
+        check_given(name=name)
         return dropped(list(dict.fromkeys(self.settings.urls)), drop_call(name, admin_key))
 
     def moved(self, infos: Sequence[ReferenceInfo]) -> ReferenceInfo:

@@ -21,7 +21,8 @@ All can be pickled, for they cross processes in a worker pool. None ever holds a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 
 class GrpoClientError(Exception):
@@ -29,6 +30,14 @@ class GrpoClientError(Exception):
 
     def __reduce__(self) -> tuple[Callable[..., GrpoClientError], tuple[Any, ...]]:
         return _restored, (type(self), self.args, self.__dict__.copy())
+
+    def also(self, more: str) -> Self:
+        """The same error, which says this as well."""
+        error = copy(self)
+        error.args = (f"{self.args[0]}; {more}", *self.args[1:])
+        if "message" in error.__dict__:
+            error.__dict__["message"] = error.args[0]
+        return error
 
 
 def _restored(kind: type[GrpoClientError], args: tuple[Any, ...], fields: dict[str, Any]) -> GrpoClientError:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
-from grpo_client.errors import FingerprintMismatch, GrpoClientError
+from grpo_client.errors import FingerprintMismatch, GrpoClientError, NotFound
 from grpo_client.http.exchange import (
     Call,
     Reply,
@@ -73,7 +73,12 @@ def alone(move: Move, url: str) -> Steps:
 def together(move: Move, urls: Sequence[str]) -> Steps:
     """Returns who is hosted from now on by every server. Raises what the first that failed said, when none has moved."""
     answers = yield Round({url: info_call(move.reference) for url in urls})
-    hosted = [_info(answers[url]) for url in urls]
+    try:
+        hosted = [_info(answers[url]) for url in urls]
+    except NotFound as error:
+        if move.reference is None:  # not a grpo-server
+            raise
+        raise _nothing_moved(error, move, urls, answers) from error
     if move.decay is not None:
         _check_same(urls, hosted, "host different references, whose averages would differ: move all to one model first")
     version = max(info.version for info in hosted) + 1
@@ -84,7 +89,8 @@ def together(move: Move, urls: Sequence[str]) -> Steps:
     except GrpoClientError:
         # those that hold it, and those whose answer was lost; who refused may be busy with somebody else's
         ours = [url for url in urls if not isinstance(answers[url], Reply) or code_of(answers[url]) is None]
-        yield Round({url: cancel_call(move.admin_key) for url in ours})
+        if ours:
+            yield Round({url: cancel_call(move.admin_key, move.reference) for url in ours})
         raise
     return (yield from _forward(move, version, urls))
 
@@ -118,16 +124,21 @@ def not_away(reply: Reply) -> Reply:
     return reply
 
 
-def _info(answer: Reply | GrpoClientError) -> ReferenceInfo:
+def _raise(answer: Reply | GrpoClientError) -> Reply:
     if isinstance(answer, GrpoClientError):
         raise answer
     raise_for_status(answer)
-    return read_info(answer)
+    return answer
+
+
+def _info(answer: Reply | GrpoClientError) -> ReferenceInfo:
+    return read_info(_raise(answer))
 
 
 def loaded(urls: Sequence[str], call: Call) -> Steps:
     """A further reference on every server: who that is. Raises FingerprintMismatch where they differ."""
     answers = yield Round(dict.fromkeys(urls, call))
+    _raise_any(answers, "hosts it by now")
     infos = [_info(answers[url]) for url in urls]
     _check_same(urls, infos, "host different references under one name")
     return infos
@@ -136,11 +147,32 @@ def loaded(urls: Sequence[str], call: Call) -> Steps:
 def dropped(urls: Sequence[str], call: Call) -> Steps:
     """No such reference on any server."""
     answers = yield Round(dict.fromkeys(urls, call))
-    for answer in answers.values():
-        if isinstance(answer, GrpoClientError):
-            raise answer
-        raise_for_status(answer)
+    _raise_any(answers, "has let go of it")
     return []
+
+
+def _raise_any(answers: Answers, done: str) -> None:
+    """Raises what the first that failed said, and who is done, for whoever says it again to the others."""
+    failed: list[GrpoClientError] = []
+    there: list[str] = []
+    for url, answer in answers.items():
+        try:
+            _raise(answer)
+            there.append(url)
+        except GrpoClientError as error:
+            failed.append(error)
+    if failed:
+        raise failed[0].also(", ".join(f"{url} {done}" for url in there)) if there else failed[0]
+
+
+def _nothing_moved(error: NotFound, move: Move, urls: Sequence[str], answers: Answers) -> NotFound:
+    """Who lacks the reference, and what to type."""
+    lacking = [url for url in urls if isinstance(answer := answers[url], Reply) and answer.status == 404]
+    at = " ".join(f"--url {url}" for url in lacking)
+    return error.also(
+        f"no server has moved: load it where it is missing (grpo-client load {move.reference} SOURCE {at}), or leave "
+        f"{'that server' if len(lacking) == 1 else 'those servers'} out"
+    )
 
 
 def _check_same(urls: Sequence[str], infos: Sequence[ReferenceInfo], what: str) -> None:

@@ -156,3 +156,10 @@ def _listed(base_url: Any) -> tuple[str, ...]:
         raise InvalidSetting(f"base_url must be a URL or a list of URLs, got {kind_of(base_url)}")
     listed: list[Any] = [base_url] if isinstance(base_url, str) else [*cast(Any, base_url)]
     return tuple(base_of(url) for url in listed)
+
+
+def check_given(**texts: str | None) -> None:
+    """Raises InvalidSetting for a text that is empty, by the name of its argument; None was left out."""
+    for name, text in texts.items():
+        if text is not None and (not isinstance(text, str) or not text):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidSetting(f"{name} must be a text that is not empty, got {text!r:.40}")

@@ -223,3 +223,11 @@ def test_the_command(replicas, monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.stdout == "new version 2 of new\n"
     assert replicas["http://a"].hosts == replicas["http://b"].hosts == ("new", 2)
     assert set(seen[2:]) == {"Bearer root"}
+
+
+def test_when_all_refuse_there_is_nothing_to_end(move, replicas, refusal) -> None:
+    for replica in replicas.values():
+        replica.before = lambda verb: refusal(422, "there is no directory new") if verb == "hold" else None
+    with pytest.raises(RequestRefused, match="there is no directory new"):
+        move("new")
+    assert all(replica.verbs == ["look", "hold"] for replica in replicas.values())

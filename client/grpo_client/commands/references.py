@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from grpo_client.client import ReferenceClient
-from grpo_client.commands.terminal import told
-from grpo_client.commands.upload import ADMIN_KEY_VARIABLE
+from grpo_client.commands.admin import FROM_WHERE, admin_key, told_of_admin
 from grpo_client.http.retry import RetryPolicy
 
-_KEY = f"The admin key is read from {ADMIN_KEY_VARIABLE}, else from GRPO_API_KEY."
 LOAD_HELP = f"""
 Have servers host one more reference, beside those that serve, and wait until they do.
 
     grpo-client load judge /models/judge --url http://localhost:8000
 
-{_KEY}
+{FROM_WHERE}
 """
 DROP_HELP = f"""
 Have servers let go of a reference, once it has answered what it accepted.
 
     grpo-client drop judge --url http://localhost:8000
 
-{_KEY}
+{FROM_WHERE}
 """
 
 Urls = Annotated[list[str], typer.Option("--url", "-u", help="A server's base URL; repeat it for each replica.")]
@@ -47,12 +44,11 @@ def load(
 ) -> None:
     console = Console(stderr=True)
     with (
-        told(console),
+        told_of_admin(console),
         console.status(f"{', '.join(url)}: bringing {source} up as {name}"),
         ReferenceClient(url, timeout=timeout, retry=RetryPolicy(max_wait=0)) as client,
     ):
-        key = os.environ.get(ADMIN_KEY_VARIABLE) or None
-        reference = client.load(name, source, revision=revision, base=base, admin_key=key)
+        reference = client.load(name, source, revision=revision, base=base, admin_key=admin_key())
     typer.echo(f"{reference.model} version {reference.version} {reference.fingerprint}")
 
 
@@ -62,6 +58,10 @@ def drop(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a server may take without a word.")] = 1800.0,
 ) -> None:
     console = Console(stderr=True)
-    with told(console), ReferenceClient(url, timeout=timeout, retry=RetryPolicy(max_wait=0)) as client:
-        client.drop(name, admin_key=os.environ.get(ADMIN_KEY_VARIABLE) or None)
+    with (
+        told_of_admin(console),
+        console.status(f"{', '.join(url)}: {name} answers what it has accepted"),
+        ReferenceClient(url, timeout=timeout, retry=RetryPolicy(max_wait=0)) as client,
+    ):
+        client.drop(name, admin_key=admin_key())
     typer.echo(f"{name} is let go of")

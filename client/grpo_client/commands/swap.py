@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from grpo_client.client import ReferenceClient
-from grpo_client.commands.terminal import told
-from grpo_client.commands.upload import ADMIN_KEY_VARIABLE
+from grpo_client.commands.admin import FROM_WHERE, admin_key, told_of_admin
 from grpo_client.http.retry import RetryPolicy
 
 SWAP_HELP = f"""
@@ -19,8 +17,7 @@ Have servers host another model, or with --decay its average with what they host
     grpo-client swap /models/step-200 --url http://a:8000 --url http://b:8000
 
 Several servers move together or not at all: each brings the model up beside the one that serves, and all are told to serve it,
-under one version, when it is there on all of them and the same. The admin key is read from {ADMIN_KEY_VARIABLE}, else from
-GRPO_API_KEY.
+under one version, when it is there on all of them and the same. {FROM_WHERE}
 """
 
 
@@ -41,9 +38,8 @@ def swap(
     ] = 900.0,
 ) -> None:
     console = Console(stderr=True)
-    with told(console), console.status(f"{', '.join(url)}: bringing {model} up"):
+    with told_of_admin(console), console.status(f"{', '.join(url)}: bringing {model} up"):
         retry = RetryPolicy(max_wait=max_wait, limit="--max-wait")
         with ReferenceClient(url, timeout=timeout, retry=retry, model=which) as client:
-            key = os.environ.get(ADMIN_KEY_VARIABLE) or None
-            reference = client.move(model, decay=decay, revision=revision, admin_key=key)
+            reference = client.move(model, decay=decay, revision=revision, admin_key=admin_key())
     typer.echo(f"{reference.model} version {reference.version} {reference.fingerprint}")

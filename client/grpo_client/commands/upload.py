@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from grpo_client.client import ReferenceClient
-from grpo_client.commands.terminal import told
+from grpo_client.commands.admin import FROM_WHERE, admin_key, told_of_admin
 from grpo_client.http.retry import RetryPolicy
-
-ADMIN_KEY_VARIABLE = "GRPO_ADMIN_KEY"
 
 UPLOAD_HELP = f"""
 Bring a model to a server that cannot read its directory (`grpo-server --upload-dir`), and print what to host it by.
@@ -22,7 +19,7 @@ Bring a model to a server that cannot read its directory (`grpo-server --upload-
     MODEL=$(grpo-client upload ./checkpoint --url http://localhost:8000)
 
 Safetensors, config and tokenizer files are sent, hashed here and there. Run it again after any failure: it goes on where it
-was. The admin key is read from {ADMIN_KEY_VARIABLE}, else from GRPO_API_KEY.
+was. {FROM_WHERE}
 """
 
 
@@ -39,12 +36,12 @@ def upload(
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with told(console), Progress(*columns, console=console) as progress:
+    with told_of_admin(console), Progress(*columns, console=console) as progress:
         bar = progress.add_task("hashing", total=None)
         with ReferenceClient(url, retry=RetryPolicy(max_wait=max_wait, limit="--max-wait")) as client:
             model = client.upload(
                 directory,
-                admin_key=os.environ.get(ADMIN_KEY_VARIABLE) or None,
+                admin_key=admin_key(),
                 on_progress=lambda done, total: progress.update(
                     bar, description="uploading", completed=done, total=total
                 ),

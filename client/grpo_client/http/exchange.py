@@ -138,9 +138,10 @@ def commit_call(version: int, admin_key: str | None, reference: str | None = Non
     return _admin_call("POST", f"{ROUTE_ADMIN}/commit", admin_key, asked)
 
 
-def cancel_call(admin_key: str | None) -> Call:
-    """The call that ends what is under way."""
-    return _admin_call("DELETE", ROUTE_ADMIN, admin_key, None)
+def cancel_call(admin_key: str | None, reference: str | None = None) -> Call:
+    """The call that ends what is under way, if it is of this reference; None: whatever it is."""
+    which = "" if reference is None else f"?reference={quote(reference, safe='')}"
+    return _admin_call("DELETE", f"{ROUTE_ADMIN}{which}", admin_key, None)
 
 
 def references_call() -> Call:

@@ -24,9 +24,9 @@ from grpo_server.config import ServerConfig
 from grpo_server.engine.config import EngineConfig
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.replicas.member import Outcome
+from grpo_server.swapping.refusals import RETRY_AFTER_SECONDS
 from grpo_server.swapping.resume import record_start, resumed
 from grpo_server.swapping.state import StateDir
-from grpo_server.swapping.swaps import RETRY_AFTER_SECONDS
 from grpo_server.swapping.wish import Wish
 
 logger = logging.getLogger(__name__)

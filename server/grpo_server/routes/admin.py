@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from grpo_client.protocol import ReferenceInfo
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,6 +23,7 @@ from grpo_server.swapping.wish import Wish
 router = APIRouter(prefix="/admin", tags=["admin"])
 
 VERSION = "That the new reference gets, later than the hosted one's; null: the next."
+WhoseSwap = Annotated[str | None, Query(description="Name of a reference: end it only if it is of this one.")]
 HOLD = (
     "true: bring it up beside the hosted one and answer with it when it is there; it serves at /admin/reference/commit."
 )
@@ -86,16 +88,21 @@ async def commit(request: Request, service: ServiceDep) -> ReferenceInfo:
 
 
 @router.delete("/reference")
-async def cancel(service: ServiceDep) -> SwapStatus | None:
-    """End the swap or mix that is under way; the old reference serves on. 404 where there is none, or it is done."""
+async def cancel(service: ServiceDep, reference: WhoseSwap = None) -> SwapStatus | None:
+    """End the swap, mix or load that is under way; all is as it was. 404 where there is none, or it is done."""
     if service.together is not None:
         await service.together.cancel()
         return service.swaps.status
     ended = ServiceError(
         ErrorCode.SWAP_CANCELLED, "the swap was ended by DELETE /admin/reference; the old reference serves on"
     )
-    if not service.swaps.cancel(ended) or service.swaps.status is None:
-        raise ServiceError(ErrorCode.NOT_FOUND, "no swap is under way that could be ended; see GET /v1/reference")
+    if not service.swaps.cancel(ended, reference) or service.swaps.status is None:
+        of = "" if reference is None else f" of {reference!r:.200}"
+        raise ServiceError(
+            ErrorCode.NOT_FOUND,
+            f"no swap{of} is under way that could be ended; see GET /v1/reference",
+            param=None if reference is None else "reference",
+        )
     await service.swaps.over()
     return service.swaps.status
 

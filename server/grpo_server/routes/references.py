@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from http import HTTPStatus
+from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
 from grpo_client.protocol import ROUTE_REFERENCES, ReferenceInfo
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.lifecycle import Service
@@ -20,12 +23,31 @@ from grpo_server.swapping.wish import Wish
 router = APIRouter(prefix=ROUTE_REFERENCES, tags=["admin"])
 
 
+def _name(text: str) -> str:
+    if len(text) > LONGEST_NAME or not re.fullmatch(NAME, text):
+        raise PydanticCustomError(
+            "name",
+            "{text} is no name; give letters, digits, '.', '_' and '-', beginning with a letter or digit, {most} at most",
+            {"text": repr(text[:LONGEST_NAME]), "most": LONGEST_NAME},
+        )
+    return text
+
+
+Name = Annotated[
+    str,
+    AfterValidator(_name),
+    Field(
+        json_schema_extra={"pattern": f"^{NAME}$", "maxLength": LONGEST_NAME}, description="What clients will call it."
+    ),
+]
+
+
 class LoadRequest(BaseModel):
     """Host one more."""
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(pattern=f"^{NAME}$", max_length=LONGEST_NAME, description="What clients will call it.")
+    name: Name
     source: str = Field(
         min_length=1, description="Directory, .gguf file, hub id, upload, or demo; an adapter's directory."
     )
@@ -58,7 +80,7 @@ async def load(request: Request, response: Response, service: ServiceDep) -> Ref
     return status
 
 
-@router.delete("/{name}")
+@router.delete("/{name:path}")
 async def drop(name: str, service: ServiceDep) -> Dropped:
     """Let go of a reference, once it has answered what it accepted; the one that answers who names none stays."""
     _check_alone(service)

@@ -10,6 +10,14 @@ from grpo_server.engine.contract import HostedEngine
 from grpo_server.errors import ErrorCode, ServiceError
 from grpo_server.swapping.house import House
 
+# By the field that names a reference which is not here.
+_REMEDIES = {
+    "model": "--model NAME=MODEL and --served-name give the names that clients use",
+    "reference": "POST /v1/references, or grpo-client load, hosts a further one",
+    "base": "an adapter is laid on one of these",
+    "name": "GET /v1/references lists them",
+}
+
 
 class References:
     """Belongs to the event loop. The first one that is added answers who names none."""
@@ -35,9 +43,9 @@ class References:
         """What clients may ask for."""
         return [house.name for house in self._houses]
 
-    def named(self, name: str | None) -> House:
-        """None: the default one. Raises ServiceError (404), with the names that there are: scores of another model than the
-        one that was named would be wrong numbers."""
+    def named(self, name: str | None, param: str = "model") -> House:
+        """None: the default one. param: the field that names it. Raises ServiceError (404), with the names that there are:
+        scores of another model than the one that was named would be wrong numbers."""
         if name is None:
             return self.default
         for house in self._houses:
@@ -46,9 +54,8 @@ class References:
         others = ", ".join(repr(known) for known in self.names)
         raise ServiceError(
             ErrorCode.MODEL_NOT_FOUND,
-            f"the model {name!r:.200} is not here; this server hosts {others} (--model NAME=MODEL and --served-name give the "
-            "names that clients use)",
-            param="model",
+            f"the model {name!r:.200} is not here; this server hosts {others} ({_REMEDIES[param]})",
+            param=param,
         )
 
     def add(self, house: House) -> None:

@@ -56,20 +56,17 @@ class Allowed:
         return Path(source.path) if is_upload(model) else self.root
 
     def _forbidden(self, why: str) -> ServiceError:
-        return ServiceError(ErrorCode.SOURCE_FORBIDDEN, f"{why}; the old reference serves on", param="model")
+        return ServiceError(ErrorCode.SOURCE_FORBIDDEN, why, param="model")
 
 
 def no_room(why: str) -> ServiceError:
     """507: its files, or what a restart must know, cannot be stored."""
     return ServiceError(
         ErrorCode.INSUFFICIENT_STORAGE,
-        f"the disk is full ({why}): free some of it, below --state-dir or in the hub's cache, and swap again; the old "
-        "reference serves on",
+        f"the disk is full ({why}): free some of it, below --state-dir or in the hub's cache, and ask again",
     )
 
 
 def unavailable(why: str) -> ServiceError:
     """422: it cannot be hosted."""
-    return ServiceError(
-        ErrorCode.MODEL_UNAVAILABLE, f"the model cannot be used: {why}; the old reference serves on", param="model"
-    )
+    return ServiceError(ErrorCode.MODEL_UNAVAILABLE, f"the model cannot be used: {why}", param="model")

@@ -27,6 +27,7 @@ from grpo_server.swapping.house import House
 from grpo_server.swapping.keeping import Keeping
 from grpo_server.swapping.metrics import SwapMetrics
 from grpo_server.swapping.progress import Outcome, Progress, SwapStatus
+from grpo_server.swapping.refusals import about, busy, check_droppable, check_free, check_later, not_held
 from grpo_server.swapping.sources import Allowed, no_room, unavailable
 from grpo_server.swapping.state import StateDir
 from grpo_server.swapping.steps import Steps
@@ -35,8 +36,6 @@ from grpo_server.swapping.wish import Wish, Word
 from grpo_server.uploading.area import UploadArea
 
 logger = logging.getLogger(__name__)
-
-RETRY_AFTER_SECONDS = 2.0
 
 
 class Swaps:
@@ -66,6 +65,7 @@ class Swaps:
         self._why: ServiceError | None = None
         self._begun = False
         self._house: House | None = None  # whose reference is being replaced
+        self._base: str | None = None  # on which an adapter is being laid
         self._word = Word()
         self._count = 0
         metrics.watch(under_way=lambda: self.under_way, engines=lambda: len(self._references.engines))
@@ -96,17 +96,20 @@ class Swaps:
         cannot be used, 422 for a version that is not a later one. The task raises it, too.
         """
         self._scheduler.door.refuse_if_closed()
-        house = self._free(wish) if wish.new else self._references.named(wish.reference)
+        house = None
+        if wish.new:
+            check_free(self._references, wish)
+        else:
+            house = self._references.named(wish.reference, "reference")
         if self.under_way or self.in_thread:
             assert self._progress is not None
-            raise self._busy(self._progress)
+            raise busy(self._progress)
         if house is not None:
-            _check_later(wish, house.engine.info.version)
-        reads = self._first.reads_files or is_upload(wish.model)
-        source = self._allowed.check(wish.model) if reads else None
+            check_later(wish, house.engine.info.version)
+        source = self._source(wish)
         self._count += 1
         self._why, self._begun = None, False
-        self._house, self._word = house, Word()
+        self._house, self._base, self._word = house, wish.base, Word()
         label = wish.reference or "" if house is None else house.named.label
         self._progress = progress = self._last[label] = Progress(self._count, wish.kind, wish.model, label)
 
@@ -114,8 +117,11 @@ class Swaps:
         self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self._task
 
-    def cancel(self, why: ServiceError) -> bool:
-        """End the swap that is under way, for whoever waits with this error. False where there is none, or it is too late."""
+    def cancel(self, why: ServiceError, reference: str | None = None) -> bool:
+        """End the swap that is under way, for whoever waits with this error. reference: only if it is of this one, by its name.
+        False where there is none, or it is too late."""
+        if reference is not None and not self._is_of(reference):
+            return False
         if not self.under_way or self._progress is None or self._progress.ending or self._progress.stage == "record":
             return False
         assert self._task is not None
@@ -141,19 +147,14 @@ class Swaps:
 
         Raises ServiceError (409 not_held) where no such version is held or hosted.
         """
-        house, task = self._references.named(reference), self._task
+        house, task = self._references.named(reference, "reference"), self._task
         held, hosted = house.held, house.engine.info
         if held is not None and held.info.version == version and self.under_way and task is not None:
             self._word.said.set()
             return await asyncio.shield(task)
         if hosted.version == version:
             return hosted
-        raise ServiceError(
-            ErrorCode.NOT_HELD,
-            f"version {version} is not held here, where version {hosted.version} serves; bring it here again with "
-            'POST /admin/reference and "hold": true',
-            param="version",
-        )
+        raise not_held(self._references, house, version)
 
     async def over(self) -> None:
         """Until no swap is under way."""
@@ -173,23 +174,13 @@ class Swaps:
 
     async def drop(self, name: str) -> None:
         """Let go of a further reference, once it has answered what it accepted. Raises ServiceError: 404 for a name that is
-        not here, 422 for the default one, 409 while a swap of it is under way."""
+        not here, 422 for the default one and for a base, 409 while it is replaced or becomes a base."""
         self._scheduler.door.refuse_if_closed()
-        house = self._references.named(name)
-        if house.default:
-            raise ServiceError(
-                ErrorCode.INVALID_VALUE,
-                f"{name} answers who names no model, and cannot be dropped; replace it by POST /admin/reference",
-                param="name",
-            )
-        if on_it := [other.name for other in self._references if other.named.base == house.named.label]:
-            raise ServiceError(
-                ErrorCode.INVALID_VALUE,
-                f"{name} is the base of {', '.join(on_it)}; drop {'that one' if len(on_it) == 1 else 'those'} first",
-                param="name",
-            )
-        if self.under_way and self._progress is not None and self._progress.reference == house.named.label:
-            raise self._busy(self._progress)
+        house = self._references.named(name, "name")
+        check_droppable(self._references, house)
+        needed = self._progress is not None and house.named.label in (self._progress.reference, self._base)
+        if needed and self.under_way and self._progress is not None:
+            raise busy(self._progress)
         self._last.pop(house.named.label, None)
         if self._state is not None:
             self._state.forget(house.named.label)
@@ -197,30 +188,22 @@ class Swaps:
 
     # --- one swap -------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _busy(progress: Progress) -> ServiceError:
-        return ServiceError(
-            ErrorCode.SWAP_UNDER_WAY,
-            f"{progress.model} is being brought in ({progress.stage}, {progress.seconds:.0f} s so far), or its end is waited "
-            "for; come back, or end it with DELETE /admin/reference",
-            retry_after=RETRY_AFTER_SECONDS,
-        )
-
     @property
     def _first(self) -> HostedEngine:
         return self._references.default.engine
 
-    def _free(self, wish: Wish) -> None:
-        """Raises ServiceError: 422 where there is a reference of this name, 404 where the base is not here."""
-        if wish.base is not None:
-            self._references.named(wish.base)
-        if wish.reference in [*self._references.names, *(house.named.label for house in self._references)]:
-            raise ServiceError(
-                ErrorCode.INVALID_VALUE,
-                f"there is a reference {wish.reference} already; replace it by POST /admin/reference, drop it first, or give "
-                "another name",
-                param="name",
-            )
+    def _source(self, wish: Wish) -> ModelSource | None:
+        if not (self._first.reads_files or is_upload(wish.model)):
+            return None
+        try:
+            return self._allowed.check(wish.model)
+        except ServiceError as refusal:
+            raise about(wish, refusal) from refusal
+
+    def _is_of(self, reference: str) -> bool:
+        """Whether the last swap is of this reference, by the name that clients use."""
+        name = None if self._house is None else self._house.name
+        return self._progress is not None and reference in (name, self._progress.reference)
 
     def _state_of(self, label: str, *, default: bool) -> StateDir | None:
         return self._state if self._state is None or default else self._state.of(label)
@@ -231,7 +214,7 @@ class Swaps:
         """What is told of a swap, however it ends. house: whose reference is replaced; None: a further one is loaded."""
         keeping: Keeping | None = None
         outcome: Outcome = "failed"
-        error = unavailable("the server failed; its log says where")
+        error = about(wish, unavailable("the server failed; its log says where"))
         try:
             self._begun = True
             if progress.ending:
@@ -253,15 +236,15 @@ class Swaps:
             error = ServiceError(
                 ErrorCode.SWAP_TIMEOUT,
                 f"{wish.model} was not there after {self._config.swap_timeout:g} s (--swap-timeout): the swap ended at "
-                f"'{progress.stage}', and the old reference serves on",
+                f"'{progress.stage}', and {wish.otherwise}",
             )
         except asyncio.CancelledError:
             outcome, error = "cancelled", self._why or draining("the server stopped before the swap was done")
         except ServiceError as refusal:
-            error = refusal
+            error = about(wish, refusal)
         except (OSError, ValueError) as failure:
             logger.info("the model was refused", exc_info=failure)
-            error = no_room(str(failure)) if is_full(failure) else unavailable(str(failure))
+            error = about(wish, no_room(str(failure)) if is_full(failure) else unavailable(str(failure)))
         else:
             outcome = "done"
             return house.engine.info
@@ -276,13 +259,3 @@ class Swaps:
                 self._state.forget(progress.reference)
         logger.warning("swap %d ended (%s): %s", progress.number, outcome, error.message)
         raise error
-
-
-def _check_later(wish: Wish, hosted: int) -> None:
-    """Raises ServiceError (422)."""
-    if wish.version is not None and wish.version <= hosted:
-        raise ServiceError(
-            ErrorCode.INVALID_VALUE,
-            f"version {wish.version} is not later than the hosted one, {hosted}; versions only grow",
-            param="version",
-        )

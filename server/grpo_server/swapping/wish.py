@@ -29,6 +29,16 @@ class Wish:
             return "load"
         return "swap" if self.decay is None else "ema"
 
+    @property
+    def source_field(self) -> str:
+        """What whoever asked calls `model`."""
+        return "source" if self.new else "model"
+
+    @property
+    def otherwise(self) -> str:
+        """What holds when it fails."""
+        return "the references that were here serve on" if self.new else "the old reference serves on"
+
 
 @dataclass(frozen=True, slots=True)
 class Word:

@@ -85,7 +85,7 @@ class UploadArea:
                 raise ServiceError(
                     ErrorCode.MODEL_UNAVAILABLE,
                     f"{model} is not complete: {file.name} has {file.offset} of {file.size} bytes"
-                    f"{', not yet hashed' if file.offset == file.size else ''}; the old reference serves on",
+                    f"{', not yet hashed' if file.offset == file.size else ''}",
                     param="model",
                 )
         return upload.files

@@ -26,6 +26,7 @@ from .settings import MERGED, Settings
 log = logging.getLogger(__name__)
 
 _PREFIX = "base_model.model."
+ITS_BASE = "its base is the model that it was trained on"
 _PAIR = re.compile(r"^(?P<layer>.+)\.lora_(?P<side>A|B)\.weight$")
 _EMBEDDING_PAIR = re.compile(r"^(?P<layer>.+)\.lora_embedding_(?P<side>A|B)$")
 _WHOLE = re.compile(r"^(?P<layer>.+?)\.(?:base_layer\.|modules_to_save\.)?(?P<part>weight|bias)$")
@@ -133,7 +134,9 @@ class Fitting:
             if tensor.shape != shape
         ]
         if wrong:
-            raise UnusableModel(f"the adapter does not fit its base model: of another shape are {told(wrong)}")
+            raise UnusableModel(
+                f"the adapter does not fit its base model: of another shape are {told(wrong)}; {ITS_BASE}"
+            )
         down = down.t() if is_embedding else down
         return Pair(in_base_type(down, weight), in_base_type(up, weight), self._settings.scale_of(layer))
 
@@ -173,7 +176,8 @@ class Fitting:
                     shape = "none" if ours is None else "x".join(map(str, ours.shape))
                     theirs = "x".join(map(str, tensor.shape))
                     raise UnusableModel(
-                        f"the adapter does not fit its base model: of another shape are {layer}.{part} {theirs}, not {shape}"
+                        f"the adapter does not fit its base model: of another shape are {layer}.{part} {theirs}, not {shape}; "
+                        f"{ITS_BASE}"
                     )
                 mine = in_base_type(tensor, ours)
                 if not torch.equal(mine, ours):
