@@ -22,12 +22,15 @@ from grpo_client import ReferenceClient, Status
 Rows = tuple[list[Any], list[Any]]
 
 
-def use_served_teachers(*, temperature: float = 1.0) -> None:
-    """Let ms-swift's trainers ask grpo-server; `--teacher_model_server` may also be its list of URLs with tags."""
+def use_served_teachers(*, temperature: float = 1.0, reference_model: str | None = None) -> None:
+    """Let ms-swift's trainers ask grpo-server; `--teacher_model_server` may also be its list of URLs with tags.
+
+    reference_model: the teacher's name, where its server hosts several.
+    """
     mixin: Any = importlib.import_module("swift.rlhf_trainers.rollout_mixin")
 
     def connected(base_urls: Sequence[str]) -> ReferenceClient:
-        return ReferenceClient(base_urls[0])
+        return ReferenceClient(base_urls[0], model=reference_model)
 
     def infer(
         trainer: Any, handle: Mapping[str, Any], topk: int, teacher_client: ReferenceClient | None = None

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -27,9 +27,11 @@ class Client:
 
     status = Status.OK
     asked: list[tuple[Any, Any]]
+    models: ClassVar[list[str | None]] = []  # of all clients, the names of the references that they ask
 
-    def __init__(self, url: str, **_: Any) -> None:
+    def __init__(self, url: str, *, model: str | None, **_: Any) -> None:
         self.asked = []
+        self.models.append(model)
 
     def __enter__(self) -> Client:
         return self
@@ -152,3 +154,16 @@ def test_open_instruct_reads_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert second.tolist() == [[1, -18, 1]]
     assert served.client.asked == [([[3, 4]], [[[5, 6], [7], [9]]])]
     assert not served.state_dict()  # a checkpoint of it is empty
+
+
+def test_each_asks_for_the_reference_that_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Client, "models", [])
+    monkeypatch.setenv("GRPO_REFERENCE_MODEL", "b")
+    slime = example("slime_reference", monkeypatch)
+    told = SimpleNamespace(rollout_temperature=1.0, rewards_normalization=False)
+    slime.post_process_rewards(told, [sample([3, 4], 1, 1.0)])
+    policy = type("Policy", (), {"__init__": lambda self, **given: None})
+    example("nemo_rl_reference", monkeypatch).served(policy, "http://r", temperature=1.0, reference_model="b")()
+    example("openrlhf_reference", monkeypatch).ServedReference("http://r", put=id, reference_model="b")
+    example("open_instruct_reference", monkeypatch).Served("http://r", "b")
+    assert Client.models == ["b"] * 4

@@ -38,13 +38,15 @@ def reference_logprobs(client: ReferenceClient, data: Mapping[str, Tensor], temp
     return out
 
 
-def served(policy: type[Any], url: str, *, temperature: float) -> Callable[..., Any]:
-    """What `setup(policy_factory=...)` takes, made of NeMo-RL's Policy."""
+def served(
+    policy: type[Any], url: str, *, temperature: float, reference_model: str | None = None
+) -> Callable[..., Any]:
+    """What `setup(policy_factory=...)` takes, made of NeMo-RL's Policy. reference_model: where the server hosts several."""
 
     class Served(policy):
         def __init__(self, **given: Any) -> None:
             super().__init__(**given | {"init_reference_model": False})
-            self._reference = ReferenceClient(url, fingerprint="first")
+            self._reference = ReferenceClient(url, fingerprint="first", model=reference_model)
 
         def get_reference_policy_logprobs(
             self, data: Any, micro_batch_size: int | None = None, timer: Any = None

@@ -1,7 +1,7 @@
 """open-instruct's grpo_fast with a served reference: no second model on its GPUs.
 
 In a copy of open_instruct/grpo_fast.py's last lines, run with GRPO_REFERENCE_URL=http://host:8000, --load_ref_policy and a
---beta above 0:
+--beta above 0 (GRPO_REFERENCE_MODEL names the reference, where the server hosts several):
 
     from open_instruct import grpo_fast
     from open_instruct_reference import trainer
@@ -29,9 +29,9 @@ INVALID_LOGPROB = 1.0  # what open-instruct puts where there is no response
 class Served(torch.nn.Module):
     """Stands where the reference model stood, without a weight."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, reference_model: str | None = None) -> None:
         super().__init__()
-        self.client = ReferenceClient(url, fingerprint="first")
+        self.client = ReferenceClient(url, fingerprint="first", model=reference_model)
 
 
 def served_logprobs(client: ReferenceClient, data: Any, temperature: float) -> list[Tensor]:
@@ -86,8 +86,8 @@ def trainer(grpo_fast: Any) -> Any:
         def __init__(self, *args: Any, **options: Any) -> None:
             import open_instruct.grpo_fast as here  # this process's own
 
-            url = os.environ["GRPO_REFERENCE_URL"]
-            here.load_ref_policy = lambda **_: Served(url)
+            url, name = os.environ["GRPO_REFERENCE_URL"], os.environ.get("GRPO_REFERENCE_MODEL")
+            here.load_ref_policy = lambda **_: Served(url, name)
             here.grpo_utils.compute_logprobs = asking(here.grpo_utils.compute_logprobs)
             super().__init__(*args, **options)
 

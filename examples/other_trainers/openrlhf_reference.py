@@ -3,7 +3,7 @@
     GRPO_REFERENCE_URL=http://host:8000 python openrlhf_reference.py --actor.model_name_or_path ...
 
 in place of `python -m openrlhf.cli.train_ppo_ray`, with the same arguments. `--algo.kl.init_coef` must be above 0, or nobody
-is asked.
+is asked. GRPO_REFERENCE_MODEL names the reference, where the server hosts several.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ class ServedReference:
     put: Ray's. copies: OpenRLHF reads one of so many answers, those of its ring attention and tensor parallelism.
     """
 
-    def __init__(self, url: str, put: Callable[[Any], Any], copies: int = 1) -> None:
-        self._client, self._put, self._copies = ReferenceClient(url, fingerprint="first"), put, copies
+    def __init__(
+        self, url: str, put: Callable[[Any], Any], copies: int = 1, reference_model: str | None = None
+    ) -> None:
+        self._client = ReferenceClient(url, fingerprint="first", model=reference_model)
+        self._put, self._copies = put, copies
         self._temperature = 1.0
 
     def async_init_model_from_pretrained(self, strategy: Any, pretrain: str) -> list[Any]:
@@ -74,7 +77,8 @@ def main() -> None:
     def made(nodes: int, gpus: int, actor: Any, *rest: Any, **options: Any) -> Any:
         if actor is not launcher.ReferenceModelActor:
             return group(nodes, gpus, actor, *rest, **options)
-        return ServedReference(os.environ["GRPO_REFERENCE_URL"], ray.put, options.get("duplicate_actors", 1))
+        url, name = os.environ["GRPO_REFERENCE_URL"], os.environ.get("GRPO_REFERENCE_MODEL")
+        return ServedReference(url, ray.put, options.get("duplicate_actors", 1), name)
 
     launcher.RayActorGroup = made
     runpy.run_module("openrlhf.cli.train_ppo_ray", run_name="__main__", alter_sys=True)

@@ -5,7 +5,8 @@
         --custom-reward-post-process-path slime_reference.post_process_rewards
 
 The coefficient is the beta of a KL to the reference. One request for a batch, each prompt once. What the hook also has to do is
-slime's own normalisation of rewards by group, since it takes that one's place.
+slime's own normalisation of rewards by group, since it takes that one's place. GRPO_REFERENCE_MODEL names the reference, where
+the server hosts several.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def post_process_rewards(args: Any, samples: list[Any], **_: Any) -> tuple[list[
     """
     prompts = [list(s.tokens[: len(s.tokens) - s.response_length]) for s in samples]
     responses = [list(s.tokens[len(s.tokens) - s.response_length :]) for s in samples]
-    with ReferenceClient(os.environ["GRPO_REFERENCE_URL"]) as reference:
+    url, name = os.environ["GRPO_REFERENCE_URL"], os.environ.get("GRPO_REFERENCE_MODEL")
+    with ReferenceClient(url, model=name) as reference:
         scores = submit(reference, prompts, responses, args.rollout_temperature).collect()
     for sample, score in zip(samples, scores, strict=True):
         sample.teacher_log_probs = score

@@ -17,6 +17,8 @@ from grpo_client import ReferenceClient
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+sys.path.insert(0, str(Path(__file__).parent))  # the trainers that several files make stand in one of them
+
 # TRL and datasets read these when they are imported: nothing here may touch a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -39,7 +41,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def tiny_path(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers, wide enough weights that its distributions are far from uniform."""
-    torch.manual_seed(0)
+    return _tiny(tokenizer, tmp_path_factory.mktemp("tiny"), seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_path(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another of its kind."""
+    return _tiny(tokenizer, tmp_path_factory.mktemp("other"), seed=1)
+
+
+def _tiny(tokenizer: PreTrainedTokenizerFast, path: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -53,15 +65,16 @@ def tiny_path(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempP
         pad_token_id=0,
         initializer_range=0.2,
     )
-    path = tmp_path_factory.mktemp("tiny")
     LlamaForCausalLM(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
 
 
 @pytest.fixture(scope="session")
-def reference_url(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with _served(tiny_path, tmp_path_factory.mktemp("server") / "log") as url:
+def reference_url(tiny_path: Path, other_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The tiny model, and under the name `other` the other one."""
+    models = [f"tiny={tiny_path}", f"other={other_path}"]
+    with _served(models, tmp_path_factory.mktemp("server") / "log") as url:
         yield url
 
 
@@ -70,16 +83,17 @@ def moving_url(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A server of the test's own, whose reference it may move."""
     monkeypatch.setenv("GRPO_SERVER_ADMIN_KEY", "root")
     monkeypatch.setenv("GRPO_ADMIN_KEY", "root")
-    with _served(tiny_path, tmp_path / "log") as url:
+    with _served([str(tiny_path)], tmp_path / "log") as url:
         yield url
 
 
 @contextmanager
-def _served(model: Path, log: Path) -> Iterator[str]:
+def _served(models: list[str], log: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("grpo-server")), "--model", str(model)]
+    command = [str(Path(sys.executable).with_name("grpo-server"))]
+    command += [word for model in models for word in ("--model", model)]
     with log.open("wb") as sink:
         process = subprocess.Popen(
             [*command, "--port", str(port), "--threads", "1"], stdout=sink, stderr=subprocess.STDOUT

@@ -15,7 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from grpo_client.client import ReferenceClient
+from grpo_client.commands.references import Model
 from grpo_client.commands.terminal import told
+from grpo_client.errors import InvalidSetting
 from grpo_client.files.json_lines import numbered_lines
 from grpo_client.findings import Finding, Samples, SamplesError, Verdict, check, read_samples
 
@@ -46,6 +48,7 @@ def check_command(
     url: Annotated[
         list[str] | None, typer.Option("--url", "-u", help="A server that hosts the reference, to score again.")
     ] = None,
+    model: Model = None,
     metrics: Annotated[
         Path | None, typer.Option(help="The run's metrics.jsonl; by default the one beside the input.")
     ] = None,
@@ -53,6 +56,8 @@ def check_command(
 ) -> None:
     console = Console(stderr=True)
     with told(console), ExitStack() as stack:
+        if model is not None and not url:
+            raise InvalidSetting("--model names a reference of a server; say which server, with --url")
         status = stack.enter_context(console.status(f"reading {input}"))
         try:
             samples = read_samples(input)
@@ -62,7 +67,7 @@ def check_command(
         except (SamplesError, OSError) as error:
             console.print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
             raise typer.Exit(2) from error
-        client = stack.enter_context(ReferenceClient(url, max_wait=60)) if url else None
+        client = stack.enter_context(ReferenceClient(url, max_wait=60, model=model)) if url else None
         findings = check(samples, served=client, metrics=records, tell=lambda what: status.update(what))
     if as_object:
         typer.echo(json.dumps(as_json(input, samples, findings), allow_nan=False))

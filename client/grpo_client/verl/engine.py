@@ -26,9 +26,11 @@ BACKEND = "grpo-refserver"
 
 @dataclass
 class RemoteReference(FSDPActorConfig):
-    """What stands under actor_rollout_ref.ref of an FSDP actor, and the server's URL."""
+    """What stands under actor_rollout_ref.ref of an FSDP actor, and the server's URL. reference_model: which of those that the
+    server hosts; None: its default."""
 
     url: str = ""
+    reference_model: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strategy", BACKEND)
@@ -41,6 +43,7 @@ class RemoteMegatronReference(McoreActorConfig):
     """The same of a Megatron actor."""
 
     url: str = ""
+    reference_model: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strategy", BACKEND)
@@ -54,6 +57,7 @@ def _tell(config: Any) -> None:
         raise ValueError("actor_rollout_ref.ref.url is empty: +actor_rollout_ref.ref.url=http://host:8000")
     object.__setattr__(config.engine, "strategy", BACKEND)
     object.__setattr__(config.engine, "url", config.url)
+    object.__setattr__(config.engine, "reference_model", config.reference_model)
 
 
 @EngineRegistry.register(model_type="language_model", backend=BACKEND, device=["cuda", "npu", "cpu"])
@@ -67,13 +71,13 @@ class RemoteReferenceEngine(BaseEngine):
     ) -> None:
         refuse_adapter(model_config)
         self._vocab_size = int(model_config.hf_config.vocab_size)
-        self._url = engine_config.url
+        self._url, self._model = engine_config.url, engine_config.reference_model
         self._client: ReferenceClient | None = None
 
     def initialize(self) -> None:
         if not self.is_mp_src_rank_with_outputs():
             return
-        self._client = ReferenceClient(self._url, fingerprint="first")
+        self._client = ReferenceClient(self._url, fingerprint="first", model=self._model)
         refuse_vocabulary(self._client.wait_ready().vocab_size, self._vocab_size)
 
     def get_data_parallel_rank(self) -> int:

@@ -27,19 +27,23 @@ class TeacherOutput:
 
 class ServedTeacher:
     """Takes the place of verl's LLMServerClient. url: of the server that hosts the teacher, or of several that host it alike.
-    temperature: in place of what verl sends. Raises ValueError for one that is not above 0."""
+    temperature: in place of what verl sends; ValueError for one that is not above 0. reference_model: the teacher's name, where
+    the server hosts several."""
 
-    def __init__(self, url: str | Sequence[str], *, temperature: float | None = None) -> None:
+    def __init__(
+        self, url: str | Sequence[str], *, temperature: float | None = None, reference_model: str | None = None
+    ) -> None:
         if temperature is not None and not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be above 0 and finite, got {temperature!r}")
-        self.url, self.temperature = url, temperature
+        self.url, self.temperature, self.reference_model = url, temperature, reference_model
         self._client: AsyncReferenceClient | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "temperature": self.temperature}
+        return {"url": self.url, "temperature": self.temperature, "reference_model": self.reference_model}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.url, self.temperature, self._client = state["url"], state["temperature"], None
+        self.reference_model = state["reference_model"]
 
     async def generate(
         self, request_id: str, *, prompt_ids: Sequence[int], sampling_params: dict[str, Any], **media: Any
@@ -54,7 +58,7 @@ class ServedTeacher:
         if len(prompt_ids) < 2:
             raise ValueError("a sequence of fewer than two tokens has nothing to score")
         if self._client is None:
-            self._client = AsyncReferenceClient(self.url, fingerprint="first")
+            self._client = AsyncReferenceClient(self.url, fingerprint="first", model=self.reference_model)
         k = int(sampling_params.get("prompt_logprobs") or 0)
         ids = [int(i) for i in prompt_ids]
         # Where the prompt ends is lost in this call: every token after the first is asked of.

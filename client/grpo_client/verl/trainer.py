@@ -4,7 +4,8 @@
     python -m verl.trainer.main_ppo ... trainer.v1.trainer_mode=sync_refserver +trainer.v1.refserver.url=http://host:8000
 
 One process, the trainer's, asks; so each prompt is sent once, and no GPU is held for the reference. `reference/wait_s` is what
-the step still waited for it, `reference/prompts` how many were sent.
+the step still waited for it, `reference/prompts` how many were sent. `+trainer.v1.refserver.reference_model=NAME` names the
+reference, where the server hosts several.
 """
 
 # pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUnknownMemberType=false, reportUntypedBaseClass=false
@@ -32,7 +33,8 @@ def without_reference_worker(base: type[Any], mode: str) -> type[Any]:
     class Served(base):
         def __init__(self, config: Any) -> None:
             refuse_adapter(config.actor_rollout_ref.model)
-            url = (config.trainer.v1.get("refserver") or {}).get("url")
+            asked = config.trainer.v1.get("refserver") or {}
+            url = asked.get("url")
             if not url:
                 raise ValueError(
                     "trainer.v1.refserver.url is missing: +trainer.v1.refserver.url=http://host:8000 names the server"
@@ -40,7 +42,7 @@ def without_reference_worker(base: type[Any], mode: str) -> type[Any]:
             # Replay buffer, refill and checkpoints compare this name with the base's.
             config.trainer.v1.trainer_mode = mode
             super().__init__(config)
-            self._reference = ReferenceClient(url, fingerprint="first")
+            self._reference = ReferenceClient(url, fingerprint="first", model=asked.get("reference_model"))
             self._reference_checked = False
             self._waiting: Waiting | None = None
 

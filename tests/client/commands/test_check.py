@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,18 @@ def test_a_metrics_file_that_was_named_must_be_there(tmp_path: Path) -> None:
     path = write(tmp_path / "samples.jsonl")
     result = CliRunner().invoke(app, ["check", str(path), "--metrics", str(tmp_path / "no.jsonl")])
     assert result.exit_code == 2
+
+
+def test_the_server_is_asked_for_the_reference_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def opened(url: list[str], **options: Any) -> nullcontext[None]:
+        asked.append(options)
+        return nullcontext()
+
+    monkeypatch.setattr("grpo_client.commands.check.ReferenceClient", opened)
+    path = str(write(tmp_path / "samples.jsonl"))
+    assert CliRunner().invoke(app, ["check", path, "--url", "http://r", "--model", "b"]).exit_code == 0
+    assert [one["model"] for one in asked] == ["b"]
+    nowhere = CliRunner().invoke(app, ["check", path, "--model", "b"])
+    assert (nowhere.exit_code, "with --url" in nowhere.stderr) == (2, True)

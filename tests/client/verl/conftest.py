@@ -44,8 +44,8 @@ class Client:
 
     status = Status.OK
 
-    def __init__(self, url: str, fingerprint: str, **_: Any) -> None:
-        self.url, self.fingerprint, self.asked = url, fingerprint, []
+    def __init__(self, url: str, fingerprint: str, model: str | None = None) -> None:
+        self.url, self.fingerprint, self.model, self.asked = url, fingerprint, model, []
         self.order: list[str] = []
 
     def wait_ready(self) -> ReferenceInfo:

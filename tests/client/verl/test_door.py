@@ -24,12 +24,15 @@ def batch(**more: Any) -> dict[str, Any]:
     return {"prompts": nested(PROMPTS), "responses": nested(RESPONSES), "temperature": 0.5, **more}
 
 
-def engine(monkeypatch: pytest.MonkeyPatch, *, rank: int = 0, vocab: int = 50, **model: Any) -> Any:
+def engine(
+    monkeypatch: pytest.MonkeyPatch, *, rank: int = 0, vocab: int = 50, name: str | None = None, **model: Any
+) -> Any:
     module = importlib.import_module("grpo_client.verl.engine")
     monkeypatch.setattr(module, "ReferenceClient", Client)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
     told = SimpleNamespace(hf_config=SimpleNamespace(vocab_size=vocab), **model)
-    return module.RemoteReferenceEngine(told, SimpleNamespace(url="http://reference"), None, None)
+    asked = SimpleNamespace(url="http://reference", reference_model=name)
+    return module.RemoteReferenceEngine(told, asked, None, None)
 
 
 @pytest.mark.parametrize("name", ["RemoteReference", "RemoteMegatronReference"])
@@ -38,8 +41,18 @@ def test_the_configuration_names_the_engine_and_tells_it_the_server(name: str) -
     door = importlib.import_module("grpo_client.verl")
     config = getattr(door, name)(url="http://reference")
     assert (config.engine.strategy, config.engine.url) == ("grpo-refserver", "http://reference")
+    assert config.engine.reference_model is None
+    assert getattr(door, name)(url="http://reference", reference_model="b").engine.reference_model == "b"
     with pytest.raises(ValueError, match=r"actor_rollout_ref\.ref\.url is empty"):
         getattr(door, name)()
+
+
+@pytest.mark.parametrize("name", [None, "b"])
+@pytest.mark.usefixtures("verl")
+def test_the_engine_asks_for_the_reference_that_it_is_told(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asking = engine(monkeypatch, name=name)
+    asking.initialize()
+    assert asking._client.model == name
 
 
 @pytest.mark.usefixtures("verl")

@@ -57,6 +57,19 @@ def test_the_temperature_is_the_one_that_it_is_given() -> None:
         ServedTeacher("http://teacher", temperature=0.0)
 
 
+def test_it_asks_for_the_teacher_that_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, dict[str, Any]]] = []
+
+    def opened(url: Any, **options: Any) -> Client:
+        seen.append((url, options))
+        return Client()
+
+    monkeypatch.setattr("grpo_client.verl.teacher.AsyncReferenceClient", opened)
+    for name in (None, "judge"):
+        told(copy.copy(ServedTeacher("http://teacher", reference_model=name)), 0)
+    assert seen == [("http://teacher", {"fingerprint": "first", "model": name}) for name in (None, "judge")]
+
+
 def test_what_it_cannot_score_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = ServedTeacher("http://teacher")
     teacher._client = Client()  # pyright: ignore[reportAttributeAccessIssue]

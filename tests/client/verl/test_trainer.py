@@ -65,6 +65,13 @@ def test_it_asks_before_the_forward_and_collects_after_it(trainer: Any, queue: d
     assert len(asked) == 2
 
 
+def test_it_asks_for_the_reference_that_it_is_told(trainer: Any, verl: dict[str, type[Any]]) -> None:
+    assert trainer._reference.model is None
+    config = settings()
+    config.trainer.v1.refserver["reference_model"] = "b"
+    assert verl["sync_refserver"](config)._reference.model == "b"
+
+
 def test_no_worker_is_made_and_verl_knows_the_trainer_by_its_own_name(trainer: Any) -> None:
     assert trainer.config.trainer.v1.trainer_mode == "sync"
     trainer._init_resource_pool_mgr()

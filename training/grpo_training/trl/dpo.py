@@ -22,6 +22,7 @@ class RemoteReferenceDPOTrainer(DPOSeams):
     """DPOTrainer(model, args=DPOConfig(precompute_ref_log_probs=True, ...), ..., reference=url).
 
     reference: URL, URLs of servers that host the same model, or a ReferenceClient of your own (then you close it).
+    reference_model: its name, where the server hosts several.
     Raises ValueError unless args.precompute_ref_log_probs is set, or with a `ref_model`.
     """
 
@@ -32,6 +33,7 @@ class RemoteReferenceDPOTrainer(DPOSeams):
         args: DPOConfig | None = None,
         *rest: Any,
         reference: str | Sequence[str] | ReferenceClient,
+        reference_model: str | None = None,
         **kwargs: Any,
     ) -> None:
         if args is None or not args.precompute_ref_log_probs:
@@ -40,7 +42,7 @@ class RemoteReferenceDPOTrainer(DPOSeams):
             )
         if ref_model is not None:
             raise ValueError("ref_model and reference are two references: leave ref_model out")
-        self._served = ServedReference.at(reference)
+        self._served = ServedReference.at(reference, reference_model)
         super().__init__(model, None, args, *rest, **kwargs)
 
     def reference_key(self) -> str:

@@ -24,10 +24,11 @@ class RemoteReferenceGRPOTrainer(GRPOSeams):
     """GRPOTrainer(model, reward_funcs, args, ..., reference=url).
 
     reference: URL, URLs of servers that host the same model, or a ReferenceClient of your own (then you close it). With
-    a URL the first fingerprint that answers is pinned: a reference that somebody else swaps ends the run. args.beta 0 asks
-    nothing. `sync_ref_model`, `ref_model_mixup_alpha` and `ref_model_sync_steps` move the reference as in TRL: see `moving`,
-    which also says what `reference/version` in the logs counts. Raises ValueError without args, and TrlChanged under a TRL
-    whose private members have moved.
+    a URL the first fingerprint that answers is pinned: a reference that somebody else swaps ends the run. reference_model: its
+    name, where the server hosts several; NotFound, with the names that are there, for another. args.beta 0 asks nothing.
+    `sync_ref_model`, `ref_model_mixup_alpha` and `ref_model_sync_steps` move the reference as in TRL: see `moving`, which also
+    says what `reference/version` in the logs counts. Raises ValueError without args, and TrlChanged under a TRL whose private
+    members have moved.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class RemoteReferenceGRPOTrainer(GRPOSeams):
         args: GRPOConfig | None = None,
         *rest: Any,
         reference: str | Sequence[str] | ReferenceClient,
+        reference_model: str | None = None,
         **kwargs: Any,
     ) -> None:
         if args is None:
@@ -55,7 +57,7 @@ class RemoteReferenceGRPOTrainer(GRPOSeams):
             raise ValueError("the reference service scores text alone: no images")
         vocab = self.model.config.get_text_config().vocab_size
         # TRL asks `self.ref_model` for log-probs whenever it is there, with LoRA as well.
-        self.ref_model = ServedReference.at(reference, temperature=self.temperature, vocab_size=vocab)
+        self.ref_model = ServedReference.at(reference, reference_model, temperature=self.temperature, vocab_size=vocab)
         if moves and getattr(self.model, "peft_config", None):
             raise ValueError("sync_ref_model mixes whole models, and this one has an adapter: set it to False")
         if moves:

@@ -98,15 +98,22 @@ class ServedReference:
     def at(
         cls,
         reference: str | Sequence[str] | ReferenceClient,
+        model: str | None = None,
         *,
         temperature: float = 1.0,
         vocab_size: int | None = None,
     ) -> ServedReference:
-        """reference: a client, which stays its owner's; or URLs, for which one is opened that closes when this object goes."""
+        """reference: a client, which stays its owner's; or URLs, for which one is opened that closes when this object goes.
+        model: name of the reference there; None: the default one. Raises NotFound, with the names that are, for another, and
+        ValueError for one beside a client."""
         if isinstance(reference, ReferenceClient):
+            if model is not None:
+                raise ValueError(
+                    "reference_model: the client says which reference it asks: ReferenceClient(url, model=...); leave one out"
+                )
             return cls(reference, temperature=temperature, vocab_size=vocab_size)
         with ExitStack() as undo:
-            client = undo.enter_context(ReferenceClient(reference, fingerprint="first"))
+            client = undo.enter_context(ReferenceClient(reference, fingerprint="first", model=model))
             served = cls(client, temperature=temperature, vocab_size=vocab_size)
             weakref.finalize(served, undo.pop_all().close)
         return served

@@ -29,7 +29,8 @@ class RemoteTeacherTrainer(DistillationSeams):
 
     args: a DistillationConfig; beta 0 is the forward KL, 1 the reverse, between them the Jensen-Shannon divergence as in TRL.
     teacher: URL, URLs of servers that host the same teacher, or a ReferenceClient of your own (then you close it). With a URL
-    the first fingerprint that answers is pinned. top_k: ids at each position; at the vocabulary's size the loss is TRL's own.
+    the first fingerprint that answers is pinned. reference_model: the teacher's name, where its server hosts several; NotFound,
+    with the names that are there, for another. top_k: ids at each position; at the vocabulary's size the loss is TRL's own.
     support: whose ids; None takes the teacher's at beta 0 and else the student's. tail: as in `distillation_terms`.
 
     Metrics beside TRL's: `teacher_mass`, `student_mass`, `teacher_unscored` (completions for which the teacher had no finite
@@ -43,6 +44,7 @@ class RemoteTeacherTrainer(DistillationSeams):
         args: DistillationConfig | None = None,
         *,
         teacher: str | Sequence[str] | ReferenceClient,
+        reference_model: str | None = None,
         top_k: int = 64,
         support: Literal["teacher", "student"] | None = None,
         tail: Tail = "bucket",
@@ -56,7 +58,7 @@ class RemoteTeacherTrainer(DistillationSeams):
         if self.sees_images:
             raise ValueError("the teacher's service scores text alone: no images")
         vocab = self.model.config.get_text_config().vocab_size
-        self.teacher = ServedReference.at(teacher, temperature=self.temperature, vocab_size=vocab)
+        self.teacher = ServedReference.at(teacher, reference_model, temperature=self.temperature, vocab_size=vocab)
         self._k = min(top_k, vocab)
         self._tail: Tail = tail
         self._support = support or ("student" if self.beta > 0 else "teacher")
