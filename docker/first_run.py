@@ -5,6 +5,7 @@ were imported have their bytecode beside them, which a read-only root never writ
 rest: 200 MB of modules that nobody imports.
 """
 
+import importlib
 import os
 import subprocess
 import sys
@@ -53,8 +54,9 @@ def score_once(model: Path) -> None:
 
 def learn_once(model: Path) -> None:
     """All that a run imports, and one forward and backward of its policy."""
-    import grpo_training.run.loop
-    import grpo_training.run.progress  # noqa: F401
+    for module in ("report.plots", "run.loop", "run.progress"):
+        importlib.import_module(f"grpo_training.{module}")
+
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -135,6 +135,17 @@ grpo_server_queue_seconds_sum ${tokens}
     assert rates[4] == [{"code": "queue_full", "ever": 5, "lately": 4}]
 
 
+def test_a_chart_of_one_moment_shows_the_minute_before_it(server: str, open_page: Open) -> None:
+    page = open_page(f"{server}/ui/server")
+    shown = page.evaluate(
+        """async () => {
+             const {moments} = await import("/ui/files/lib/chart.js");
+             return [[null, null], [1e9, 1e9], [1e9, 1e9 + 10], [1e9, 1e9 + 300]].map(([low, high]) => moments(null, low, high));
+           }"""
+    )
+    assert shown == [[None, None], [1e9 - 60, 1e9], [1e9 - 50, 1e9 + 10], [1e9, 1e9 + 300]]
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_axe_finds_nothing(server: str, open_page: Open, dark: bool, width: int) -> None:

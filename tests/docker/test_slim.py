@@ -110,5 +110,5 @@ def test_the_image_writes_only_where_compose_lets_it() -> None:
         assert services[name]["tmpfs"] == ["/tmp"]
         assert services[name]["volumes"] == ["models:/models"]
         assert services[name]["mem_limit"]
-    for variable in ("HF_HOME", "GRPO_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+    for variable in ("HF_HOME", "GRPO_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR"):
         assert f"{variable}=/models/" in dockerfile

@@ -75,7 +75,7 @@ function options(latest, box) {
     height,
     legend: { show: false },
     cursor: { sync: cursor ? { key: cursor } : undefined, drag: { x: false, y: false }, points: { size: 6 } },
-    scales: { x: { time: Boolean(xAsTime) }, y: { distr: log ? 3 : 1, range: range ?? (log ? decades : roomy) } },
+    scales: { x: { time: Boolean(xAsTime), range: xAsTime ? moments : undefined }, y: { distr: log ? 3 : 1, range: range ?? (log ? decades : roomy) } },
     axes: [
       { ...axis, size: 28 },
       { ...axis, size: 52, grid: log ? { ...axis.grid, filter: powersOfTen } : axis.grid, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : brief(tick))) },
@@ -107,6 +107,12 @@ function decades(_, low, high) {
 }
 
 const powersOfTen = (_, ticks) => ticks.map((tick) => (Number.isInteger(Math.round(1e6 * Math.log10(tick)) / 1e6) ? tick : null));
+
+/** A minute at the least: around one moment alone uPlot would show years. */
+export function moments(_, low, high) {
+  if (low === null || high === null) return [null, null];
+  return [Math.min(low, high - 60), high];
+}
 
 /** As uPlot has it, but for a line at 0, which needs no room up to 100. */
 function roomy(_, low, high) {
