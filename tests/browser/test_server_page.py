@@ -140,7 +140,7 @@ def test_a_chart_of_one_moment_shows_the_minute_before_it(server: str, open_page
     shown = page.evaluate(
         """async () => {
              const {moments} = await import("/ui/files/lib/chart.js");
-             return [[null, null], [1e9, 1e9], [1e9, 1e9 + 10], [1e9, 1e9 + 300]].map(([low, high]) => moments(null, low, high));
+             return [[], [1e9], [1e9, 1e9 + 10], [1e9, 1e9 + 10, 1e9 + 300]].map((x) => moments({data: [x]}));
            }"""
     )
     assert shown == [[None, None], [1e9 - 60, 1e9], [1e9 - 50, 1e9 + 10], [1e9, 1e9 + 300]]

@@ -108,16 +108,16 @@ function decades(_, low, high) {
 
 const powersOfTen = (_, ticks) => ticks.map((tick) => (Number.isInteger(Math.round(1e6 * Math.log10(tick)) / 1e6) ? tick : null));
 
-/** A minute at the least: around one moment alone uPlot would show years. */
-export function moments(_, low, high) {
-  if (low === null || high === null) return [null, null];
-  return [Math.min(low, high - 60), high];
+/** All moments there are, and a minute at the least: for a single one uPlot's own limits are years apart. */
+export function moments({ data: [x] }) {
+  if (!x.length) return [null, null];
+  const last = x[x.length - 1];
+  return [Math.min(x[0], last - 60), last];
 }
 
-/** As uPlot has it, but for a line at 0, which needs no room up to 100. */
+/** As uPlot has it, but for no line and a line at 0, which needs no room up to 100. */
 function roomy(_, low, high) {
-  if (low === null || high === null) return [null, null];
-  return low === 0 && high === 0 ? [0, 1] : uPlot.rangeNum(low, high, 0.1, true);
+  return !low && !high ? [0, 1] : uPlot.rangeNum(low, high, 0.1, true);
 }
 
 function pick(plot, { onPick }) {
