@@ -69,7 +69,7 @@ PANELS: dict[str, list[Panel]] = {
         Panel("Time of a batch", "In the engine.", "s", quantiles("compute_seconds")),
         Panel(
             "Arithmetic",
-            "Operations of the model's matrices, a second.",
+            "Operations of the model, a second.",
             "flops",
             {"{{instance}}": f"rate(grpo_server_model_flops_total[{WINDOW}])"},
         ),

@@ -45,7 +45,7 @@ class Metrics:
         self._batch_tokens = histogram("batch_tokens", "Tokens of a batch as priced.", TOKENS)
         self._scored = counter("scored_tokens", "Completion tokens whose log-probs came out of the engine.")
         self._computed = counter("computed_tokens", "Tokens that went through the model, shared prompts once.")
-        self._flops = counter("model_flops", "Operations of the model's matrices in all batches.")
+        self._flops = counter("model_flops", "Arithmetic operations of the model in all batches.")
         self._peak_flops = PeakFlops(registry)
         self._splits = counter("oom_splits", "Times a batch was halved because memory ran out.")
         self._cache_hits = counter("cache_hits", "Completions answered from the cache.")

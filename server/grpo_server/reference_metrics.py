@@ -20,7 +20,7 @@ class ReferenceMetrics:
         self._scored = counter("scored_tokens", "Completion tokens whose log-probs it gave.")
         self._computed = counter("computed_tokens", "Tokens that went through it, shared prompts once.")
         self._seconds = counter("compute_seconds", "Seconds of its batches in the engine.")
-        self._flops = counter("model_flops", "Operations of its matrices, as grpo_server_model_flops_total has them.")
+        self._flops = counter("model_flops", "Arithmetic operations of it in all batches.")
         self._hits = counter("cache_hits", "Completions of it that the cache had.")
         self._misses = counter("cache_misses", "Completions of it that the cache did not have.")
         self._version = Gauge(

@@ -48,7 +48,9 @@ async def test_a_real_model_counts_what_it_computed(tmp_path: Path, given: float
         found = await told(client)
     # queries and outputs as wide as the model, keys and values half of it; gate, up and down
     layer = (2 + 2 / 2) * HIDDEN * HIDDEN + 3 * HIDDEN * INNER
-    expected = 2 * (answer["usage"]["computed_tokens"] * LAYERS * layer + 3 * HIDDEN * VOCAB)
+    pairs = 1 + 2 + 3 + 4  # that see each other, over queries and values as wide as the model
+    assert answer["usage"]["computed_tokens"] == 4
+    expected = 2 * (4 * LAYERS * layer + pairs * LAYERS * 2 * HIDDEN + 3 * HIDDEN * VOCAB)
     assert found["model_flops_total"] == found["hosted_model_flops_total:ref"] == expected
     assert found.get("peak_flops") == peak
 

@@ -6,7 +6,7 @@ transformers' models.
 """
 
 from .attention import packed_attention
-from .hook import NAME, attention_forward, current_stream, packed_stream, stream_again, stream_inputs
+from .hook import NAME, Shape, attention_forward, current_stream, packed_stream, stream_again, stream_inputs
 from .layout import PackedLayout, Segment
 from .schedule import Schedule
 
@@ -15,6 +15,7 @@ __all__ = [
     "PackedLayout",
     "Schedule",
     "Segment",
+    "Shape",
     "attention_forward",
     "current_stream",
     "packed_attention",

@@ -14,7 +14,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,21 +25,32 @@ from .schedule import Schedule
 NAME = "grpo_packed"
 
 
+class Shape(NamedTuple):
+    """Of one call: query heads, numbers of a query and of a value in each, and the window, None without one."""
+
+    heads: int
+    query: int
+    value: int
+    window: int | None
+
+
 @dataclass
 class Calls:
-    """How often attention was asked for in one forward: it must come to one call per attention layer."""
+    """How often attention was asked for in one forward: it must come to one call per attention layer. shapes: of each call,
+    None unless they are asked for."""
 
     schedule: Schedule
     count: int = 0
+    shapes: list[Shape] | None = None
 
 
 _current: ContextVar[Calls | None] = ContextVar("grpo_packed_stream", default=None)
 
 
 @contextmanager
-def packed_stream(schedule: Schedule) -> Generator[Calls]:
-    """Inside, attention layers of a model that was switched to `NAME` read the stream by `schedule`."""
-    calls = Calls(schedule)
+def packed_stream(schedule: Schedule, *, shapes: bool = False) -> Generator[Calls]:
+    """Inside, attention layers of a model that was switched to `NAME` read the stream by `schedule`. shapes: note them."""
+    calls = Calls(schedule, shapes=[] if shapes else None)
     with stream_again(calls):
         yield calls
 
@@ -80,6 +91,8 @@ def attention_forward(
     if attention_mask is not None or dropout:
         raise RuntimeError("the packed attention takes neither a mask nor dropout: call model.eval() and pass no mask")
     calls.count += 1
+    if calls.shapes is not None:
+        calls.shapes.append(Shape(query.shape[1], query.shape[-1], value.shape[-1], sliding_window))
     device = query.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         # Rotary embeddings leave q and k in fp32 beside a bf16 v; and the backward of this function runs outside autocast.

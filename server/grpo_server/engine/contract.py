@@ -104,7 +104,7 @@ class Hosted:
 @dataclass(frozen=True, slots=True)
 class BatchScores:
     """Scores of each piece in the order given, the tokens that really ran (shared prompts counted once), and who computed
-    them. references: of each piece, where they are of several. flops: operations of the model's matrices (`engine.flops`); 0
+    them. references: of each piece, where they are of several. flops: arithmetic operations of the model (`engine.flops`); 0
     where they are not known."""
 
     pieces: list[PieceScores]

@@ -116,7 +116,8 @@ class TorchEngine:
         self._config, self._model, self._parts, self._device = config, model, parts, device
         self._forward, self._head, self._limits = chosen.forward, chosen.head, limits
         self._price, self._ground, self._attention, self._tenants = price, ground, attention, Tenants(model)
-        self._flops = flops
+        heads = parts.heads[0] if config.tensor_parallel else None
+        self._flops = flops.with_attention(chosen.forward.shapes, heads)
         self._known_products: dict[object, str | None] = {}
         tokens = None if loaded.tokenizer is None else TokenizerIdentity.of(loaded.tokenizer)
         self._hosted = Hosted(info, loaded.tokenizer, media_tokens(model.config), tokens)
@@ -175,8 +176,7 @@ class TorchEngine:
     def compute_whole(self, batch: Prepared) -> BatchScores:
         """Score a prepared batch in one go. Raises whatever torch raises when memory runs out."""
         with self._turn:
-            flops = self._flops.of(batch.tokens, len(batch.targets))
-            return BatchScores(self._run(batch), batch.tokens, self.info, flops=flops)
+            return BatchScores(self._run(batch), batch.tokens, self.info, flops=self._flops.of(batch))
 
     @torch.inference_mode()
     def _run(self, batch: Prepared) -> list[PieceScores]:

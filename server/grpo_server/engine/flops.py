@@ -1,25 +1,29 @@
 """How much arithmetic a model's matrices are, counted in one small forward by the rows that each of them is given.
 
 R rows times a matrix of K x N are R K N multiplications and as many additions. Of a mixture of experts those count that a token
-is sent to. Not counted: look-ups, norms, activations, recurrences, and attention's own products, of queries with keys and of
-weights with values, which grow with the length of a sequence. So a utilisation made of it is a lower bound: PaLM's "model FLOPs
-utilization" without its term for attention (Chowdhery et al. 2022, appendix B).
+is sent to. Attention multiplies each query with the keys that it sees, and its weights with their values: that is counted where
+attention is ours, for there the probe has shown which keys those are. Not counted: look-ups, norms, activations, recurrences.
+The sum over what the devices could have done is "model FLOPs utilization" (PaLM, Chowdhery et al. 2022, appendix B; there each
+query sees the whole sequence), a lower bound where attention is the model's own.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
+from grpo_numerics.packed import Shape
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .anatomy import Anatomy
 from .cards import peak_flops
+from .prepared import Prepared
 
 log = logging.getLogger(__name__)
 
@@ -33,16 +37,31 @@ _UNKNOWN = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Flops:
-    """Operations of one token through the body, and of one row through the head; 0 where they are not known. peak: the most
-    that the devices do in a second, None where either is not known."""
+    """Operations of one token through the body's matrices, and of one row through the head; 0 where they are not known. pair:
+    of one query with one key in all layers that have this window (None: without one). peak: the most that the devices do in a
+    second, None where either is not known."""
 
     token: float = 0.0
     row: float = 0.0
     peak: float | None = None
+    pair: Mapping[int | None, float] = field(default_factory=lambda: {})
 
-    def of(self, tokens: int, rows: int) -> float:
-        """Of a batch."""
-        return self.token * tokens + self.row * rows
+    def with_attention(self, shapes: Sequence[Shape], heads: int | None = None) -> Flops:
+        """shapes: of attention's calls in one forward. heads: of each call, where this process has some of them only."""
+        pair: dict[int | None, float] = {}
+        for shape in shapes:
+            each = 2.0 * (heads or shape.heads) * (shape.query + shape.value)
+            pair[shape.window] = pair.get(shape.window, 0.0) + each
+        return replace(self, pair=pair) if self.token else self
+
+    def of(self, batch: Prepared) -> float:
+        """Of a batch. Microseconds."""
+        attention = 0.0
+        if batch.positions is not None:
+            seen = batch.positions + 1  # a query sees its own key, too
+            for window, pair in self.pair.items():
+                attention += pair * int(np.sum(seen if window is None else np.minimum(seen, window)))
+        return self.token * batch.tokens + self.row * len(batch.targets) + attention
 
 
 @torch.inference_mode()

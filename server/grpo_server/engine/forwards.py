@@ -22,6 +22,7 @@ from grpo_numerics.packed import (
     NAME,
     PackedLayout,
     Schedule,
+    Shape,
     attention_forward,
     packed_stream,
     stream_inputs,
@@ -68,6 +69,7 @@ class PackedForward:
         self.shares = heights is None or heeds_positions_alone(parts)
         self.calls = 0  # of attention in the last forward: the probe wants one per layer
         self.asked: frozenset[Ask] = frozenset()  # tables that its layers asked for
+        self.shapes: tuple[Shape, ...] = ()
 
     def tally(self) -> Tally:
         return Beginnings() if self.shares else EqualPrompts()
@@ -101,16 +103,17 @@ class PackedForward:
         schedule.ahead(self.asked)
         asked = _asked(needed)
         stream = _Stream(schedule, Parcel({"rows": layout.predict_rows[asked]}))
-        return Laid(layout.targets[asked], layout.tokens, stream)
+        return Laid(layout.targets[asked], layout.tokens, stream, layout.positions)
 
     def run(self, plan: Any) -> Tensor:
         stream: _Stream = plan
         schedule = stream.schedule
         if self.model.config._attn_implementation != NAME:
             self.model.set_attn_implementation(NAME)
-        with packed_stream(schedule) as calls:
+        with packed_stream(schedule, shapes=not self.shapes) as calls:
             hidden = self.parts.body(**stream_inputs(schedule), use_cache=False).last_hidden_state[0]
         self.calls, self.asked = calls.count, schedule.plan.asked
+        self.shapes = self.shapes or tuple(calls.shapes or ())
         return hidden[stream.predicting.on(hidden.device)["rows"]]
 
 
@@ -126,6 +129,7 @@ class _OwnAttention:
     """What the tiers share that leave the model's attention alone."""
 
     tier: Tier
+    shapes: tuple[Shape, ...] = ()
 
     def __init__(self, model: PreTrainedModel, parts: Anatomy, attention: str) -> None:
         self.model, self.parts, self.attention = model, parts, attention

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from grpo_server.engine.cards import CARDS, Peak, peak_flops, peak_of
+from grpo_server.engine.device import Cuda
 
 # As `nvidia-smi -L` lists them -> dense 10^12 operations a second in bfloat16 and in float32.
 NAMES = {
@@ -93,3 +94,11 @@ def test_cards_add_up_and_one_that_is_not_known_hides_the_sum() -> None:
 
 def test_what_is_given_is_of_each_card_and_goes_before_the_table() -> None:
     assert peak_flops(["NVIDIA L4", "something"], None, given=2.5) == 5e12
+
+
+def test_every_gpu_under_a_model_is_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {0: "NVIDIA L4", 1: "NVIDIA L40S"}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[device.index])
+    gpus = Cuda(frozenset({torch.device("cuda", 0), torch.device("cuda", 1)}))
+    assert sorted(gpus.cards()) == ["NVIDIA L4", "NVIDIA L40S"]
+    assert peak_flops(gpus.cards(), torch.float32) == pytest.approx(121.9e12)

@@ -47,14 +47,23 @@ def model_of(name: str) -> PreTrainedModel:
 
 
 def counted(model: PreTrainedModel, tokens: int) -> int:
-    """By torch, of all matrices of the model and none of attention's own products, which are batched ones."""
+    """By torch, of all matrices of the model."""
+    return sum(seen(model, tokens).get(op, 0) for op in (torch.ops.aten.mm, torch.ops.aten.addmm))
+
+
+def attended(model: PreTrainedModel, tokens: int) -> int:
+    """By torch, of every query with every key and every weight with every value: the batched products."""
+    return seen(model, tokens)[torch.ops.aten.bmm]
+
+
+def seen(model: PreTrainedModel, tokens: int) -> dict[Any, int]:
+    """Operations by operator, in the model's own forward."""
     model.set_attn_implementation("eager")
     if hasattr(model.config, "num_experts_per_tok"):
         model.set_experts_implementation("eager")
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model(input_ids=torch.randint(3, VOCAB, (1, tokens)), use_cache=False)
-    seen = counter.get_flop_counts()["Global"]
-    return sum(seen.get(op, 0) for op in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    return counter.get_flop_counts()["Global"]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -62,7 +71,7 @@ def counted(model: PreTrainedModel, tokens: int) -> int:
 def test_what_torch_counts_in_the_models_own_forward(name: str) -> None:
     model = model_of(name)
     flops = count_flops(model, anatomy(model), ["cpu"])
-    assert flops.of(23, 23) == counted(model, 23)
+    assert 23 * (flops.token + flops.row) == counted(model, 23)
     assert flops.row == 2 * VOCAB * 32
     assert flops.peak is None
 
@@ -103,7 +112,41 @@ def test_a_batch_counts_a_shared_prompt_once_no_padding_and_the_rows_that_are_as
     assert answer.computed_tokens == tokens
     rows = 5 + 1 + 9 + 7 + 2
     token = counted(llama(), 1) - 2 * VOCAB * 32
-    assert answer.flops == tokens * token + rows * 2 * VOCAB * 32
+    pairs = sum(range(1, 21))  # the prompt with itself
+    pairs += sum(20 + n for length in (4, 8, 6) for n in range(1, length + 1))
+    pairs += sum(range(1, tokens - 38 + 1))  # the last sequence by itself
+    assert answer.flops == tokens * token + rows * 2 * VOCAB * 32 + pairs * attended(llama(), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "window"),
+    [
+        ("llama", None),
+        ("gemma3_text: windows", 8),
+        ("gpt_oss: experts with biases, transposed", 8),
+        ("deepseek_v3: latent attention, a dense layer, a shared expert", None),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # of the architectures' own making
+def test_attention_counts_the_keys_that_each_query_sees(name: str, window: int | None) -> None:
+    model = model_of(name)
+    per_pair = attended(model, 1)
+    kinds = getattr(model.config, "layer_types", None) or ["full_attention"] * 2
+    engine = engine_of(model)
+    assert engine.info.tier == "packed"
+    batch = engine.prepare([Piece(ids(30), (ids(1, 1), ids(4, 2)), 1.0)])
+    place = np.arange(33)
+    visible = place[None, :] <= place[:, None]
+    near = visible & (place[:, None] - place[None, :] < (window or 0))
+    pairs = sum(int((near if kind == "sliding_attention" else visible).sum()) for kind in kinds)
+    matrices = engine._flops.token * 33 + engine._flops.row * 5
+    assert engine.compute(batch).flops == matrices + pairs * per_pair / len(kinds)
+
+
+def test_attention_of_the_models_own_is_not_counted() -> None:
+    engine = engine_of(llama(), tier="plain")
+    answer = engine.compute(engine.prepare(PIECES[:1]))
+    assert answer.flops == answer.computed_tokens * a_token(llama()) + 15 * 2 * VOCAB * 32
 
 
 def test_halves_of_a_batch_count_what_both_computed() -> None:
@@ -120,7 +163,7 @@ def test_halves_of_a_batch_count_what_both_computed() -> None:
     halved = engine.compute(engine.prepare(PIECES[:2]))
     assert halved.splits == 1
     assert halved.computed_tokens == whole.computed_tokens + 20  # the prompt in each
-    assert halved.flops == whole.flops + 20 * a_token(llama())
+    assert halved.flops == whole.flops + 20 * a_token(llama()) + sum(range(1, 21)) * attended(llama(), 1)
 
 
 def test_nothing_is_computed_where_nothing_is_asked() -> None:

@@ -73,11 +73,11 @@ class AdaptedForward:
             laid = self.inner.lay(pieces)
             spans = [Span(owner) for owner in owners[:1] if owner is not None]
         parts = [self._parts_of(owner) for owner in owners] if any(o and o.head for o in owners) else ()
-        return Prepared(pieces, laid.targets, laid.tokens, _Batch(laid.plan, spans), parts, engines)
+        return Prepared(pieces, laid.targets, laid.tokens, _Batch(laid.plan, spans), laid.positions, parts, engines)
 
     def flops(self, batch: Prepared) -> float:
         """Operations of a batch; 0 where those of the base are not known."""
-        base = self.base.flops.of(batch.tokens, len(batch.targets))
+        base = self.base.flops.of(batch)
         plan: _Batch = batch.plan
         ends = [(span, batch.tokens if span.stop is None else span.stop) for span in plan.spans]
         return base and base + sum(span.adapter.flops * (stop - span.start) for span, stop in ends)

@@ -33,7 +33,7 @@ def test_in_company_each_row_counts_its_own_adapter(tmp_path: Path) -> None:
     small, large = (put_on(base, path, path.name) for path in paths)
     pieces, engines = pieces_of(groups=3), [large, base, small]
     answer = base.compute(base.prepare(pieces, engines))
-    of_base = sum(base.compute(base.prepare([piece])).flops for piece in pieces)
+    of_base = sum(base.compute(base.prepare([piece])).flops for piece in pieces)  # nothing is shared between them
     rows = [base.prepare([piece]).tokens for piece in pieces]
     assert answer.flops == of_base + 2 * (lora_numbers(paths[1]) * rows[0] + lora_numbers(paths[0]) * rows[2])
 

@@ -57,7 +57,7 @@ def test_a_batch_of_adapters_on_a_gpu_waits_for_nothing(monkeypatch: pytest.Monk
         with Waits() as seen:
             passes = head_passes(forward.rows(batch), batch.questions, parts, score_rows)
             counted = forward.flops(batch)
-    assert counted > base.flops.of(batch.tokens, len(batch.targets))
+    assert counted > base.flops.of(batch)
     assert seen.reads == []
     assert set(seen.copies) == {"cpu to meta queued"}
     assert forward.layers == first.pairs.keys()
