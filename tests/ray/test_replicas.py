@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from grpo_client import FingerprintMismatch, GrpoClientError, ReferenceClient, Retry, RetryPolicy
 from grpo_server.config import ServerConfig
+from ray_models import model
 
 ray = pytest.importorskip("ray", reason="Ray is not installed; make test-ray has an environment for it")
 
@@ -24,19 +25,6 @@ pytestmark = pytest.mark.timeout(900)  # seconds; a busy machine takes minutes t
 
 PORT = 8741
 URL = f"http://127.0.0.1:{PORT}"
-
-
-def model(directory: Path, seed: int) -> Path:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=256,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
