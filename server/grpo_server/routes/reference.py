@@ -20,8 +20,10 @@ WhichModel = Annotated[str | None, Query(description="Which reference; the defau
 
 
 class HostedReference(ReferenceInfo):
-    """Who answers, and how far the one is that will, or how the last change ended; absent where there was none."""
+    """Who answers, and how far the one is that will, or how the last change ended; absent where there was none. base: of an
+    adapter, the name of the reference that it is laid on; absent where it is none."""
 
+    base: str | None = Field(default=None, exclude_if=lambda value: value is None)
     swap: SwapStatus | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
@@ -37,14 +39,14 @@ async def reference(service: ServiceDep, model: WhichModel = None) -> HostedRefe
     house = references.named(model)
     # of the default one everything that goes on: who asked for a load knows its name only when it is there
     swap = service.swaps.status if house.default and model is None else service.swaps.status_of(house)
-    return _described(house, swap)
+    return _described(service, house, swap)
 
 
 @router.get(ROUTE_REFERENCES)
 async def references(service: ServiceDep) -> HostedReferences:
     """All of them, as `/v1/reference` describes each, the one that answers who names none first."""
     houses = list(service.references)
-    return HostedReferences(references=[_described(house, service.swaps.status_of(house)) for house in houses])
+    return HostedReferences(references=[_described(service, house, service.swaps.status_of(house)) for house in houses])
 
 
 @router.get("/v1/models")
@@ -63,14 +65,15 @@ async def one_model(model: str, service: ServiceDep, response: Response) -> dict
     return _model(service, house)
 
 
-def _described(house: House, swap: SwapStatus | None) -> HostedReference:
-    hosted = house.engine.hosted
+def _described(service: Service, house: House, swap: SwapStatus | None) -> HostedReference:
+    hosted, base = house.engine.hosted, house.named.base
     identity = hosted.tokenizer_identity
     return HostedReference(
         **hosted.info.model_dump(),
         tokenizer_fingerprint=None if identity is None else identity.fingerprint,
         tokens=None if identity is None else identity.tokens,
         server_version=package_version(),
+        base=service.references.default.name if base == "" else base,
         swap=swap,
     )
 

@@ -161,3 +161,14 @@ async def test_an_adapter_that_was_loaded_while_a_server_served_comes_back(tmp_p
     async with running(app_of(config, StateDir(tmp_path / "state"))) as client:
         assert list(await hosted(client)) == names
         assert (await hosted(client))["x"][1] == 1
+
+
+async def test_an_adapter_says_on_which_it_is_laid(tmp_path: Path) -> None:
+    lora, first = checkpoint(tmp_path / "lora", "lora"), checkpoint(tmp_path / "first", "first")
+    second = checkpoint(tmp_path / "second", "second")
+    config = make_config(model=(f"a={first}", f"b={second}"), adapter=(f"x={lora}", f"y={lora}@b"))
+    async with running(app_of(config)) as client:
+        told = (await client.get("/v1/references")).json()["references"]
+        assert [(one["model"], one.get("base")) for one in told] == [("a", None), ("b", None), ("x", "a"), ("y", "b")]
+        assert "base" not in told[0]
+        assert (await client.get("/v1/reference", params={"model": "y"})).json()["base"] == "b"

@@ -2,7 +2,7 @@
 import { count, many, seconds, short } from "../lib/format.js";
 import { html, useEffect, useMemo, useState } from "../lib/html.js";
 import { useKeys } from "../lib/keyboard.js";
-import { reference } from "../lib/reference.js";
+import { reference, references, which } from "../lib/reference.js";
 import { change, useFragment } from "../lib/route.js";
 import { useStore } from "../lib/store.js";
 import { Compare } from "./scores/compare.js";
@@ -18,10 +18,12 @@ import { Sources } from "./scores/sources.js";
 import { Strip } from "./scores/strip.js";
 import { Token } from "./scores/token.js";
 import { Where } from "./scores/where.js";
+import { Which, ask, followAddress } from "./scores/which.js";
 
 export function Page() {
   const open = useStore(held);
-  const { run, sources } = useFragment();
+  const { run, sources, ref } = useFragment();
+  useEffect(() => followAddress(ref), [ref]);
   useEffect(() => {
     if (run && !(held.get()?.source.kind === "run" && held.get().source.name === run)) openRun(run);
   }, [run]);
@@ -55,11 +57,14 @@ function Trouble() {
   const wrong = useStore(trouble);
   const who = useStore(reference);
   const open = useStore(held);
+  const hosted = useStore(references);
   if (!wrong || (wrong.param && !open)) return null; // beside its field
   if (wrong.code === "fingerprint_mismatch") {
     const theirs = open.samples.groups.find(({ fingerprint }) => fingerprint)?.fingerprint;
+    const here = hosted.find(({ fingerprint }) => fingerprint === theirs);
     return html`<div class="notice bad" role="alert">
       <p><b>Another reference than in the file.</b> The file was scored by <code>${short(theirs)}</code>; <code>${short(who?.fingerprint)}</code> answers here.</p>
+      ${here ? html`<button type="button" class="main" onClick=${() => ask(here.model)}>Score with ${here.model}, which did</button>` : null}
       <button type="button" onClick=${() => scoreRest({ pin: false })}>Score with this one all the same</button>
     </div>`;
   }
@@ -73,6 +78,7 @@ function Opened({ open }) {
   const spelled = useStore(texts);
   const report = useStore(found);
   const who = useStore(reference);
+  const asked = useStore(which);
   const swapped = state.swap === "1";
   const side = useStore(other).kind === "file" ? "policy" : "other side";
   const [hovered, setHovered] = useState(null);
@@ -90,8 +96,8 @@ function Opened({ open }) {
   }, [all, state.filter, state.sort, state.show, report, compared, spelled]);
 
   const ofStep = state.step === undefined ? undefined : all.find(({ step }) => step === Number(state.step));
-  const asked = Number(state.seq ?? (ofStep ?? rows[0])?.s ?? 0);
-  const selected = Number.isInteger(asked) && asked >= 0 && asked < all.length ? asked : 0;
+  const wanted = Number(state.seq ?? (ofStep ?? rows[0])?.s ?? 0);
+  const selected = Number.isInteger(wanted) && wanted >= 0 && wanted < all.length ? wanted : 0;
   const length = samples.starts[selected + 1] - samples.starts[selected];
   const token = Math.max(0, Math.min(length - 1, Math.trunc(Number(state.tok ?? worst(samples, selected, compared))) || 0));
   const members = useMemo(() => all.filter((row) => family[row.group] === family[samples.group[selected]]).map(({ s }) => s), [all, family, samples.group[selected]]);
@@ -103,7 +109,7 @@ function Opened({ open }) {
     const controller = new AbortController();
     const timer = setTimeout(() => lookAt([...new Set(members.map((s) => samples.group[s]))], controller.signal).catch(() => {}), 120);
     return () => (clearTimeout(timer), controller.abort());
-  }, [members, samples.starts]);
+  }, [members, samples.starts, asked]);
 
   useKeys(keysFor({ rows, all, samples, selected, token, length, shown, compared, by, swapped, members }));
   const what = { rows, samples, texts: spelled, details: detail, swapped, textOf, members, by, findings: report, reference: who };
@@ -112,6 +118,7 @@ function Opened({ open }) {
     <div class="bar opened">
       <span><b>${source.name}</b> <span class="muted">${many(samples.groups.length, "group")}, ${many(samples.group.length, "completion")}, ${many(samples.ids.length, "token")}${samples.cutLines ? "; its last line is cut off and left out" : ""}</span></span>
       <button type="button" onClick=${() => change({ sources: "1" }, { push: true })}>Open other</button>
+      <${Which} />
       <${Compare} swapped=${swapped} />
       <${Export} what=${what} />
     </div>

@@ -5,7 +5,7 @@
 import { brief, count, percent } from "../lib/format.js";
 import { Chart } from "../lib/chart.js";
 import { html, useMemo } from "../lib/html.js";
-import { Identity } from "./server/identity.js";
+import { References } from "./server/references.js";
 import { useHistory } from "./server/history.js";
 import { brieflyTimed, columns, now, quantiles, verdict } from "./server/figures.js";
 
@@ -63,7 +63,7 @@ function Figures({ samples, stale }) {
             </table>`
           : html`<p class="muted">Nothing was refused since the start.</p>`}
       </section>
-      <${Identity} sample=${latest} changes=${figures.changes} />
+      <${References} sample=${latest} changes=${figures.changes} />
     </div>`;
 }
 

@@ -3,7 +3,7 @@
  * One thing is under way at a time, in sight, and can be cancelled.
  */
 import { ApiError, ask, askJson } from "../../lib/api.js";
-import { reference } from "../../lib/reference.js";
+import { choose, named, reference, which } from "../../lib/reference.js";
 import { change } from "../../lib/route.js";
 import { createStore } from "../../lib/store.js";
 import { families } from "./figures.js";
@@ -18,7 +18,8 @@ const UNASKED = 4096;
 /** The same of the rank and the best tokens of a group that is looked at. */
 const DETAIL = 16_384;
 
-/** {samples, lines, family: number[], source} or null. lines: as the rules read them; null: made when wanted. */
+/** {samples, lines, family: number[], source, asRead} or null. lines: as the rules read them; null: made when wanted. asRead: the
+ * first two before anything was scored here. */
 export const held = createStore(null);
 /** Of groups: rank, log-sum-exp, best tokens. */
 export const details = createStore(new Map());
@@ -61,7 +62,7 @@ async function under(what, doing) {
 }
 
 /** Show these; what the file lacks is scored when it is little. */
-async function hold(samples, lines, source) {
+async function hold(samples, lines, source, { stay = false } = {}) {
   swaps += 1;
   details.set(new Map());
   texts.set(new Map());
@@ -69,15 +70,25 @@ async function hold(samples, lines, source) {
   const fromFile = samples.t.some((value) => !Number.isNaN(value));
   other.set(fromFile ? { kind: "file", says: "log-probs of the file" } : { kind: "none", says: "" });
   const fresh = { sources: null, seq: null, tok: null, show: null, filter: null, step: null };
-  change(source.kind === "run" ? { sources: null } : { ...fresh, run: null });
-  put(samples, samples.whole ? lines : null, source);
+  if (!stay) change(source.kind === "run" ? { sources: null } : { ...fresh, run: null });
+  put(samples, samples.whole ? lines : null, source, { samples, lines });
+  const mine = swaps;
   if (unscored().length && toScore() <= UNASKED) await scoreRest();
+  if (mine !== swaps) return;
   // what was typed was sampled by nobody: the rules have nothing to say of it
   if (source.kind !== "typed" && held.get()?.samples.r.some((value) => !Number.isNaN(value))) await check();
 }
 
-function put(samples, lines, source = held.get()?.source) {
-  held.set({ samples, lines, source, family: families(samples) });
+function put(samples, lines, source = held.get()?.source, asRead = held.get()?.asRead) {
+  held.set({ samples, lines, source, asRead, family: families(samples) });
+}
+
+/** Ask this reference from now on: what was scored here is scored anew, and what a file brought stays. */
+export function askReference(name) {
+  if (name === which.get()) return;
+  choose(name);
+  const open = held.get();
+  if (open) under(`asking ${name ?? "the default reference"}`, () => hold(open.asRead.samples, open.asRead.lines, open.source, { stay: true }));
 }
 
 /** Groups without reference log-probs that the server can be asked for. */
@@ -142,16 +153,16 @@ export async function scoreRest({ pin = true } = {}) {
   });
 }
 
-/** Everything once more: B is this server at another temperature or by another normalizer. */
-export const compareAgain = (temperature, normalizer) => {
+/** Everything once more: B is this server at another temperature, by another normalizer or another of its references (model). */
+export const compareAgain = (temperature, normalizer, model) => {
   const mine = swaps;
   const { samples } = held.get();
   const groups = samples.groups.flatMap((_, k) => (canScore(samples, k) ? [k] : []));
   return under("scoring the other side", async (signal, tell) => {
-    const { answers } = await score(samples, groups, { temperature, normalizer, signal, tell, pin: false });
+    const { answers } = await score(samples, groups, { model, temperature, normalizer, signal, tell, pin: false });
     if (mine !== swaps) return;
     put(merged(held.get().samples, answers, "t"), null);
-    other.set({ kind: "again", says: `this server at T = ${temperature}, ${normalizer}` });
+    other.set({ kind: "again", says: `${model ?? "this server"} at T = ${temperature}, ${normalizer}` });
     found.set(null);
   });
 };
@@ -180,7 +191,7 @@ export const check = ({ rescore = false } = {}) =>
     const { samples, lines } = held.get();
     const body = lines ?? linesOf(samples);
     const headers = { "Content-Type": "application/x-ndjson" };
-    const answer = await (await ask(`ui/api/findings?rescore=${rescore}`, { method: "POST", body, headers, signal })).json();
+    const answer = await (await ask(`ui/api/findings?${new URLSearchParams({ rescore, ...named() })}`, { method: "POST", body, headers, signal })).json();
     if (mine === swaps) found.set({ ...answer, rescored: rescore });
   });
 

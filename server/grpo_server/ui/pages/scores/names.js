@@ -1,9 +1,11 @@
 /** The text of single ids, for the best tokens and the contexts: asked for in one go, and kept. */
 import { useEffect } from "../../lib/html.js";
 import { createStore, useStore } from "../../lib/store.js";
+import { which } from "../../lib/reference.js";
 import { spell } from "./pieces.js";
 
 const known = createStore(new Map());
+which.watch(() => known.set(new Map())); // another tokenizer
 
 /** @param {number[]} ids  @returns {Map<number, string>} what is known of them by now */
 export function useNames(ids) {
@@ -15,7 +17,7 @@ export function useNames(ids) {
     const timer = setTimeout(async () => {
       try {
         const pieces = await spell(missing.map((id) => [id]), controller.signal);
-        known.set(new Map([...known.get(), ...missing.map((id, i) => [id, pieces[i][0]])]));
+        if (!controller.signal.aborted) known.set(new Map([...known.get(), ...missing.map((id, i) => [id, pieces[i][0]])]));
       } catch {
         // a reference without a tokenizer: the ids stand for themselves
       }

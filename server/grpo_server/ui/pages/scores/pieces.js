@@ -1,5 +1,6 @@
 /** The text of tokens, asked for when it is shown and kept. */
 import { askJson } from "../../lib/api.js";
+import { named } from "../../lib/reference.js";
 
 const IDS_A_REQUEST = 20_000;
 
@@ -7,7 +8,7 @@ const IDS_A_REQUEST = 20_000;
 export async function spell(sequences, signal) {
   const pieces = [];
   for (const part of parts(sequences)) {
-    const { sequences: spelled } = await askJson("ui/api/pieces", { sequences: part }, { signal });
+    const { sequences: spelled } = await askJson("ui/api/pieces", { ...named(), sequences: part }, { signal });
     pieces.push(...spelled.map(cut));
   }
   return pieces;

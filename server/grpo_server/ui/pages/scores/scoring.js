@@ -1,5 +1,6 @@
 /** Samples scored by this server: groups in requests of a size that shows progress, answers as tensors. */
 import { ask } from "../../lib/api.js";
+import { named } from "../../lib/reference.js";
 import { readTensors } from "../../lib/safetensors.js";
 
 const TOKENS_A_REQUEST = 2048;
@@ -22,19 +23,20 @@ export const TOP_K = 5;
 /**
  * @param {import("./records.js").Samples} samples
  * @param {number[]} groups  which
- * @param {{temperature?: number | null, normalizer?: string | null, detail?: boolean, pin?: boolean, signal?: AbortSignal,
+ * @param {{model?: string, temperature?: number | null, normalizer?: string | null, detail?: boolean, pin?: boolean, signal?: AbortSignal,
  *          tell?: (done: number, total: number) => void}} how
- *   temperature, normalizer: in place of each group's own. detail: with rank, log-sum-exp and the best tokens. pin: 409 unless
+ *   model: the reference, in place of the chosen one. temperature, normalizer: in place of each group's own. detail: with rank, log-sum-exp and the best tokens. pin: 409 unless
  *   the reference is the one that the file names
  * @returns {Promise<{answers: Map<number, Answer>, reference: Object}>}
  */
-export async function score(samples, groups, { temperature = null, normalizer = null, detail = false, pin = true, signal, tell } = {}) {
+export async function score(samples, groups, { model, temperature = null, normalizer = null, detail = false, pin = true, signal, tell } = {}) {
   const answers = new Map();
   let [reference, done] = [null, 0];
   const total = groups.reduce((sum, k) => sum + weight(samples, k), 0);
   for (const part of parts(samples, groups, normalizer)) {
     tell?.(done, total);
     const body = {
+      ...(model === undefined ? named() : { model }),
       groups: part.map((k) => asked(samples, k)),
       temperature: part.map((k) => temperature ?? samples.groups[k].temperature),
       normalizer: normalizer ?? samples.groups[part[0]].normalizer,

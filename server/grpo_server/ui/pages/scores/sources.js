@@ -5,6 +5,7 @@ import { useStore } from "../../lib/store.js";
 import { listRuns, openFile, openTyped, trouble } from "./model.js";
 import { NAMES } from "./records.js";
 import { packed, unpacked } from "./sharing.js";
+import { Which } from "./which.js";
 
 const DEMO = { kind: "text", prompt: "The capital of France is", completions: [" Paris.", " London.", " a city on the Seine.", " sipaR"], temperature: 1, normalizer: "softmax" };
 const EMPTY = { kind: "text", prompt: "", completions: [""], temperature: 1, normalizer: "softmax" };
@@ -68,6 +69,7 @@ function Typed() {
       <label>Normalizer
         <select value=${typed.normalizer} onChange=${(event) => set({ normalizer: event.target.value })}><option>softmax</option><option>stablemax</option></select>
       </label>
+      <${Which} />
     </div>
     <label class="field">${labels}
       <textarea rows="4" spellcheck=${false} value=${typed.prompt} placeholder=${EXAMPLES[typed.kind]} onInput=${(event) => set({ prompt: event.target.value })}></textarea>

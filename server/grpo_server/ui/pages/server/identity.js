@@ -1,5 +1,6 @@
 /** Who answers, with its fingerprint to copy. */
-import { html, useRef, useState } from "../../lib/html.js";
+import { html } from "../../lib/html.js";
+import { Copied } from "./copied.js";
 
 const SHOWN = { model: "model", dtype: "dtype", mode: "mode", tier: "tier", bitwise: "same bits in any batch" };
 
@@ -14,20 +15,4 @@ export function Identity({ sample, changes }) {
     </dl>`)}
     ${changes.map(({ at, version }) => html`<p key=${version} class="small">Replaced by version ${version} at ${new Date(1000 * at).toLocaleTimeString()}.</p>`)}
   </section>`;
-}
-
-/** A text with a button that copies it; where a page may not (http on another machine), it is selected instead. */
-function Copied({ text }) {
-  const code = useRef(null);
-  const [done, setDone] = useState("");
-  const copy = async () => {
-    try {
-      await navigator.clipboard.writeText(text);
-      setDone("copied");
-    } catch {
-      getSelection().selectAllChildren(code.current);
-      setDone("selected");
-    }
-  };
-  return html`<code ref=${code}>${text}</code> <button type="button" onClick=${copy}>copy<span class="unseen"> the fingerprint</span></button> <span role="status" class="muted small">${done}</span>`;
 }

@@ -22,6 +22,9 @@ export const NAMES = [
   "oom_splits_total",
   "reference_version",
   "reference_info",
+  "hosted_version",
+  "hosted_ready",
+  "swap_in_progress",
 ];
 
 const LINE = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)/;
