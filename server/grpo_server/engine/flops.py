@@ -1,4 +1,4 @@
-"""How much arithmetic a model's matrices are, counted in one small forward by the rows that each of them is given.
+"""How much arithmetic a model's matrices are, counted in two small forwards by the rows that each of them is given.
 
 R rows times a matrix of K x N are R K N multiplications and as many additions. Of a mixture of experts those count that a token
 is sent to. Attention multiplies each query with the keys that it sees, and its weights with their values: that is counted where
@@ -27,7 +27,8 @@ from .prepared import Prepared
 
 log = logging.getLogger(__name__)
 
-_TOKENS = 2  # of the forward in which it is counted
+# Of the forwards in which it is counted: what one token adds is their difference, for a few models add rows of their own.
+_FEW, _MORE = 2, 4
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # What configs call the number of experts that a token is sent to.
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")
@@ -71,27 +72,33 @@ def count_flops(
     """cards, peak_tflops: as in `cards.peak_flops`. Nothing is known, and the log says so, where much of what a model
     multiplies with is of an unknown kind. Of a model that lies on several processes: all of it, by the cards of this one; and
     all of them must call it."""
-    count = _Count(_experts_chosen(model.config))
+    chosen = _experts_chosen(model.config)
+    few, more = (_counted(parts, tokens, chosen) for tokens in (_FEW, _MORE))
+    if more.unknown > _UNKNOWN * more.products:
+        log.info("the arithmetic of %s is not counted: its matrices are of an unknown kind", type(model).__name__)
+        return Flops()
+    token = 2 * (more.products - few.products) / (_MORE - _FEW)
+    return Flops(token, 2 * math.prod(parts.weight.shape), peak_flops(cards, _precision(model), peak_tflops))
+
+
+def _counted(parts: Anatomy, tokens: int, chosen: int | None) -> _Count:
+    count = _Count(tokens, chosen)
     hooks = [module.register_forward_pre_hook(count.note, with_kwargs=True) for module in parts.modules]
     try:
-        ids = torch.ones(1, _TOKENS, dtype=torch.long, device=parts.device)
+        ids = torch.ones(1, tokens, dtype=torch.long, device=parts.device)
         parts.body(input_ids=ids, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
-    if count.unknown > _UNKNOWN * count.products:
-        log.info("the arithmetic of %s is not counted: its matrices are of an unknown kind", type(model).__name__)
-        return Flops()
-    peak = peak_flops(cards, _precision(model), peak_tflops)
-    return Flops(2 * count.products / _TOKENS, 2 * math.prod(parts.weight.shape), peak)
+    return count
 
 
 class _Count:
-    """products: numbers that were multiplied, each with a row. unknown: those of which nothing is known. chosen: experts of a
-    token."""
+    """Of a forward of so many tokens. products: numbers that were multiplied, each with a row. unknown: those of which nothing
+    is known. chosen: experts of a token."""
 
-    def __init__(self, chosen: int | None) -> None:
-        self._chosen = chosen
+    def __init__(self, tokens: int, chosen: int | None) -> None:
+        self._tokens, self._chosen = tokens, chosen
         self.products, self.unknown = 0, 0
 
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -101,7 +108,7 @@ class _Count:
         own = {name: p for name, p in module.named_parameters(recurse=False) if p.dim() > 1}
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if isinstance(module, _CONVOLUTIONS):
-            self.products += _TOKENS * _numbers(own.values())
+            self.products += self._tokens * _numbers(own.values())
         elif (sides := _sides(module)) is not None:
             self.products += _rows(given) * sides
         elif stacks := [p for p in own.values() if p.dim() == 3 and p.is_floating_point() and min(p.shape) > 1]:
@@ -109,17 +116,17 @@ class _Count:
         else:
             weights = [p for name, p in own.items() if name == "weight" and p.dim() == 2 and p.is_floating_point()]
             self.products += _rows(given) * _numbers(weights)
-            self.unknown += _TOKENS * (_numbers(own.values()) - _numbers(weights))
+            self.unknown += self._tokens * (_numbers(own.values()) - _numbers(weights))
 
     def _experts(self, stacks: list[nn.Parameter], given: list[Tensor]) -> None:
         """stacks: (E, K, N) matrices of all experts. Of which a token is sent to, the module is told in (T, k) indices."""
-        index = next((g for g in given if g.dim() == 2 and not g.is_floating_point()), None)
+        index = next((g for g in given if g.dim() == 2 and len(g) == self._tokens and not g.is_floating_point()), None)
         chosen = self._chosen if index is None else index.shape[1]
         each = sum(math.prod(p.shape[1:]) for p in stacks)
         if chosen is None:
-            self.unknown += _TOKENS * each * stacks[0].shape[0]
+            self.unknown += self._tokens * each * stacks[0].shape[0]
         else:
-            self.products += _TOKENS * each * chosen
+            self.products += self._tokens * each * chosen
 
 
 def _sides(module: nn.Module) -> int | None:

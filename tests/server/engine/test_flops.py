@@ -83,6 +83,31 @@ def test_a_layer_that_is_run_twice_counts_twice() -> None:
     assert a_token(model) == expected
 
 
+def test_positions_are_not_taken_for_the_experts_of_a_token() -> None:
+    sizes = SMALL | dict(num_hidden_layers=3, attention_window_size=16, lru_width=32, conv1d_width=4)
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["recurrent_gemma"](**sizes)).eval()
+    matrices = [m.weight for m in model.model.modules() if isinstance(m, nn.Linear | nn.Conv1d)]
+    assert a_token(model) == 2 * sum(weight.numel() for weight in matrices)
+
+
+class Prepending(nn.Module):
+    """Puts rows of its own before those of the tokens."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(nn.functional.pad(x, (0, 0, 7, 0)))[:, 7:]
+
+
+def test_rows_that_a_model_adds_once_are_not_each_tokens() -> None:
+    model = llama()
+    expected = a_token(model)
+    model.model.layers[0].mlp.up_proj = Prepending(model.model.layers[0].mlp.up_proj)
+    assert a_token(model) == expected
+
+
 def a_token(model: PreTrainedModel) -> float:
     return count_flops(model, anatomy(model), []).token
 
