@@ -192,7 +192,7 @@ class AdaptedEngine:
                 f"swap it, or {MERGED}"
             )
         version = self.info.version + 1 if change.version is None else change.version
-        asked = Addition(change.source, change.name or self.info.model, change.revision, version)
+        asked = Addition(change.source, self.info.model, change.revision, version)  # whatever the source is called
         return AdaptedEngine(self._base, asked, on_stage)
 
     def save(self, directory: Path) -> None:
