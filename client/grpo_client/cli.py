@@ -175,6 +175,7 @@ def info(
 @app.command()
 def wait(
     url: Urls,
+    model: Model = None,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds after which to give up, with status 1.")] = 600.0,
 ) -> None:
     """Wait until a server has loaded its model and takes requests.
@@ -184,7 +185,7 @@ def wait(
     console = Console(stderr=True)
     with told(console):
         retry = RetryPolicy(max_wait=timeout, limit="--timeout")
-        with ReferenceClient(url, retry=retry) as client, console.status(f"waiting for {', '.join(url)}"):
+        with ReferenceClient(url, retry=retry, model=model) as client, console.status(f"waiting for {', '.join(url)}"):
             reference = client.wait_ready()
     console.print(f"ready: {reference.model} ({reference.fingerprint[:12]})", highlight=False)
 

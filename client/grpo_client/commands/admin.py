@@ -10,7 +10,7 @@ from rich.console import Console
 
 from grpo_client.addresses import read_key
 from grpo_client.commands.terminal import told
-from grpo_client.errors import NotAuthorized
+from grpo_client.errors import InvalidSetting, NotAuthorized
 
 ADMIN_KEY_VARIABLE = "GRPO_ADMIN_KEY"
 FROM_WHERE = f"The admin key is read from {ADMIN_KEY_VARIABLE}, else from GRPO_API_KEY."
@@ -19,7 +19,10 @@ _SOURCE_FORBIDDEN = "source_forbidden"
 
 def admin_key() -> str | None:
     """None: the client's own serves. Raises InvalidSetting for what can be no key."""
-    return read_key(os.environ.get(ADMIN_KEY_VARIABLE))
+    try:
+        return read_key(os.environ.get(ADMIN_KEY_VARIABLE))
+    except InvalidSetting as error:
+        raise InvalidSetting(f"{ADMIN_KEY_VARIABLE}: {error}") from error
 
 
 @contextmanager

@@ -91,6 +91,7 @@ async def commit(request: Request, service: ServiceDep) -> ReferenceInfo:
 async def cancel(service: ServiceDep, reference: WhoseSwap = None) -> SwapStatus | None:
     """End the swap, mix or load that is under way; all is as it was. 404 where there is none, or it is done."""
     if service.together is not None:
+        service.references.named(reference, "reference")
         await service.together.cancel()
         return service.swaps.status
     ended = ServiceError(

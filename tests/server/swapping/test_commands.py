@@ -188,3 +188,16 @@ def test_several_servers_say_who_has_done_it(url: str, second: str, models: Path
     assert gone.exit_code == 1
     assert f"{url} has let go of it" in gone.stderr
     assert names(url) == ["a"]
+
+
+def test_a_key_that_no_header_can_carry_is_status_2(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRPO_ADMIN_KEY", "ro\not")
+    done = run("drop", "b", "--url", url)
+    assert (done.exit_code, "GRPO_ADMIN_KEY: " in done.stderr, "ro\not" in done.stderr) == (2, True, False)
+
+
+def test_wait_is_for_the_reference_that_is_named(url: str) -> None:
+    there = run("wait", "--url", url, "--model", "a", "--timeout", "5")
+    assert (there.exit_code, f"ready: a ({fingerprint('first')[:12]})" in there.stderr) == (0, True)
+    lacking = run("wait", "--url", url, "--model", "b", "--timeout", "5")
+    assert (lacking.exit_code, "this server hosts 'a'" in lacking.stderr) == (1, True)
