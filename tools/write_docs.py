@@ -19,7 +19,8 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from grpo_server.app import create_app
-from grpo_server.config import SECRETS, AutoSize, ServerConfig, Size
+from grpo_server.config import SECRETS, ServerConfig
+from grpo_server.config.sizes import AutoSize, Size
 from grpo_training.config import TrainConfig
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from grpo_server.config import ENV_PREFIX, SECRETS, ServerConfig
-from grpo_server.config_sources import load_config
+from grpo_server.config.sources import load_config
 
 EXIT_USAGE = 2
 

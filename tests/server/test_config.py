@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from grpo_server import cli
 from grpo_server.config import ServerConfig
-from grpo_server.config_sources import load_config
+from grpo_server.config.sources import load_config
 from grpo_server.engine.config import BatchLimits, EngineConfig
 from pydantic import ValidationError
 
@@ -73,6 +73,8 @@ def test_every_setting_is_a_flag_and_is_explained(capsys: pytest.CaptureFixture[
         flag = f"--{name.replace('_', '-')} "
         assert (flag in text) is (name not in ("api_key", "admin_key")), name
     assert "grpo-server --model demo" in text
+    assert "tuple[" not in text  # what people type, and not how it is declared
+    assert "--port N" in text
 
 
 def test_the_operators_page_names_every_setting() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from grpo_server import cli
-from grpo_server.config_file import read_config_file
+from grpo_server.config.file import read_config_file
 
 KEY = "planted-0c4d"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from grpo_server.config import ServerConfig
-from grpo_server.config_sources import load_config
+from grpo_server.config.sources import load_config
 from grpo_server.naming import Named, read_adapter, read_named
 from pydantic import ValidationError
 

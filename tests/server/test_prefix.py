@@ -11,7 +11,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from grpo_server.app import create_app
-from grpo_server.config_sources import load_config
+from grpo_server.config.sources import load_config
 from server_fakes import PATIENCE, FakeEngine, make_config, real_server
 from starlette.applications import Starlette
 from starlette.routing import Mount

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from grpo_server.app import create_app
-from grpo_server.config_sources import load_config
+from grpo_server.config.sources import load_config
 from grpo_training import demo
 from rich.console import Console
 from typer.testing import CliRunner

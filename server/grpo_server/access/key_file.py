@@ -22,7 +22,7 @@ from grpo_client.sizes import read_size
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from grpo_server.access.caller import Scope
-from grpo_server.config_file import read_mapping
+from grpo_server.config.file import read_mapping
 from grpo_server.middleware.keys import key_bytes
 from grpo_server.scheduler.accounts import AccountLimits, Priority
 

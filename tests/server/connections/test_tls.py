@@ -12,7 +12,7 @@ import httpx
 import pytest
 import trustme
 from grpo_client import TLS, AsyncReferenceClient, ReferenceClient
-from grpo_server.config_sources import load_config
+from grpo_server.config.sources import load_config
 from grpo_server.connections.tls import Certificates
 from server_fakes import PATIENCE, FakeEngine, make_config, real_server
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from grpo_client.sizes import read_size
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from pydantic_settings import BaseSettings
+
+from grpo_server.config.sizes import Size
 
 
 class RaySettings(BaseSettings):
@@ -22,7 +21,7 @@ class RaySettings(BaseSettings):
     max_replicas: int | None = Field(
         None, ge=1, description="With --ray: most replicas; as many run as the queued tokens need."
     )
-    tokens_per_replica: Annotated[int, BeforeValidator(read_size)] = Field(
+    tokens_per_replica: Size = Field(
         65_536, ge=1, description="With --max-replicas: queued tokens for which there is one replica."
     )
     replica_cpus: float = Field(

@@ -15,7 +15,7 @@ from grpo_client.version import package_version
 from pydantic_settings import BaseSettings, CliSettingsSource, InitSettingsSource, PydanticBaseSettingsSource
 
 from grpo_server.config import ENV_PREFIX, SECRETS, ServerConfig
-from grpo_server.config_file import read_config_file
+from grpo_server.config.file import read_config_file
 from grpo_server.help_text import DESCRIPTION, EXAMPLES
 
 # What the environment would otherwise ignore without a word.
@@ -62,6 +62,25 @@ def _refuse_other_spellings(names: Iterable[str]) -> None:
             raise ValueError(f"{name} is not a setting: use {told}")
 
 
+# What `--help` shows in place of an annotation of ours.
+_SHOWN = {
+    "str": "TEXT",
+    "int": "N",
+    "float": "NUMBER",
+    "Path": "PATH",
+    "tuple[str,...]": "TEXT",
+    "{str,tuple[str,...]}": "[NAME=]MODEL",
+}
+
+
+class _Flags(CliSettingsSource[Any]):
+    """As the library has them; choices are shown as they are, and other values as what people type."""
+
+    def _metavar_format(self, obj: Any) -> str:
+        shown = super()._metavar_format(obj)
+        return _SHOWN.get(shown, shown)
+
+
 def _flags(settings: type[BaseSettings], argv: Sequence[str]) -> CliSettingsSource[Any]:
     parser = argparse.ArgumentParser(
         "grpo-server",
@@ -71,7 +90,7 @@ def _flags(settings: type[BaseSettings], argv: Sequence[str]) -> CliSettingsSour
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"grpo-server {package_version()}")
-    flags = CliSettingsSource(settings, root_parser=parser, cli_parse_args=list(argv))
+    flags = _Flags(settings, root_parser=parser, cli_parse_args=list(argv))
     if SECRETS & flags().keys():
         parser.error("keys do not go on the command line, where ps shows them: use a file, or the environment")
     return flags
