@@ -112,7 +112,8 @@ def small_config(kind: str) -> tuple[Any, Any]:
         }
     if eye is not None:
         known = eye.to_dict()
-        small = {name: value for name, value in EYE.items() if name in known}
+        # some count a ratio in whole numbers, and take no other
+        small = {n: int(v) if isinstance(known[n], int) else v for n, v in EYE.items() if n in known}
         parts["vision_config"] = {"model_type": eye.model_type, **small}
     return CONFIG_MAPPING[kind](**parts), AutoModelForImageTextToText
 
