@@ -75,9 +75,17 @@ def all_of(value: Any) -> tuple[str, ...]:
     joined: list[str] = []
     for one in listed:
         if joined and not _NAMED.match(one):  # the command line's reader parts at commas, which a path may hold
-            one = f"{joined.pop()},{one}"
+            whole = f"{joined.pop()},{one}"
+            if _is_a_path(one) and not Path(_NAMED.sub(r"\2", whole)).exists():
+                raise ValueError(f"{one} has no name, which each but the first needs: write NAME={one}")
+            one = whole
         joined.append(one)
     return tuple(joined)
+
+
+def _is_a_path(text: str) -> bool:
+    """Whether it is one by itself, and not what follows a comma in another."""
+    return Path(text).is_absolute() or text.startswith(("./", "../", "~")) or Path(text).exists()
 
 
 def references_of(models: tuple[str, ...], served_name: str | None, adapters: tuple[str, ...]) -> tuple[Named, ...]:

@@ -186,7 +186,7 @@ def test_a_key_file_that_is_missing_stops_the_start(
 ) -> None:
     monkeypatch.setattr("grpo_server.logs.configure", lambda level, form: None)
     monkeypatch.setattr("grpo_server.engine.environment.set_environment", lambda *_, **__: None)
-    assert cli.main(["--model", "m", "--api-key-file", "nowhere"]) == 2
+    assert cli.main(["--model", "m", "--port", "0", "--api-key-file", "nowhere"]) == 2
     assert "api_key_file: cannot read nowhere" in capsys.readouterr().err
 
 

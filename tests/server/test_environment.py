@@ -53,6 +53,13 @@ def test_waiting_threads_spin_a_moment_and_not_at_all_beside_a_trainer() -> None
     assert "MKL_CBWR" not in alone
 
 
+def test_progress_bars_are_for_a_terminal() -> None:
+    for terminal in (True, False):
+        set_environment("fast", env=(env := {}), terminal=terminal)
+        bars = {name: value for name, value in env.items() if name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")}
+        assert bars == ({} if terminal else {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"})
+
+
 def test_what_the_operator_has_set_stays() -> None:
     env = {"GOMP_SPINCOUNT": "7", "OMP_WAIT_POLICY": "ACTIVE", "MKL_CBWR": "COMPATIBLE"}
     before = dict(env)

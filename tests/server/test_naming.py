@@ -22,6 +22,19 @@ def test_the_flag_is_given_once_for_each() -> None:
     assert named("--model", "p=/a,b/c", "--model", "q=/d") == [("p", "/a,b/c"), ("q", "/d")]
 
 
+def test_a_further_one_needs_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
+    for further in ("/b", "./b", "here"):
+        with pytest.raises(ValidationError, match=f"NAME={further}"):
+            named("--model", "a=/x", "--model", further)
+    with pytest.raises(ValidationError, match="NAME=/b"):
+        ServerConfig(model=("/x", "/b"))  # pyright: ignore[reportCallIssue]
+    Path("odd,").mkdir()
+    Path("odd,/b").mkdir()
+    assert named("--model", "a=odd,/b") == [("a", "odd,/b")]
+
+
 @pytest.mark.parametrize("value", ["a=/x,b=/y", '["a=/x", "b=/y"]'])
 def test_the_environment_holds_them_in_one_variable(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("GRPO_SERVER_MODEL", value)

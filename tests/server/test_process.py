@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from grpo_client import ReferenceClient
 from server_fakes import PATIENCE
 from server_process import BODY, ENV, PROGRAM, RAW, Process, post_in_thread
+from transformers import LlamaConfig, LlamaForCausalLM
 
 
 @pytest.fixture
@@ -122,6 +124,35 @@ def test_a_signal_while_torch_is_imported_ends_the_command_with_0() -> None:
             process.send_signal(number)
             assert process.wait(PATIENCE) == 0
             assert "Traceback" not in process.stderr.read()
+
+
+def test_a_server_whose_log_nobody_reads_any_more_serves_and_ends(tmp_path: Path) -> None:
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=32,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+        )
+    )
+    model.save_pretrained(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "grpo_server", "--model", f"a={tmp_path}", "--model", f"b={tmp_path}"]
+    with subprocess.Popen([*command, "--port", str(port)], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        process.stderr.close()
+        try:
+            with ReferenceClient(f"http://127.0.0.1:{port}", model="b", max_wait=4 * PATIENCE) as client:
+                assert client.wait_ready().model == "b"
+                assert client.score([[1, 2]], [[[3, 4]]]).logprobs.shape[-1] == 2
+            process.terminate()
+            process.wait(PATIENCE)
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("started", [{"load": "fail"}], indirect=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -29,10 +30,12 @@ def set_environment(
     *,
     share_cores: bool = False,
     root: Path = Path("/"),
+    terminal: bool | None = None,
 ) -> None:
     """Set the process environment for `mode`; what the operator has set already stays, unless it contradicts the mode.
 
-    share_cores: other processes compute on these cores all the time. root: where proc and sys are.
+    share_cores: other processes compute on these cores all the time. root: where proc and sys are. terminal: whether somebody
+    looks at stderr; None: look whether it is one.
 
     exact, invariant: a row of a product shall have the same bits whatever the number of rows and threads. MKL is asked for
     conditional numerical reproducibility in strict form, with the widest instructions that the CPU has, because it accepts no
@@ -59,6 +62,11 @@ def set_environment(
     env.setdefault("GOMP_SPINCOUNT", "0" if share_cores else str(SPIN_ROUNDS))
     # the service encodes in threads of its own; the tokenizer's fork guard would only warn
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not (sys.stderr.isatty() if terminal is None else terminal):
+        # A bar that is drawn into a pipe whose reader has gone keeps tqdm's lock, and with it every thread that lets go of a
+        # bar: a server would answer nobody, and no signal would end it. In a file of logs bars are noise.
+        env.setdefault("TQDM_DISABLE", "1")
+        env.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _widest_vectors() -> str:
