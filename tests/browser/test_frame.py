@@ -26,9 +26,9 @@ def test_each_address_shows_its_page_and_who_answers(server: str, open_page: Ope
 def test_moving_between_pages_loads_nothing_anew_and_the_back_button_goes_back(server: str, open_page: Open) -> None:
     page = open_page(f"{server}/ui")
     page.evaluate("window.same = true")
-    page.get_by_role("link", name="Runs").click()
+    page.get_by_role("link", name="Runs", exact=True).click()
     expect(page).to_have_url(f"{server}/ui/runs")
-    page.get_by_role("link", name="Server").click()
+    page.get_by_role("link", name="Server", exact=True).click()
     page.go_back()
     expect(page.locator("nav a[aria-current=page]")).to_have_text("Runs")
     page.go_back()
@@ -51,7 +51,7 @@ def test_a_key_is_asked_for_kept_between_pages_and_forgotten_on_reload(
         field.fill("correct horse")
         field.press("Enter")
         expect(page.locator(".status")).to_contain_text("fake")
-        page.get_by_role("link", name="Numbers").click()
+        page.get_by_role("link", name="Numbers", exact=True).click()
         expect(page.locator("form.key")).to_have_count(0)
         kept = page.evaluate("JSON.stringify([location.href, document.cookie, {...localStorage}, {...sessionStorage}])")
         assert "horse" not in kept

@@ -182,7 +182,7 @@ def test_a_link_fills_the_page_and_a_second_one_fills_it_anew(server: str, open_
     assert page.get_by_label("normalizer").input_value() == "sparsemax"
     page.evaluate("location.hash = 'logits=3,1'")
     expect_bars(page, told(server, [3, 1]))
-    page.get_by_role("link", name="Runs").click()
+    page.get_by_role("link", name="Runs", exact=True).click()
     page.go_back()
     expect_bars(page, told(server, [3, 1]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def test_a_lone_reference_has_no_list(server: str, open_page: Open) -> None:
     page = open_page(f"{server}/ui/server")
     expect(page.locator(".identity code")).to_have_text(fingerprint("fake"))
     assert page.locator(".references").count() == 0
-    page.get_by_role("link", name="Scores").click()
+    page.get_by_role("link", name="Scores", exact=True).click()
     page.get_by_label("Prompt", exact=True).wait_for()
     assert which(page).count() == 0
 
@@ -111,7 +112,7 @@ def first_token(page: Page) -> Any:
 def test_the_chosen_one_scores_and_the_address_says_so(several: str, open_page: Open) -> None:
     page = open_page(f"{several}/ui")
     which(page).select_option("b")
-    assert page.url.endswith("#ref=b")
+    expect(page).to_have_url(re.compile(r"#ref=b$"))
     typed(page)
     expect(page.locator(".status")).to_contain_text("b")
     expect(first_token(page)).to_have_text(own("second"))
@@ -120,12 +121,12 @@ def test_the_chosen_one_scores_and_the_address_says_so(several: str, open_page: 
     expect(page.locator(".status")).to_contain_text("x")
     which(page).select_option("a")
     expect(first_token(page)).to_have_text(own("fake"))
-    assert "ref=" not in page.url
+    expect(page).not_to_have_url(re.compile(r"ref="))
     which(page).select_option("b")
-    page.get_by_role("link", name="Numbers").click()
-    page.get_by_role("link", name="Scores").click()
+    page.get_by_role("link", name="Numbers", exact=True).click()
+    page.get_by_role("link", name="Scores", exact=True).click()
     expect(which(page)).to_have_value("b")
-    assert "ref=b" in page.url
+    expect(page).to_have_url(re.compile(r"ref=b"))
 
 
 def test_a_link_asks_the_one_that_it_names_and_an_unknown_one_is_said(several: str, open_page: Open) -> None:
@@ -180,7 +181,7 @@ def test_axe_finds_nothing(several: str, open_page: Open, dark: bool, width: int
     expect(page.locator(".references tbody tr")).to_have_count(3)
     assert axe_finds(page) == []
     assert not overflows(page)
-    page.get_by_role("link", name="Scores").click()
+    page.get_by_role("link", name="Scores", exact=True).click()
     typed(page)
     assert axe_finds(page) == []
     assert not overflows(page)
