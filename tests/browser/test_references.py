@@ -104,9 +104,10 @@ def typed(page: Page) -> None:
     page.locator(".columns").wait_for()
 
 
-def first_token(page: Page) -> Any:
+def first_token(page: Page, figure: str = "reference r") -> Any:
+    """That figure of it, whenever it comes."""
     page.get_by_role("listbox").get_by_role("option").first.click()
-    return page.locator(".token dd").nth(page.locator(".token dt").all_inner_texts().index("reference r"))
+    return page.locator(".token dt", has_text=re.compile(f"^{figure}$")).locator("xpath=following-sibling::dd[1]")
 
 
 def test_the_chosen_one_scores_and_the_address_says_so(several: str, open_page: Open) -> None:
@@ -149,10 +150,7 @@ def test_the_other_side_may_be_another_reference(several: str, open_page: Open) 
     page.get_by_role("button", name="Score the other side").click()
     expect(page.locator(".compare summary")).to_contain_text("b at T = 1, softmax")
     page.locator(".compare summary").click()
-    first_token(page)
-    expect(
-        page.locator(".token dd").nth(page.locator(".token dt").all_inner_texts().index("other side t"))
-    ).to_have_text(own("second"))
+    expect(first_token(page, "other side t")).to_have_text(own("second"))
 
 
 def test_a_file_of_another_reference_names_the_one_that_scored_it(
