@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def test_two_runs_share_charts_and_the_fragment_names_them(url: str, open_page: 
     page = open_page(f"{url}/ui/runs")
     page.get_by_label("old").check()
     expect(page.locator(".chart", has_text="Reward").locator(".legend")).to_have_text("newold")
-    assert "runs=new%2Cold" in page.url
+    expect(page).to_have_url(re.compile("runs=new%2Cold"))
     page.reload()
     expect(page.locator(".chart", has_text="Reward").locator(".legend")).to_have_text("newold")
 
@@ -154,7 +155,7 @@ def test_a_click_on_a_curve_shows_that_steps_samples(url: str, open_page: Open) 
     page.mouse.click(box["x"] + box["width"] * 21 / 29, box["y"] + box["height"] / 2)
     samples = page.get_by_role("region", name="Samples of step 21 of new")
     expect(samples).to_be_visible()
-    assert "step=21" in page.url
+    expect(page).to_have_url(re.compile("step=21"))
     expect(samples.locator(".prompt")).to_have_text("<img src=x onerror=alert(1)> 0")
     rows = samples.locator("tbody tr")
     assert rows.nth(0).locator("td").all_inner_texts()[:3] == ["1", "3", "12.25"]

@@ -226,7 +226,7 @@ def test_a_finding_shows_its_tokens_and_the_back_button_shows_all(server: str, o
     opened(page, written(tmp_path, records))
     show = page.locator(".findings li", has_text="carry").get_by_role("button", name=re.compile("^show"))
     show.click()
-    assert "seq=17" in page.url
+    expect(page).to_have_url(re.compile("seq=17"))
     expect(page.locator(".token dd").first).to_have_text("4 of 8")
     assert page.locator("section.list [role=status]").inner_text() != "32"
     page.go_back()
