@@ -6,14 +6,11 @@ rest: 200 MB of modules that nobody imports.
 """
 
 import importlib
-import os
+import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
-URL = "http://127.0.0.1:8000"
-SECONDS = 300.0
 
 
 def tiny_model(directory: Path) -> Path:
@@ -37,19 +34,27 @@ def score_once(model: Path) -> None:
     """A server of its own answers one request, and ends as it ends on SIGTERM."""
     from grpo_client import ReferenceClient
 
-    environment = {**os.environ, "GRPO_SERVER_HOST": "127.0.0.1", "GRPO_SERVER_PORT": "8000"}
-    server = subprocess.Popen([sys.executable, "-m", "grpo_server", "--model", str(model)], env=environment)
-    try:
-        with ReferenceClient(URL, timeout=60) as client:
-            client.wait_ready(SECONDS)
-            logprobs = client.score([[1, 2, 3]], [[[4, 5], [6, 7, 8]]]).logprobs
-        if not (logprobs < 0).any():
-            raise SystemExit(f"the server answered {logprobs}")
-    finally:
-        server.terminate()
-        status = server.wait(60)
-    if status:
-        raise SystemExit(f"the server ended with status {status}")
+    with socket.create_server(("127.0.0.1", 0)) as free:  # a build on the host's network has neighbours
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "grpo_server", "--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        for line in server.stderr:
+            sys.stderr.write(line)
+            if "ready after" in line:
+                break
+        else:
+            raise SystemExit(f"the server ended with status {server.wait()} before it was ready")
+        try:
+            with ReferenceClient(f"http://127.0.0.1:{port}", timeout=60, max_wait=60) as client:
+                logprobs = client.score([[1, 2, 3]], [[[4, 5], [6, 7, 8]]]).logprobs
+        finally:
+            server.terminate()
+        sys.stderr.write(server.stderr.read())
+    if server.returncode:
+        raise SystemExit(f"the server ended with status {server.returncode}")
+    if not (logprobs < 0).any():
+        raise SystemExit(f"the server answered {logprobs}")
 
 
 def learn_once(model: Path) -> None:

@@ -76,7 +76,7 @@ def all_of(value: Any) -> tuple[str, ...]:
     for one in listed:
         if joined and not _NAMED.match(one):  # the command line's reader parts at commas, which a path may hold
             whole = f"{joined.pop()},{one}"
-            if _is_a_path(one) and not Path(_NAMED.sub(r"\2", whole)).exists():
+            if _is_a_path(one) and not Path(read_named(whole).source).exists():
                 raise ValueError(f"{one} has no name, which each but the first needs: write NAME={one}")
             one = whole
         joined.append(one)

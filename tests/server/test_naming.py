@@ -33,6 +33,9 @@ def test_a_further_one_needs_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     Path("odd,").mkdir()
     Path("odd,/b").mkdir()
     assert named("--model", "a=odd,/b") == [("a", "odd,/b")]
+    Path("lr=3,").mkdir()
+    Path("lr=3,/b").mkdir()
+    assert named("--model", "lr=3,/b") == [(None, "lr=3,/b")]
 
 
 @pytest.mark.parametrize("value", ["a=/x,b=/y", '["a=/x", "b=/y"]'])
