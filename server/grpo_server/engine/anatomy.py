@@ -81,7 +81,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         rotary_edge=rotary_edge(config),
         widths=_widths(_products(modules)),
         modules=modules,
-        parameters=sum(_local(p).numel() for p in own.values()),
+        parameters=sum(here(p).numel() for p in own.values()),
         heads=_heads(layer_configs(config)[0]),
     )
 
@@ -120,12 +120,13 @@ def _products(modules: Sequence[nn.Module]) -> tuple[Tensor, ...]:
             continue
         for parameter in module.parameters(recurse=False):
             if parameter.dim() == 2 and parameter.is_floating_point():
-                local = _local(parameter)
+                local = here(parameter)
                 by_shape.setdefault(local.shape, local.detach())
     return tuple(by_shape.values())
 
 
-def _local(parameter: Tensor) -> Tensor:
+def here(parameter: Tensor) -> Tensor:
+    """What lies on this process of one that is cut over several."""
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 

@@ -21,7 +21,7 @@ from grpo_numerics.packed import Shape
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .anatomy import Anatomy
+from .anatomy import Anatomy, here
 from .cards import peak_flops
 from .prepared import Prepared
 
@@ -83,7 +83,7 @@ def count_flops(
 
 def _counted(parts: Anatomy, tokens: int, chosen: int | None) -> _Count:
     count = _Count(tokens, chosen)
-    hooks = [module.register_forward_pre_hook(count.note, with_kwargs=True) for module in parts.modules]
+    hooks = [module.register_forward_hook(count.note, with_kwargs=True) for module in parts.modules]
     try:
         ids = torch.ones(1, tokens, dtype=torch.long, device=parts.device)
         parts.body(input_ids=ids, use_cache=False)
@@ -101,16 +101,16 @@ class _Count:
         self._tokens, self._chosen = tokens, chosen
         self.products, self.unknown = 0, 0
 
-    def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A module is about to be called."""
+    def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
+        """A module was called."""
         if isinstance(module, nn.Embedding):
             return
         own = {name: p for name, p in module.named_parameters(recurse=False) if p.dim() > 1}
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if isinstance(module, _CONVOLUTIONS):
             self.products += self._tokens * _numbers(own.values())
-        elif (sides := _sides(module)) is not None:
-            self.products += _rows(given) * sides
+        elif (sides := _sides(module)) is not None and isinstance(output, Tensor):
+            self.products += here(output).numel() // _outputs(module, own) * math.prod(sides)
         elif stacks := [p for p in own.values() if p.dim() == 3 and p.is_floating_point() and min(p.shape) > 1]:
             self._experts(stacks, given)
         else:
@@ -129,10 +129,19 @@ class _Count:
             self.products += self._tokens * each * chosen
 
 
-def _sides(module: nn.Module) -> int | None:
-    """K N of a layer that says so, whatever its weight is packed as."""
+def _sides(module: nn.Module) -> tuple[int, int] | None:
+    """K and N of a layer that says so, whatever its weight is packed as and however many processes it is cut over. Rows are
+    counted at its output: blocks of a matrix may stand side by side, each with a part of the input as a row of its own."""
     inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    return inputs * outputs if isinstance(inputs, int) and isinstance(outputs, int) else None
+    return (inputs, outputs) if isinstance(inputs, int) and isinstance(outputs, int) else None
+
+
+def _outputs(module: nn.Module, own: Mapping[str, nn.Parameter]) -> int:
+    """Numbers in a row of its output, as it lies on this process."""
+    weight = own.get("weight")
+    if weight is not None and weight.is_floating_point() and weight.dim() == 2:
+        return here(weight).shape[0]
+    return int(module.out_features)  # pyright: ignore[reportArgumentType]
 
 
 def _rows(given: list[Tensor]) -> int:

@@ -101,6 +101,22 @@ class Prepending(nn.Module):
         return self.inner(nn.functional.pad(x, (0, 0, 7, 0)))[:, 7:]
 
 
+class Blocks(nn.Linear):
+    """Two blocks of a block-diagonal matrix, one below the other, as DeepSeek-V4 writes its grouped projection."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        halves = input.unflatten(-1, (2, self.in_features))
+        return torch.einsum("...gk,gnk->...gn", halves, self.weight.unflatten(0, (2, -1))).flatten(-2)
+
+
+def test_blocks_side_by_side_count_once_each() -> None:
+    model = llama()
+    whole = model.model.layers[0].mlp.up_proj
+    expected = a_token(model) - whole.weight.numel()  # half of its multiplications and additions
+    model.model.layers[0].mlp.up_proj = Blocks(whole.in_features // 2, whole.out_features, bias=False)
+    assert a_token(model) == expected
+
+
 def test_rows_that_a_model_adds_once_are_not_each_tokens() -> None:
     model = llama()
     expected = a_token(model)
