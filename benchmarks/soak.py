@@ -220,7 +220,7 @@ def plot(watch: Watch, path: Path) -> None:
     for n, (name, axes) in enumerate(zip(WHAT, panels, strict=True), 1):
         axes.plot(minutes, [row[n] for row in watch.rows], linewidth=1, color="C0")
         axes.set_ylabel(name)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * max(row[n] for row in watch.rows))
         axes.grid(alpha=0.3)
     panels[-1].set_xlabel("minutes under load")
     figure.savefig(path, dpi=110)
